@@ -1,1 +1,103 @@
-"""batchscope."""
+"""batchscope: which batch size, how many iterations, which learning rate, at what cost: measured on your own case.
+
+The public surface, grouped. Names are imported when they are first used, so that ``import batchscope`` and the
+command's ``--help`` cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # Errors
+    from batchscope.errors import (
+        ArgumentError,
+        BatchscopeError,
+        DataError,
+        MissingPackageError,
+        PlanError,
+        RecordError,
+        RunError,
+        StorageError,
+        WorkloadError,
+    )
+
+    # Records
+    from batchscope.records import Comparison, Interval, Plan, Record, TrainResult, load
+
+    # For people who keep their own loop
+    from batchscope.schedule import rescale
+
+    # The question
+    from batchscope.study import compare
+
+    # Training
+    from batchscope.training import train
+
+    # What is trained
+    from batchscope.workload import Workload, load_workload
+
+_HOMES = {
+    # What is trained
+    "Workload": "batchscope.workload",
+    "load_workload": "batchscope.workload",
+    # The question
+    "compare": "batchscope.study",
+    # Training
+    "train": "batchscope.training",
+    # For people who keep their own loop
+    "rescale": "batchscope.schedule",
+    # Records
+    "Comparison": "batchscope.records",
+    "Interval": "batchscope.records",
+    "Plan": "batchscope.records",
+    "Record": "batchscope.records",
+    "TrainResult": "batchscope.records",
+    "load": "batchscope.records",
+    # Errors
+    "ArgumentError": "batchscope.errors",
+    "BatchscopeError": "batchscope.errors",
+    "DataError": "batchscope.errors",
+    "MissingPackageError": "batchscope.errors",
+    "PlanError": "batchscope.errors",
+    "RecordError": "batchscope.errors",
+    "RunError": "batchscope.errors",
+    "StorageError": "batchscope.errors",
+    "WorkloadError": "batchscope.errors",
+}
+
+__all__ = [
+    "ArgumentError",
+    "BatchscopeError",
+    "Comparison",
+    "DataError",
+    "Interval",
+    "MissingPackageError",
+    "Plan",
+    "PlanError",
+    "Record",
+    "RecordError",
+    "RunError",
+    "StorageError",
+    "TrainResult",
+    "Workload",
+    "WorkloadError",
+    "compare",
+    "load",
+    "load_workload",
+    "rescale",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'batchscope' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

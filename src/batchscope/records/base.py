@@ -200,11 +200,11 @@ def _decode_value(hint: Any, value: Any, where: str) -> Any:
             except RecordError:
                 continue
         return _decode_value(options[-1], value, where)
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, list):
             raise _malformed(where, "a list", value)
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_decode_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if origin is list or (len(arguments) == 2 and arguments[1] is Ellipsis):
+            return origin(_decode_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(arguments) != len(value):
             raise _malformed(where, f"a list of {len(arguments)}", value)
         return tuple(_decode_value(a, item, where) for a, item in zip(arguments, value, strict=True))

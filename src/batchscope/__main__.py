@@ -1,0 +1,5 @@
+"""``python -m batchscope``."""
+
+from batchscope.cli import main
+
+main()

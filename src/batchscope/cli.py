@@ -1,0 +1,309 @@
+"""The command: parse, call one library function, render.
+
+Exit status: 0 done, 1 the run failed, 2 the arguments were wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from batchscope.errors import ArgumentError, BatchscopeError, StorageError
+
+if TYPE_CHECKING:
+    from batchscope.records import Record
+    from batchscope.workload import Workload
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="batchscope",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Which batch size, how many iterations, which learning rate, at what cost: measured on your own case.",
+)
+
+WorkloadName = Annotated[
+    str,
+    typer.Argument(
+        metavar="WORKLOAD", help="A built-in's name, path/to/file.py:name or package.module:name.", show_default=False
+    ),
+]
+Data = Annotated[str | None, typer.Option(help="Folder or file that a built-in workload reads.")]
+LoadTimeout = Annotated[float, typer.Option(help="Seconds that loading the workload may take.")]
+Seed = Annotated[int, typer.Option(help="Everything random derives from it.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda …; CUDA where there is one, if left out.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the record to this file.")]
+Report = Annotated[Path | None, typer.Option("--report", help="Write the page to this file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that read a Dataset; as many as pay, if left out.")]
+Order = Annotated[Literal["shuffled", "replacement", "stratified"], typer.Option(help="How batches are drawn.")]
+MicroBatchSize = Annotated[int | None, typer.Option(help="Examples that pass through the model at once.")]
+EvaluateEvery = Annotated[int | None, typer.Option(help="Examples between two evaluations.")]
+
+
+def _command(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Register a verb; turn its errors into one clear message and an exit status."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any, **options: Any) -> None:
+        try:
+            status = function(*arguments, **options)
+        except BatchscopeError as error:
+            _fail(str(error), error.exit_status, debug=options["debug"])
+        except KeyboardInterrupt:
+            _fail("Interrupted.", INTERRUPTED, debug=False)
+        except BrokenPipeError:  # the reader of our output went away, as head does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            _fail(f"The run failed: {said}. Run it with --debug to see where.", 1, debug=options["debug"])
+        raise typer.Exit(status or 0)
+
+    app.command()(guarded)
+    return guarded
+
+
+def _fail(message: str, status: int, *, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"batchscope: {message}", file=sys.stderr)
+    raise typer.Exit(status) from None
+
+
+@_command
+def compare(
+    workload: WorkloadName,
+    pairs: Annotated[
+        list[str],
+        typer.Argument(metavar="BATCHxITERATIONS...", help="As in 16x2000 256x125.", show_default=False),
+    ],
+    seeds: Annotated[int, typer.Option(help="Runs of each pair.")] = 5,
+    learning_rate: Annotated[
+        Literal["search", "rescaled", "fixed"],
+        typer.Option(help="Searched at every batch size, rescaled by the optimiser's rule, or the reference for all."),
+    ] = "search",
+    shape: Annotated[Literal["linear", "constant"], typer.Option(help="The rate over the budget.")] = "linear",
+    order: Order = "shuffled",
+    micro_batch_size: MicroBatchSize = None,
+    evaluate_every: EvaluateEvery = None,
+    allow_unequal: Annotated[bool, typer.Option("--allow-unequal", help="Compare budgets that differ.")] = False,
+    store: Annotated[Path | None, typer.Option(help="Folder for finished runs, to go on from when killed.")] = None,
+    data: Data = None,
+    load_timeout: LoadTimeout = 30.0,
+    workers: Workers = None,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = None,
+    report: Report = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Train several ways to spend the same number of examples, and say what differs."""
+    from batchscope.study import compare as run
+
+    parsed = [_pair(pair) for pair in pairs]
+    _writable(json, report)
+    record = run(
+        _load(workload, data, load_timeout),
+        parsed,
+        seeds=seeds,
+        learning_rate=learning_rate,
+        shape=shape,
+        order=order,
+        micro_batch_size=micro_batch_size,
+        evaluate_every=evaluate_every,
+        allow_unequal=allow_unequal,
+        store=store,
+        seed=seed,
+        device=device,
+        workers=workers,
+        progress=not quiet,
+    )
+    _show(record, json, report, quiet=quiet)
+    if record.interrupted:
+        print("batchscope: Interrupted; what was finished is kept.", file=sys.stderr)
+        return INTERRUPTED
+    return 0 if any(row.finished for row in record.rows) else 1
+
+
+@_command
+def train(
+    workload: WorkloadName,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per update; the workload's, if left out.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The workload's, if left out.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Updates to make.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Examples to train on, instead of --iterations.")] = None,
+    target: Annotated[float | None, typer.Option(help="A validation score to stop at.")] = None,
+    shape: Annotated[Literal["linear", "constant"], typer.Option(help="The rate over the budget.")] = "constant",
+    order: Order = "shuffled",
+    patience: Annotated[int | None, typer.Option(help="Stop after this many evaluations without improvement.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Improvements up to this do not count for --patience.")] = 0.0,
+    micro_batch_size: MicroBatchSize = None,
+    evaluate_every: EvaluateEvery = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File to save to, and to resume from where it exists.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Write the best weights to this safetensors file.")] = None,
+    data: Data = None,
+    load_timeout: LoadTimeout = 30.0,
+    workers: Workers = None,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = None,
+    report: Report = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Train a workload once, stop in time, and keep the best weights."""
+    from batchscope.records import Plan
+    from batchscope.training import train as run
+    from batchscope.training.checkpoint import save_weights
+
+    _writable(json, report, weights, checkpoint)
+    chosen = _load(workload, data, load_timeout)
+    plan = Plan(
+        batch_size=chosen.batch_size if batch_size is None else batch_size,
+        learning_rate=chosen.learning_rate if learning_rate is None else learning_rate,
+        iterations=iterations,
+        examples=examples,
+        target=target,
+        shape=shape,
+        order=order,
+        micro_batch_size=micro_batch_size,
+        patience=patience,
+        tolerance=tolerance,
+    )
+    result = run(
+        chosen,
+        plan,
+        seed=seed,
+        device=device,
+        evaluate_every=evaluate_every,
+        checkpoint=checkpoint,
+        workers=workers,
+        progress=not quiet,
+    )
+    _show(result, json, report, quiet=quiet)
+    if weights is not None and result.state is not None:
+        save_weights(weights, result.state)
+    if result.outcome == "interrupted":
+        print("batchscope: Interrupted; what was finished is kept.", file=sys.stderr)
+        return INTERRUPTED
+    return 0 if result.ended_in_order else 1
+
+
+@_command
+def workloads(debug: Debug = False) -> None:
+    """List the built-in workloads, their sizes, and where their data come from."""
+    from rich.console import Console
+
+    from batchscope.report.listing import workloads_table
+    from batchscope.workload.catalogue import describe
+
+    Console().print(workloads_table(describe()))
+
+
+@_command
+def report(
+    record: Annotated[Path, typer.Argument(help="A JSON file that --json wrote.", show_default=False)],
+    report: Annotated[
+        Path | None, typer.Option("--report", help="The page to write; beside the record, if left out.")
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show a saved record again, as a table and as a page, without training."""
+    from batchscope.records import load
+
+    loaded = load(record)
+    page = record.with_suffix(".html") if report is None else report
+    _writable(page)
+    _show(loaded, None, page, quiet=quiet)
+
+
+def _load(name: str, data: str | None, timeout_seconds: float) -> Workload:
+    from batchscope.workload import load_workload
+
+    return load_workload(name, data=data, timeout_seconds=timeout_seconds)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*([0-9]{1,15})\s*[xX×*]\s*([0-9]{1,15})\s*", text)
+    if match is None:
+        raise ArgumentError("a pair is BATCHxITERATIONS", got=text, mend="write it as in 16x2000")
+    return int(match[1]), int(match[2])
+
+
+def _writable(*paths: Path | None) -> None:
+    """Refuse a place that cannot be written before anything is trained, rather than after."""
+    for path in paths:
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ArgumentError(
+                "a result must go to a file that this user may write",
+                got=str(path),
+                mend="name a file in a folder of your own",
+            )
+
+
+def _show(record: Record, json: Path | None, report: Path | None, *, quiet: bool) -> None:
+    """Write and print a record; what cannot be written where it was wanted is kept elsewhere."""
+    failed: BatchscopeError | None = None
+    if json is not None:
+        try:
+            record.to_json(json)
+        except StorageError as error:
+            failed = error
+            kept = Path(tempfile.mkdtemp(prefix="batchscope-")) / json.name
+            record.to_json(kept)
+            print(f"batchscope: The record could not be written to {json}; it is kept in {kept}.", file=sys.stderr)
+    if not quiet:
+        from rich.console import Console
+
+        Console().print(record.table())
+    if report is not None:
+        try:
+            record.report(report)
+        except StorageError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    if not quiet:
+        for path in (json, report):
+            if path is not None:
+                print(f"Wrote {path}")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        import importlib.metadata
+
+        print(importlib.metadata.version("batchscope"))
+        raise typer.Exit(0)
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

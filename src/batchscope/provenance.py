@@ -1,0 +1,150 @@
+"""Where a number comes from: versions, machine, seed, and a fingerprint of the workload."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from batchscope.records import Provenance
+from batchscope.seeding import isolated
+from batchscope.workload.batches import as_tensors, take
+from batchscope.workload.workload import Examples, length
+
+if TYPE_CHECKING:
+    from batchscope.workload.workload import Workload
+
+_fingerprints: weakref.WeakKeyDictionary[Workload, tuple[str, str]] = weakref.WeakKeyDictionary()
+SAMPLE = 256
+
+
+def version() -> str:
+    """This package's version; "unknown" where it runs from its sources without being installed."""
+    try:
+        return importlib.metadata.version("batchscope")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def provenance(workload: Workload, *, device: torch.device, seed: int) -> Provenance:
+    """Describe the software, the machine and the seed behind a result.
+
+    Args:
+        workload: What was trained.
+        device: Where.
+        seed: The seed.
+
+    Returns:
+        The description, to be stored with the result.
+    """
+    fingerprint_, dtype = _identify(workload)
+    return Provenance(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        batchscope=version(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=importlib.metadata.version("numpy"),
+        platform=platform.platform(),
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_bytes=_memory_bytes(),
+        device=_device(device),
+        dtype=dtype,
+        seed=seed,
+        workload_fingerprint=fingerprint_,
+    )
+
+
+def fingerprint(workload: Workload) -> str:
+    """A hash of what makes results comparable: initial weights, data, loss, score, optimiser and reference.
+
+    Two workloads of one fingerprint train to the same numbers on the same machine and software. Of the data, the
+    shapes and 256 examples spread over each set are hashed.
+
+    Args:
+        workload: What is trained.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    return _identify(workload)[0]
+
+
+def _identify(workload: Workload) -> tuple[str, str]:
+    if workload in _fingerprints:
+        return _fingerprints[workload]
+    digest = hashlib.blake2b(digest_size=8)
+    with isolated(0):
+        model = workload.model()
+        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+        for name, value in model.state_dict().items():
+            _add(digest, name)
+            _add(digest, value)
+        for examples in (workload.train, workload.validation):
+            _add_examples(digest, examples, workload)
+    plain = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    for part in (type(model).__qualname__, type(optimizer).__qualname__, sorted(map(repr, plain.items()))):
+        _add(digest, part)
+    for function in (workload.loss, workload.score, workload.forward):
+        _add(digest, getattr(function, "__qualname__", type(function).__qualname__))
+    _add(digest, (workload.batch_size, float(workload.learning_rate)))
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
+    _fingerprints[workload] = digest.hexdigest(), ", ".join(dtypes)
+    return _fingerprints[workload]
+
+
+def _add_examples(digest: Any, examples: Examples, workload: Workload) -> None:
+    count = length(examples)
+    _add(digest, count)
+    tensors = as_tensors(examples)
+    # A Dataset may take its time for each example, tensors do not.
+    wanted = SAMPLE if tensors is not None else 8
+    indices = sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)})
+    with isolated(0):
+        _add(digest, take(examples, indices, workload.collate))
+    for tensor in tensors or ():
+        _add(digest, tuple(tensor.shape))
+
+
+def _add(digest: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        _add(digest, (str(value.dtype), tuple(value.shape)))
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _add(digest, key)
+            _add(digest, item)
+    elif isinstance(value, (tuple, list)) and any(isinstance(item, (torch.Tensor, dict, list)) for item in value):
+        for item in value:
+            _add(digest, item)
+    else:
+        digest.update(repr(value).encode() if isinstance(value, (str, int, float, tuple, list)) else b"?")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _device(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -1,0 +1,104 @@
+"""How an optimiser's settings follow the batch size, by the optimiser's own rule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from batchscope.errors import PlanError
+
+# The rules by class name, so that subclasses and optimisers of other packages with the same update can be added.
+# "linear": the update is proportional to the gradient, whose mean does not depend on B (Goyal et al. 2017).
+# "root":   the update is normalised by the gradient's own size, so its noise sets the scale (Malladi et al. 2022).
+_RULES: dict[type[torch.optim.Optimizer], str] = {
+    torch.optim.SGD: "linear",
+    torch.optim.ASGD: "linear",
+    torch.optim.Adam: "root",
+    torch.optim.AdamW: "root",
+    torch.optim.NAdam: "root",
+    torch.optim.RAdam: "root",
+    torch.optim.RMSprop: "root",
+    torch.optim.Adagrad: "root",
+}
+
+
+def learning_rate_exponent(optimizer: torch.optim.Optimizer) -> float:
+    """The x in "learning rate ∝ B**x" for this optimiser.
+
+    SGD with any momentum: 1 (Goyal et al. 2017, arXiv 1706.02677), while B is well below the critical batch size.
+    Adam and its kin: 1/2 (Malladi et al. 2022, arXiv 2205.10287). Neither is universal; a short search decides.
+
+    Args:
+        optimizer: A torch optimiser.
+
+    Returns:
+        The exponent.
+
+    Raises:
+        PlanError: There is no published rule for this optimiser.
+
+    Examples:
+        >>> learning_rate_exponent(torch.optim.Adam([torch.zeros(1)], lr=0.1))
+        0.5
+    """
+    for kind, rule in _RULES.items():
+        if isinstance(optimizer, kind):
+            return 1.0 if rule == "linear" else 0.5
+    raise PlanError(
+        f"there must be a published rule for the optimiser ({', '.join(kind.__name__ for kind in _RULES)})",
+        got=type(optimizer).__name__,
+        mend="search for the learning rate at each batch size instead",
+    )
+
+
+def rescale(optimizer: torch.optim.Optimizer, *, from_batch_size: int, to_batch_size: int) -> None:
+    """Change an optimiser's settings in place for another batch size, by its own rule.
+
+    With κ = to/from: SGD with or without momentum, ε → κ·ε. Adam, AdamW, NAdam, RAdam: ε → √κ·ε,
+    β → β**κ, so that the averages forget at the same rate *per example* (the same as 1 − β → κ(1 − β) to first
+    order, and never outside 0 to 1), and the ε in the denominator → ε/√κ. RMSprop likewise with its ``alpha``.
+    Adagrad: ε → √κ·ε. Weight decay is left as it is: where it is coupled to the learning rate it follows it.
+
+    Sources: Goyal et al. 2017 (1706.02677), Malladi et al. 2022 (2205.10287), Marek et al. 2025 (2507.07101).
+
+    Args:
+        optimizer: A torch optimiser; its state is left alone.
+        from_batch_size: The batch size that its settings were chosen for.
+        to_batch_size: The batch size to come.
+
+    Raises:
+        PlanError: A batch size below 1, or an optimiser without a published rule.
+
+    Examples:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+        >>> rescale(optimizer, from_batch_size=64, to_batch_size=128)
+        >>> optimizer.param_groups[0]["lr"]
+        0.2
+    """
+    for name, size in (("from_batch_size", from_batch_size), ("to_batch_size", to_batch_size)):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise PlanError(f"{name} must be a whole number of at least 1", got=size)
+    kappa = to_batch_size / from_batch_size
+    factor = kappa ** learning_rate_exponent(optimizer)
+    for group in optimizer.param_groups:
+        set_rate(group, float(group["lr"]) * factor)
+        if "initial_lr" in group:  # what torch's schedulers multiply
+            group["initial_lr"] = float(group["initial_lr"]) * factor
+        if factor == kappa:
+            continue
+        if "betas" in group:
+            group["betas"] = tuple(beta**kappa for beta in group["betas"])
+        if "alpha" in group:  # RMSprop's decay
+            group["alpha"] = group["alpha"] ** kappa
+        if not isinstance(optimizer, torch.optim.Adagrad):
+            group["eps"] = group["eps"] / math.sqrt(kappa)
+
+
+def set_rate(group: dict[str, Any], learning_rate: float) -> None:
+    """Set a parameter group's learning rate, in place where it is a tensor (captured optimisers hold on to it)."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(learning_rate)
+    else:
+        group["lr"] = learning_rate

@@ -1,0 +1,388 @@
+"""The question: batch size a for b iterations, or batch size c for d, with a·b = c·d?"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import get_args
+
+import torch
+
+from batchscope.errors import ArgumentError, PlanError
+from batchscope.progress import Report, Reporter, reporter
+from batchscope.provenance import fingerprint, provenance, version
+from batchscope.records import (
+    Comparison,
+    CurvePoint,
+    Order,
+    Plan,
+    RateHandling,
+    RateSearch,
+    Shape,
+    TrainResult,
+    WorkloadSummary,
+)
+from batchscope.schedule import learning_rate_exponent, rescale
+from batchscope.seeding import derive, isolated
+from batchscope.study import statistics
+from batchscope.study.conclusion import conclude
+from batchscope.study.search import horizon, search_learning_rate
+from batchscope.study.store import RunStore
+from batchscope.training import Prepared, Run
+from batchscope.training.interruption import StopRequest, stop_requests
+from batchscope.training.train import checked_seed, chosen_device
+from batchscope.workload.workload import Workload
+
+EVALUATIONS = 40
+# Trials of a search are not known beforehand; this many are reckoned with for the time left.
+EXPECTED_TRIALS = 5
+
+
+def compare(
+    workload: Workload,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    seeds: int | Sequence[int] = 5,
+    learning_rate: RateHandling = "search",
+    shape: Shape = "linear",
+    order: Order = "shuffled",
+    micro_batch_size: int | None = None,
+    evaluate_every: int | None = None,
+    allow_unequal: bool = False,
+    store: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    progress: bool | Reporter = False,
+) -> Comparison:
+    """Train several ways to spend the same number of examples, and say what differs.
+
+    For each seed, every pair is trained from the same initial weights, one pair after the other, so that a drift of
+    the machine's speed falls on all of them alike.
+
+    Args:
+        workload: What to train.
+        pairs: (batch size, iterations), with the same product in all.
+        seeds: How many, or which; one run for each pair and seed.
+        learning_rate: "search": a short search at every batch size, its cost counted and shown. "rescaled": the
+            workload's rate, and the optimiser's other settings, rescaled by the optimiser's rule. "fixed": the
+            workload's rate for all, which answers another question: what happens if nothing else is changed.
+        shape: The rate over the budget: "linear" to zero, as a fixed budget is trained in practice, or "constant".
+        order: How batches are drawn: "shuffled", "replacement" or "stratified".
+        micro_batch_size: Examples that pass through the model at once, where less than the batch size.
+        evaluate_every: Examples between two evaluations; None: a fortieth of the budget.
+        allow_unequal: Whether to compare pairs whose products differ.
+        store: A folder for finished runs: a comparison that was killed goes on where it was.
+        seed: The first seed, where ``seeds`` is a number; the searches' seeds derive from it.
+        device: "cpu", "cuda" …; None: CUDA where there is one.
+        workers: Processes that read a Dataset; None: as many as pay.
+        progress: True shows progress on stderr; or a function that is told of every step.
+
+    Returns:
+        The comparison. When interrupted, with the runs finished until then.
+
+    Raises:
+        PlanError: Unequal products, a batch larger than the data, no rule to rescale by.
+        ArgumentError: Another argument makes no sense.
+        StorageError: The store cannot be written, or belongs to something else.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> answer = bs.compare(bs.load_workload("digits"), [(32, 64), (128, 16)], seeds=2, learning_rate="fixed")
+        >>> [(row.batch_size, row.iterations, row.examples) for row in answer.rows]
+        [(32, 64, 2048), (128, 16, 2048)]
+    """
+    pairs = checked_pairs(pairs, workload, allow_unequal=allow_unequal)
+    chosen_seeds = _seeds(seeds, checked_seed(seed))
+    for name, value, kinds in (("learning_rate", learning_rate, RateHandling), ("shape", shape, Shape)):
+        if value not in get_args(kinds):
+            raise ArgumentError(f"{name} must be one of {', '.join(get_args(kinds))}", got=value)
+    if evaluate_every is not None and (not isinstance(evaluate_every, int) or evaluate_every < 1):
+        raise ArgumentError("evaluate_every must be a whole number of examples, at least 1", got=evaluate_every)
+    study = _Study(
+        workload,
+        Prepared(workload, chosen_device(device), workers=workers),
+        pairs=pairs,
+        seeds=chosen_seeds,
+        seed=seed,
+        evaluate_every=evaluate_every or max(1, max(a * b for a, b in pairs) // EVALUATIONS),
+        plan=lambda batch_size, iterations: Plan(
+            batch_size=batch_size,
+            iterations=iterations,
+            learning_rate=workload.learning_rate,
+            shape=shape,
+            order=order,
+            micro_batch_size=None if micro_batch_size is None else min(micro_batch_size, batch_size),
+            rescaled_from=workload.batch_size if learning_rate == "rescaled" else None,
+        ),
+        store=store,
+    )
+    with stop_requests() as stop, reporter(progress, "comparing") as report:
+        return study(learning_rate, stop, report)
+
+
+class _Study:
+    """One comparison under way."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        prepared: Prepared,
+        *,
+        pairs: Sequence[tuple[int, int]],
+        seeds: tuple[int, ...],
+        seed: int,
+        evaluate_every: int,
+        plan: Callable[[int, int], Plan],
+        store: str | os.PathLike[str] | None,
+    ) -> None:
+        self.workload, self.prepared = workload, prepared
+        self.pairs, self.seeds, self.seed = pairs, seeds, seed
+        self.evaluate_every = evaluate_every
+        self.plans = [plan(*pair) for pair in pairs]
+        for one in self.plans:  # every plan is checked before the first one is trained
+            prepared.training.feed(one, one.batch_size, seed=0)
+            if one.rescaled_from is not None:
+                _rescaled(workload, one)
+        self.store = None
+        if store is not None:
+            self.store = RunStore(
+                store,
+                {
+                    "workload": fingerprint(workload),
+                    "batchscope": version(),
+                    "torch": torch.__version__,
+                    "device": str(prepared.device),
+                },
+            )
+        self.done_examples = 0
+        self.spent_seconds = 0.0
+        self.restored_seconds = 0.0
+
+    def __call__(self, handling: RateHandling, stop: StopRequest, report: Report) -> Comparison:
+        began = time.perf_counter()
+        plans = self.plans
+        searches: tuple[RateSearch, ...] = ()
+        total = len(self.seeds) * sum(plan.budget_examples or 0 for plan in plans)
+        if handling == "search":
+            total += sum(EXPECTED_TRIALS * horizon(p.budget_examples or 0, p.batch_size) for p in plans)
+            searches = self._searches(stop, report, total)
+            by_size = {search.batch_size: search.learning_rate for search in searches}
+            plans = [replace(p, learning_rate=by_size.get(p.batch_size, p.learning_rate)) for p in plans]
+            remaining = len(self.seeds) * sum(plan.budget_examples or 0 for plan in plans)
+            total = self.done_examples + remaining
+
+        runs: list[list[TrainResult]] = [[] for _ in plans]
+        interrupted = stop.requested
+        for number, seed in enumerate(self.seeds):
+            for plan, into in zip(plans, runs, strict=True):
+                if interrupted:
+                    break
+                label = f"batch {plan.batch_size} × {plan.iterations}, seed {number + 1}/{len(self.seeds)}"
+                result = self._train(plan, seed, self.evaluate_every, report=report, label=label, total=total)
+                if result.outcome == "interrupted":
+                    interrupted = True
+                else:
+                    into.append(result)
+                    interrupted = stop.requested and not (number == len(self.seeds) - 1 and plan is plans[-1])
+        return self._record(
+            handling,
+            plans,
+            runs,
+            searches,
+            interrupted=interrupted,
+            seconds=time.perf_counter() - began + self.restored_seconds,
+        )
+
+    def _searches(self, stop: StopRequest, report: Report, total: int) -> tuple[RateSearch, ...]:
+        seed = derive(self.seed, "search") % 2**31
+        searches: dict[int, RateSearch] = {}
+        # A row with the longer budget stands for all rows of its batch size.
+        for plan in sorted(self.plans, key=lambda p: -(p.budget_examples or 0)):
+            if plan.batch_size in searches or stop.requested:
+                continue
+            start = _rescaled(self.workload, plan)
+
+            def train(trial: Plan) -> TrainResult:
+                label = f"searching, batch {trial.batch_size}"
+                every = max(1, (trial.examples or 1) // 4)
+                return self._train(trial, seed, every, report=report, label=label, total=total)
+
+            searches[plan.batch_size], _ = search_learning_rate(train, plan, start)
+        return tuple(searches[p.batch_size] for p in self.plans if p.batch_size in searches)
+
+    def _train(
+        self, plan: Plan, seed: int, evaluate_every: int, *, report: Report, label: str, total: int
+    ) -> TrainResult:
+        path = self.store.path(plan, seed, evaluate_every) if self.store else None
+        found = self.store.find(path) if self.store and path else None
+        before = self.done_examples
+        if found is None:
+
+            def on_evaluation(point: CurvePoint, seconds_left: float | None) -> None:
+                report.update(
+                    label=label,
+                    done=before + point.examples,
+                    total=max(total, before + point.examples),
+                    score=point.score,
+                    learning_rate=point.learning_rate,
+                    seconds_left=self.spent_seconds / before * (total - before - point.examples) if before else None,
+                )
+
+            checkpoint = path.with_suffix(".safetensors") if path else None
+            found = Run(
+                self.prepared,
+                plan,
+                seed=seed,
+                evaluate_every=evaluate_every,
+                checkpoint=checkpoint,
+                keep_best_weights=False,
+                on_evaluation=on_evaluation,
+            )()
+            if path and checkpoint and found.outcome != "interrupted":
+                found.to_json(path)
+                checkpoint.unlink(missing_ok=True)
+        else:
+            self.restored_seconds += found.total_seconds
+        self.spent_seconds += found.total_seconds
+        self.done_examples += plan.budget_examples or 0
+        return found
+
+    def _record(
+        self,
+        handling: RateHandling,
+        plans: Sequence[Plan],
+        runs: Sequence[Sequence[TrainResult]],
+        searches: tuple[RateSearch, ...],
+        *,
+        interrupted: bool,
+        seconds: float,
+    ) -> Comparison:
+        everything = [run for row_runs in runs for run in row_runs]
+        target = statistics.common_score(everything)
+        by_size = {search.batch_size: search for search in searches}
+        first = plans[0]
+        record = Comparison(
+            workload=summarise(self.workload),
+            learning_rate=handling,
+            shape=first.shape,
+            order=first.order,
+            seeds=self.seeds,
+            evaluate_every_examples=self.evaluate_every,
+            rows=tuple(
+                statistics.row(
+                    plan.batch_size,
+                    plan.iterations or 0,
+                    _rescaled(self.workload, plan) if handling == "rescaled" else plan.learning_rate,
+                    row_runs,
+                    target=target,
+                    search=by_size.get(plan.batch_size),
+                )
+                for plan, row_runs in zip(plans, runs, strict=True)
+            ),
+            differences=statistics.differences(runs),
+            common_score=target,
+            conclusion="",
+            searches=searches,
+            runs=tuple(replace(run, state=None) for run in everything),
+            total_seconds=seconds,
+            interrupted=interrupted,
+            provenance=provenance(self.workload, device=self.prepared.device, seed=self.seed),
+        )
+        return replace(record, conclusion=conclude(record))
+
+
+def checked_pairs(
+    pairs: Sequence[tuple[int, int]], workload: Workload, *, allow_unequal: bool = False
+) -> tuple[tuple[int, int], ...]:
+    """The pairs of batch size and iterations, if they can be compared.
+
+    Raises:
+        PlanError: None at all, one twice, no whole numbers, unequal products, or a batch larger than the data.
+    """
+    checked: list[tuple[int, int]] = []
+    for pair in pairs:
+        try:
+            batch_size, iterations = pair
+        except (TypeError, ValueError) as error:
+            raise PlanError("a pair is (batch size, iterations)", got=pair) from error
+        for name, number in (("batch size", batch_size), ("number of iterations", iterations)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise PlanError(f"a {name} must be a whole number of at least 1", got=number)
+        if batch_size > workload.training_examples:
+            raise PlanError(
+                "a batch must not be larger than the training data",
+                got=f"{batch_size} > {workload.training_examples} examples of {workload.title}",
+                mend=f"the full batch is {workload.training_examples}",
+            )
+        if (batch_size, iterations) in checked:
+            raise PlanError("each pair may be given once", got=f"{batch_size}x{iterations} twice")
+        checked.append((batch_size, iterations))
+    if not checked:
+        raise PlanError("a comparison needs at least one pair", got="none", mend="give 16x2000 256x125")
+    products = {a * b for a, b in checked}
+    if len(products) > 1 and not allow_unequal:
+        raise PlanError(
+            "every pair must see the same number of examples, batch size × iterations",
+            got=", ".join(f"{a}×{b} = {a * b:,}" for a, b in checked),
+            mend=_equal_pairs(checked),
+        )
+    return tuple(checked)
+
+
+def _equal_pairs(pairs: Sequence[tuple[int, int]]) -> str:
+    examples = max(a * b for a, b in pairs)
+    suggestion = " ".join(f"{a}x{max(1, round(examples / a))}" for a, _ in pairs)
+    return f"try {suggestion}, or allow it with --allow-unequal"
+
+
+def _seeds(seeds: int | Sequence[int], seed: int) -> tuple[int, ...]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise ArgumentError("seeds must be at least 1", got=seeds, mend="5 give an interval worth reading")
+        return tuple(range(seed, seed + seeds))
+    if not isinstance(seeds, Sequence) or not seeds or len(set(seeds)) < len(seeds):
+        raise ArgumentError("seeds must be a number, or different whole numbers", got=seeds)
+    return tuple(checked_seed(one) for one in seeds)
+
+
+def _rescaled(workload: Workload, plan: Plan) -> float:
+    """The workload's learning rate, rescaled to a plan's batch size by the optimiser's rule.
+
+    Where there is no rule and none is insisted on, the rate as it is: a place for a search to begin.
+    """
+    with isolated(0):
+        optimizer = workload.optimizer(workload.model().parameters(), workload.learning_rate)
+    if plan.rescaled_from is not None:
+        rescale(optimizer, from_batch_size=workload.batch_size, to_batch_size=plan.batch_size)
+        return float(optimizer.param_groups[0]["lr"])
+    try:
+        exponent = learning_rate_exponent(optimizer)
+    except PlanError:
+        return workload.learning_rate
+    return float(workload.learning_rate * (plan.batch_size / workload.batch_size) ** exponent)
+
+
+def summarise(workload: Workload) -> WorkloadSummary:
+    """Describe a workload for a record."""
+    with isolated(0):
+        model = workload.model()
+        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+    return WorkloadSummary(
+        name=workload.title,
+        parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        training_examples=workload.training_examples,
+        validation_examples=workload.validation_examples,
+        optimizer=type(optimizer).__name__,
+        loss=_name(workload.loss),
+        score="minus the loss" if workload.score is None else _name(workload.score),
+        batch_size=workload.batch_size,
+        learning_rate=float(workload.learning_rate),
+    )
+
+
+def _name(function: object) -> str:
+    name = getattr(function, "__name__", type(function).__name__)
+    return "a function" if name == "<lambda>" else str(name)

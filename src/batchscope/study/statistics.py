@@ -1,0 +1,134 @@
+"""From runs to rows and differences: the arithmetic of a comparison."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from batchscope.fit import holm, mean_interval, paired_p_value, ratio_interval
+from batchscope.records import ComparisonRow, Difference, Interval, RateSearch, TrainResult
+
+LEVEL = 0.05
+
+
+def common_score(runs: Sequence[TrainResult]) -> float | None:
+    """The best score that all finished runs reached: the least of their best ones; None where none finished."""
+    return min((run.best_score for run in runs if run.ended_in_order and run.best_score is not None), default=None)
+
+
+def row(
+    batch_size: int,
+    iterations: int,
+    learning_rate: float,
+    runs: Sequence[TrainResult],
+    *,
+    target: float | None,
+    search: RateSearch | None,
+) -> ComparisonRow:
+    """Summarise the runs of one way to spend the budget.
+
+    Args:
+        batch_size: Examples per update.
+        iterations: Updates.
+        learning_rate: The rate at the first update.
+        runs: Its runs, one a seed.
+        target: The comparison's common score.
+        search: How the rate was found; None where it was not searched for.
+
+    Returns:
+        The row. Diverged and failed runs are counted and enter no interval.
+    """
+    done = [run for run in runs if run.ended_in_order]
+    seconds = [run.step_seconds for run in done]
+    reached = [point for run in done if (point := _first_at(run, target)) is not None]
+    peaks = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
+    median_seconds = _median(seconds)
+
+    def over_seeds(value: Callable[[TrainResult], float | None]) -> Interval:
+        return mean_interval([v for run in done if (v := value(run)) is not None and math.isfinite(v)])
+
+    return ComparisonRow(
+        batch_size=batch_size,
+        iterations=iterations,
+        examples=batch_size * iterations,
+        learning_rate=learning_rate,
+        finished=len(done),
+        diverged=sum(run.outcome == "diverged" for run in runs),
+        failed=sum(run.outcome == "out of memory" for run in runs),
+        score=over_seeds(lambda run: run.final_score),
+        best_score=over_seeds(lambda run: run.best_score),
+        loss=over_seeds(lambda run: run.final_loss),
+        best_loss=over_seeds(lambda run: run.best_loss),
+        training_score=over_seeds(lambda run: run.training_score),
+        training_loss=over_seeds(lambda run: run.training_loss),
+        generalisation_gap=over_seeds(lambda run: run.generalisation_gap),
+        step_seconds=median_seconds,
+        step_seconds_low=min(seconds, default=None),
+        step_seconds_high=max(seconds, default=None),
+        data_seconds=_median([run.data_seconds for run in done]),
+        examples_per_second=batch_size * iterations / median_seconds if median_seconds else None,
+        peak_memory_bytes=max(peaks, default=None),
+        common_score_reached=len(reached),
+        examples_to_common_score=_median([point[0] for point in reached]),
+        seconds_to_common_score=_median([point[1] for point in reached]),
+        search_seconds=search.seconds if search else 0.0,
+        search_examples=search.examples if search else 0,
+    )
+
+
+def differences(runs: Sequence[Sequence[TrainResult]]) -> tuple[Difference, ...]:
+    """Compare every pair of rows, seed by seed.
+
+    Args:
+        runs: The runs of each row.
+
+    Returns:
+        One difference for each pair, first against second in the order of the rows. Intervals are at 95% each;
+        "told apart" is at 5% over all pairs together (Holm).
+    """
+    found, score_p, seconds_p = [], [], []
+    for first, second in itertools.combinations(range(len(runs)), 2):
+        by_seed = {run.seed: run for run in runs[second] if run.ended_in_order}
+        pairs = [(run, by_seed[run.seed]) for run in runs[first] if run.ended_in_order and run.seed in by_seed]
+        scores = [a.final_score - b.final_score for a, b in pairs if None not in (a.final_score, b.final_score)]  # type: ignore[operator]
+        losses = [a.final_loss - b.final_loss for a, b in pairs if None not in (a.final_loss, b.final_loss)]  # type: ignore[operator]
+        times = [math.log(a.step_seconds / b.step_seconds) for a, b in pairs]
+        score_p.append(paired_p_value(scores))
+        seconds_p.append(paired_p_value(times))
+        found.append(
+            Difference(
+                first=first,
+                second=second,
+                seeds=len(pairs),
+                score=mean_interval(scores),
+                loss=mean_interval(losses),
+                seconds_ratio=ratio_interval(times),
+                score_p_value=None,
+                seconds_p_value=None,
+                score_told_apart=False,
+                seconds_told_apart=False,
+            )
+        )
+    return tuple(
+        replace(
+            difference,
+            score_p_value=score,
+            seconds_p_value=seconds,
+            score_told_apart=score is not None and score < LEVEL,
+            seconds_told_apart=seconds is not None and seconds < LEVEL,
+        )
+        for difference, score, seconds in zip(found, holm(score_p), holm(seconds_p), strict=True)
+    )
+
+
+def _first_at(run: TrainResult, target: float | None) -> tuple[int, float] | None:
+    if target is None:
+        return None
+    return next(((point.examples, point.seconds) for point in run.curve if point.score >= target), None)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(statistics.median(values)) if values else None

@@ -1,0 +1,220 @@
+"""Checkpoints: one safetensors file, with everything that is no tensor as JSON in its header.
+
+One file, so that it is replaced in one step: a crash leaves the old checkpoint or the new one. Nothing in it is
+pickled, so one from a stranger can be read without running anything.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from batchscope.errors import StorageError, require
+from batchscope.records import CurvePoint, decode, encode, write_atomically
+from batchscope.seeding import random_state
+from batchscope.training.early_stopping import BestSoFar
+
+SCHEMA = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands, apart from weights, optimiser and random state.
+
+    Attributes:
+        iterations: Updates made.
+        examples: Examples seen.
+        seconds: Training time.
+        data_seconds: Of which getting batches.
+        evaluation_seconds: Time off the clock.
+        losses: Losses of the updates since the last evaluation.
+        curve: Evaluations so far.
+    """
+
+    iterations: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    curve: list[CurvePoint] = field(default_factory=list)
+
+
+def save(
+    path: Path,
+    *,
+    identity: dict[str, Any],
+    progress: Progress,
+    best: BestSoFar,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> None:
+    """Write a checkpoint, all of it or nothing.
+
+    Args:
+        path: The file.
+        identity: What makes the run this run: plan, seed, workload. A checkpoint is resumed only where it is equal.
+        progress: Where the run stands.
+        best: The best evaluation so far.
+        model: Its weights and buffers are written.
+        optimizer: Its state and settings are written.
+        device: Whose random state is written besides the CPU's.
+
+    Raises:
+        StorageError: The disk is full, or the place cannot be written.
+        MissingPackageError: safetensors is not installed.
+    """
+    safetensors = require("safetensors.torch", "write a checkpoint", "safetensors")
+    tensors: dict[str, Tensor] = {}
+    header = {
+        "schema": SCHEMA,
+        "identity": identity,
+        "progress": encode(progress),
+        "best": {key: encode(getattr(best, key)) for key in _BEST_FIELDS},
+        "model": _flatten(model.state_dict(), "model", tensors),
+        "best_state": None if best.state is None else _flatten(best.state, "best", tensors),
+        "optimizer": _flatten(optimizer.state_dict(), "optimizer", tensors),
+        "random": _flatten(_random_as_plain(random_state(device)), "random", tensors),
+    }
+    write_atomically(path, safetensors.save(_owned(tensors), metadata={"batchscope": json.dumps(header)}))
+
+
+def save_weights(path: Path, state: dict[str, Any]) -> None:
+    """Write a state dict's tensors as a safetensors file, all of it or nothing.
+
+    Args:
+        path: The file.
+        state: As ``TrainResult.state``.
+
+    Raises:
+        StorageError: The disk is full, or the place cannot be written.
+        MissingPackageError: safetensors is not installed.
+    """
+    safetensors = require("safetensors.torch", "write weights", "safetensors")
+    write_atomically(path, safetensors.save(_owned({k: v for k, v in state.items() if isinstance(v, Tensor)})))
+
+
+def _owned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU: tied weights share memory, which the format refuses."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+_BEST_FIELDS = ("score", "loss", "examples", "waited", "reference")
+
+
+def restore(
+    path: Path,
+    *,
+    identity: dict[str, Any],
+    best: BestSoFar,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[Progress, dict[str, Any]]:
+    """Read a checkpoint into a run's own model, optimiser and best evaluation.
+
+    Args:
+        path: The file.
+        identity: As for :func:`save`.
+        best: Filled in.
+        model: Filled in.
+        optimizer: Filled in.
+
+    Returns:
+        Where the run stands, and the random state to go on from.
+
+    Raises:
+        StorageError: The file is no checkpoint, or one of another run.
+        MissingPackageError: safetensors is not installed.
+    """
+    safetensors = require("safetensors", "read a checkpoint", "safetensors")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["batchscope"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — it is no dict
+        if header["schema"] != SCHEMA:
+            raise ValueError(f"schema {header['schema']}")
+    except Exception as error:
+        raise StorageError(
+            "the checkpoint must be one that this release wrote",
+            got=f"{path} ({type(error).__name__}: {error})",
+            mend="remove it to start afresh",
+        ) from error
+    if header["identity"] != identity:
+        theirs, ours = header["identity"], identity
+        differing = [key for key in ours if ours[key] != theirs.get(key)]
+        raise StorageError(
+            "a checkpoint can only be resumed with the workload, plan and seed that it was made with",
+            got=f"{path}, whose {', '.join(differing)} differ",
+            mend="give those, or another checkpoint path",
+        )
+    model.load_state_dict(_unflatten(header["model"], tensors))
+    state = _unflatten(header["optimizer"], tensors)
+    # JSON keys are text and its lists are lists; torch wants whole numbers and, for betas, tuples.
+    state["state"] = {int(key): value for key, value in state["state"].items()}
+    for group, fresh in zip(state["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
+        for key, value in fresh.items():
+            if isinstance(value, tuple) and isinstance(group.get(key), list):
+                group[key] = tuple(group[key])
+    optimizer.load_state_dict(state)
+    for key in _BEST_FIELDS:
+        setattr(best, key, float("-inf") if header["best"][key] == "-Infinity" else header["best"][key])
+    if header["best_state"] is not None:
+        device = next(model.parameters()).device
+        best.state = {
+            key: value.to(device) if isinstance(value, Tensor) else value
+            for key, value in _unflatten(header["best_state"], tensors).items()
+        }
+    return decode(Progress, header["progress"], str(path)), _random_from_plain(_unflatten(header["random"], tensors))
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A copy of a nested value fit for JSON, each tensor moved to ``tensors`` and its name left in its place."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": {str(key): _flatten(item, f"{name}.{key}", tensors) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise StorageError(
+        "a checkpoint holds tensors and plain values",
+        got=f"{name} of type {type(value).__name__}",
+        mend="keep such state out of state_dict()",
+    )
+
+
+def _unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _unflatten(item, tensors) for key, item in value["dict"].items()}
+    if isinstance(value, list):
+        return [_unflatten(item, tensors) for item in value]
+    return value
+
+
+def _random_as_plain(state: dict[str, Any]) -> dict[str, Any]:
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    plain = dict(state)
+    plain["numpy"] = [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss]
+    return plain
+
+
+def _random_from_plain(plain: dict[str, Any]) -> dict[str, Any]:
+    version, internal, gauss_next = plain["python"]
+    name, keys, position, has_gauss, gauss = plain["numpy"]
+    return plain | {
+        "python": (version, tuple(internal), gauss_next),
+        "numpy": (name, keys.numpy().astype(np.uint32), position, has_gauss, gauss),
+    }

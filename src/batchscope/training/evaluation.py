@@ -1,0 +1,128 @@
+"""Loss and score on a fixed set of examples, leaving the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from batchscope.errors import RunError
+from batchscope.seeding import derive, isolated
+from batchscope.training.modes import evaluating
+from batchscope.workload.batches import as_tensors, join, nbytes, take, to_device
+from batchscope.workload.workload import Batch, Examples, Score, Workload, length
+
+# Outputs are kept until the score is computed on all of them at once; past this many bytes it is computed set by set.
+SCORE_SET_BYTES = 512 << 20
+CACHE_BYTES = 256 << 20
+
+
+class EvaluationData:
+    """Examples to evaluate on, in batches whose size does not depend on the batch size trained with.
+
+    Args:
+        workload: Whose examples.
+        which: "validation", or "training" for as many training examples as there are validation examples.
+        device: Where to evaluate.
+        seed: Chooses the training examples.
+    """
+
+    def __init__(self, workload: Workload, which: str, device: torch.device, *, seed: int = 0) -> None:
+        self.workload = workload
+        self.device = device
+        self.examples: Examples = workload.validation if which == "validation" else workload.train
+        self.batch_size = min(512, max(64, workload.batch_size))
+        self.indices = torch.arange(length(self.examples))
+        if which != "validation":
+            generator = torch.Generator().manual_seed(derive(seed, "training examples to evaluate"))
+            chosen = torch.randperm(length(self.examples), generator=generator)[: workload.validation_examples]
+            self.indices = chosen.sort().values
+        self._whole = which == "validation"
+        tensors = as_tensors(self.examples)
+        self._tensors = None if tensors is None else tuple(t.to(device) for t in tensors) if self._whole else tensors
+        self._cache: list[tuple[int, Batch]] | None = None
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """Yield (number of examples, batch on the device); a Dataset is read once and kept where it is small."""
+        if self._cache is not None:
+            yield from self._cache
+            return
+        kept: list[tuple[int, Batch]] | None = [] if self._tensors is None else None
+        kept_bytes = 0
+        for indices in torch.split(self.indices, self.batch_size):
+            batch = to_device(self._read(indices), self.device)
+            if kept is not None:
+                kept_bytes += nbytes(batch)
+                kept.append((len(indices), batch))
+                if kept_bytes > CACHE_BYTES:
+                    kept = None
+            yield len(indices), batch
+        self._cache = kept
+
+    def _read(self, indices: torch.Tensor) -> Batch:
+        if self._tensors is not None and self._whole:
+            return tuple(tensor[int(indices[0]) : int(indices[-1]) + 1] for tensor in self._tensors)
+        if self._tensors is not None:
+            return take(self._tensors, indices)  # type: ignore[arg-type]
+        with isolated(derive(0, "evaluation", int(indices[0]))):
+            return take(self.examples, indices.tolist(), self.workload.collate)
+
+
+def evaluate(model: nn.Module, data: EvaluationData) -> tuple[float, float]:
+    """Loss and score of a model.
+
+    The loss is the mean over examples. The score is computed on all outputs at once, so that scores which are no
+    mean over examples (R², AUC …) are right too; where outputs cannot be joined, or fill more than
+    ``SCORE_SET_BYTES``, it is the mean of the scores of the sets, weighted by their examples.
+
+    Args:
+        model: The model; its modes, weights and buffers are as before afterwards.
+        data: What to evaluate on.
+
+    Returns:
+        Loss and score; the score is minus the loss where the workload has none. Either may be not finite.
+
+    Raises:
+        RunError: The score raised or is no number.
+    """
+    workload, score_of = data.workload, data.workload.score
+    total_loss, total_score, seen = 0.0, 0.0, 0
+    kept: list[tuple[Any, Any]] = []
+    kept_examples, kept_bytes = 0, 0
+
+    with evaluating(model), torch.no_grad():
+        for count, batch in data.batches():
+            output, target = workload.output_and_target(model, batch)
+            total_loss += float(workload.loss(output, target)) * count
+            seen += count
+            if score_of is not None:
+                kept.append((output, target))
+                kept_examples += count
+                kept_bytes += nbytes((output, target))
+                if kept_bytes > SCORE_SET_BYTES:
+                    total_score += _score(score_of, kept) * kept_examples
+                    kept, kept_examples, kept_bytes = [], 0, 0
+        if score_of is not None and kept:
+            total_score += _score(score_of, kept) * kept_examples
+    loss = total_loss / seen
+    return loss, (total_score / seen if score_of is not None else -loss)
+
+
+def _score(score: Score, kept: list[tuple[Any, Any]]) -> float:
+    try:
+        if len(kept) == 1:
+            return float(score(*kept[0]))
+        try:
+            output, target = join([o for o, _ in kept]), join([t for _, t in kept])
+        except (TypeError, RuntimeError, KeyError, ValueError):  # sizes differ between batches, or no tensors
+            sizes = [_first_dimension(target) for _, target in kept]
+            return sum(float(score(o, t)) * n for (o, t), n in zip(kept, sizes, strict=True)) / sum(sizes)
+        return float(score(output, target))
+    except Exception as error:
+        raise RunError("score(output, target) must return a number", got=f"{type(error).__name__}: {error}") from error
+
+
+def _first_dimension(target: Any) -> int:
+    return len(target) if hasattr(target, "__len__") else 1

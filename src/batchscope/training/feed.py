@@ -1,0 +1,251 @@
+"""Data feeding: micro-batches on the device, in a stated order, with the time they took kept apart."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from batchscope.errors import PlanError, WorkloadError
+from batchscope.records import Plan
+from batchscope.seeding import derive, isolated
+from batchscope.training.order import ExampleOrder
+from batchscope.workload.batches import as_tensors, nbytes, take, to_device
+from batchscope.workload.workload import Batch, Workload, length
+
+# Small batches are gathered many at a time and handed out as views: one gather of 64 examples costs about as much as
+# a gather of one. Bounded, so that a large batch is gathered by itself and memory does not grow.
+GATHER_BATCHES = 64
+GATHER_BYTES = 1 << 20
+
+# A Dataset that needs longer than this for one example is read by worker processes.
+SLOW_EXAMPLE_SECONDS = 2e-4
+
+
+class TrainingData:
+    """A workload's training examples made ready for a device, shared by all the runs on it.
+
+    Args:
+        workload: Whose examples.
+        device: Where batches are wanted.
+        workers: Processes that read a Dataset; None: as many as pay, which is none where reading is quick. What is
+            read, and so every result, does not depend on it.
+    """
+
+    def __init__(self, workload: Workload, device: torch.device, *, workers: int | None = None) -> None:
+        self.workload = workload
+        self.device = device
+        self.examples = workload.training_examples
+        tensors = as_tensors(workload.train)
+        self.tensors = None if tensors is None else _resident(tensors, device)
+        self._workers = workers
+
+    @property
+    def workers(self) -> int:
+        """Processes that read the Dataset; 0 for tensors."""
+        if self.tensors is not None:
+            return 0
+        if self._workers is None:
+            self._workers = _workers_that_pay(self.workload)
+        return self._workers
+
+    def labels(self) -> Tensor:
+        """The class of every training example: the last tensor of a tuple, or a Dataset's ``targets`` or ``labels``.
+
+        Raises:
+            PlanError: There are none, or they are no classes.
+        """
+        source: Any = self.tensors[-1] if self.tensors else None
+        if source is None:
+            source = getattr(self.workload.train, "targets", getattr(self.workload.train, "labels", None))
+        if source is None:
+            raise PlanError(
+                "a stratified order needs the class of every example",
+                got="a Dataset without .targets or .labels",
+                mend="add that attribute, or use order='shuffled'",
+            )
+        labels = torch.as_tensor(source).cpu()
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise PlanError(
+                "a stratified order needs one whole number for each example as its class",
+                got=f"targets of type {labels.dtype} and shape {tuple(labels.shape)}",
+                mend="use order='shuffled'",
+            )
+        return labels
+
+    def feed(self, plan: Plan, examples: int, *, seed: int, start_iteration: int = 0) -> Feed:
+        """The batches of one run.
+
+        Args:
+            plan: Batch size, micro-batch size and order.
+            examples: The run's budget.
+            seed: Seed of the order, and of whatever a Dataset draws.
+            start_iteration: Updates that were made before, when a run is resumed.
+
+        Returns:
+            An iterable of updates, each a list of micro-batches.
+
+        Raises:
+            PlanError: A batch that is larger than the data, or labels missing for a stratified order.
+        """
+        if plan.batch_size > self.examples:
+            raise PlanError(
+                "batch_size must be at most the number of training examples",
+                got=f"{plan.batch_size} > {self.examples}",
+                mend=f"the full batch is {self.examples}",
+            )
+        order = ExampleOrder(plan.order, self.examples, seed=seed, labels=self.labels)
+        kind: type[Feed] = TensorFeed if self.tensors is not None else LoaderFeed
+        return kind(self, plan, order, examples=examples, seed=seed, start=start_iteration)
+
+
+class Feed(ABC):
+    """Updates, each a list of micro-batches on the device.
+
+    Attributes:
+        seconds: Time spent in getting batches so far.
+    """
+
+    def __init__(
+        self, data: TrainingData, plan: Plan, order: ExampleOrder, *, examples: int, seed: int, start: int
+    ) -> None:
+        self.data = data
+        self.order = order
+        self.batch_size = plan.batch_size
+        self.micro_batch_size = plan.micro_batch_size or plan.batch_size
+        self.examples = examples
+        self.iterations = -(-examples // plan.batch_size)
+        self.seed = seed
+        self.start = start
+        self.seconds = 0.0
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Yield one list of micro-batches for each update."""
+
+    def positions(self, iteration: int) -> range:
+        """Positions in the stream that an update trains on."""
+        first = iteration * self.batch_size
+        return range(first, min(first + self.batch_size, self.examples))
+
+
+class TensorFeed(Feed):
+    """Batches gathered from tensors that stay on the device."""
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Yield one list of micro-batches for each update."""
+        tensors = self.data.tensors or ()
+        example_bytes = sum(t[:1].numel() * t.element_size() for t in tensors)
+        group = max(1, min(GATHER_BATCHES, GATHER_BYTES // max(1, example_bytes * self.batch_size)))
+        iteration = self.start
+        while iteration < self.iterations:
+            # Groups lie at fixed places whatever the start, so that a resumed run sees the same batches at the same
+            # alignment in memory, on which the last bits of a matrix product can depend.
+            first = iteration - iteration % group
+            last = min(first + group, self.iterations)
+            began = time.perf_counter()
+            updates = self._gather(tensors, first, last)
+            self.seconds += time.perf_counter() - began
+            yield from updates[iteration - first :]
+            iteration = last
+
+    def _gather(self, tensors: tuple[Tensor, ...], first: int, last: int) -> list[list[Batch]]:
+        start, stop = self.positions(first)[0], self.positions(last - 1)[-1] + 1
+        indices = self.order.indices(start, stop).to(tensors[0].device, non_blocking=True)
+        gathered = tuple(tensor.index_select(0, indices) for tensor in tensors)
+        if tensors[0].device != self.data.device:  # examples too many for the device's memory
+            gathered = to_device(gathered, self.data.device)
+        if self.micro_batch_size == self.batch_size:
+            return [[batch] for batch in zip(*(torch.split(t, self.batch_size) for t in gathered), strict=True)]
+        batches = zip(*(torch.split(t, self.batch_size) for t in gathered), strict=True)
+        return [list(zip(*(torch.split(t, self.micro_batch_size) for t in batch), strict=True)) for batch in batches]
+
+
+class LoaderFeed(Feed):
+    """Batches read from a Dataset through torch's DataLoader, in worker processes where that pays."""
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Yield one list of micro-batches for each update."""
+        loader: DataLoader[Batch] = DataLoader(
+            _Fetcher(self.data.workload, self.seed),
+            sampler=_Pieces(self),
+            batch_size=None,
+            num_workers=self.data.workers,
+            pin_memory=self.data.device.type == "cuda",
+            # The loader draws a base seed from this generator instead of from the training run's own stream.
+            generator=torch.Generator().manual_seed(0),
+        )
+        pieces = iter(loader)
+        for iteration in range(self.start, self.iterations):
+            began = time.perf_counter()
+            count = -(-len(self.positions(iteration)) // self.micro_batch_size)
+            update = [to_device(next(pieces), self.data.device) for _ in range(count)]
+            self.seconds += time.perf_counter() - began
+            yield update
+
+
+class _Pieces:
+    """A sampler of (position, indices), one for each micro-batch."""
+
+    def __init__(self, feed: LoaderFeed) -> None:
+        self.feed = feed
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        feed = self.feed
+        for iteration in range(feed.start, feed.iterations):
+            positions = feed.positions(iteration)
+            for start in range(positions.start, positions.stop, feed.micro_batch_size):
+                stop = min(start + feed.micro_batch_size, positions.stop)
+                yield start, feed.order.indices(start, stop).tolist()
+
+
+class _Fetcher(Dataset[Batch]):
+    """Reads one micro-batch, with every generator seeded by its position.
+
+    So random augmentation is the same whether a worker reads it or this process does, before an interruption or
+    after it, and training's own random stream is not touched.
+    """
+
+    def __init__(self, workload: Workload, seed: int) -> None:
+        self.workload = workload
+        self.seed = seed
+
+    def __getitem__(self, piece: tuple[int, list[int]]) -> Batch:
+        position, indices = piece
+        with isolated(derive(self.seed, "dataset", position)):
+            try:
+                return take(self.workload.train, indices, self.workload.collate)
+            except Exception as error:
+                raise WorkloadError(
+                    "the training Dataset must yield every example that its length promises",
+                    got=f"{type(error).__name__}: {error} in examples {indices[:4]}{' …' if len(indices) > 4 else ''}",
+                    mend="try dataset[i] for these",
+                ) from error
+
+
+def _resident(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """The tensors on the device, or where they are if they would fill more than half of its free memory."""
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        if nbytes(tensors) > free_bytes // 2:
+            return tensors
+    return tuple(tensor.to(device) for tensor in tensors)
+
+
+def _workers_that_pay(workload: Workload) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    indices = list(range(min(16, length(workload.train))))
+    read = partial(take, workload.train, indices, workload.collate)
+    with isolated(0):
+        read()  # the first one opens files
+        began = time.perf_counter()
+        read()
+    seconds = (time.perf_counter() - began) / len(indices)
+    return min(8, max(1, cores - 1)) if seconds > SLOW_EXAMPLE_SECONDS else 0

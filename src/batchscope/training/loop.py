@@ -1,0 +1,315 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchscope.errors import PlanError
+from batchscope.provenance import fingerprint, provenance
+from batchscope.records import CurvePoint, Outcome, Plan, TrainResult, encode
+from batchscope.schedule import rate_factor, rescale, set_rate
+from batchscope.seeding import derive, isolated, set_random_state
+from batchscope.training import checkpoint
+from batchscope.training.checkpoint import Progress
+from batchscope.training.early_stopping import BestSoFar
+from batchscope.training.evaluation import EvaluationData, evaluate
+from batchscope.training.feed import TrainingData
+from batchscope.training.interruption import StopRequest, stop_requests
+from batchscope.training.memory import is_out_of_memory
+from batchscope.training.meters import MemoryPeak, Stopwatch
+from batchscope.training.step import TrainingStep
+from batchscope.training.threads import compute_threads, flops_per_example
+from batchscope.workload.workload import Workload
+
+# Losses stay on the device and are read this many at a time, so that a GPU is never waited for at each update.
+LOSSES_AT_ONCE = 64
+# A loss this many times the initial one has exploded, though it may never become infinite.
+EXPLOSION = 1000.0
+# A target without a budget is given up after this many passes over the data.
+MOST_EPOCHS = 200
+EVALUATIONS = 40
+
+
+class Prepared:
+    """A workload's data made ready for a device once, for all the runs on it.
+
+    Args:
+        workload: What is trained.
+        device: Where.
+        workers: Processes that read a Dataset; None: as many as pay.
+    """
+
+    def __init__(self, workload: Workload, device: torch.device, *, workers: int | None = None) -> None:
+        self.workload = workload
+        self.device = device
+        self.training = TrainingData(workload, device, workers=workers)
+        self.validation = EvaluationData(workload, "validation", device)
+        self.training_sample = EvaluationData(workload, "training", device)
+        self.flops_per_example = flops_per_example(workload) if device.type == "cpu" else None
+
+
+class Run:
+    """One training run: a fresh model and its optimiser, where it stands, and the loop.
+
+    Args:
+        prepared: The workload, with its data on the device.
+        plan: Batch size, learning rate, budget and shape.
+        seed: Initial weights, data order and everything else random derive from it; the initial weights are the same
+            for every plan with this seed.
+        evaluate_every: Examples between two evaluations; None: a fortieth of the budget.
+        checkpoint: File to resume from, where it exists, and to save to.
+        checkpoint_every_seconds: Least time between two saves; one is always made at the end and when interrupted.
+        keep_best_weights: Whether to copy the weights at every new best score.
+        on_evaluation: Called after each evaluation, off the clock, with the point and the seconds left, if known.
+
+    Raises:
+        PlanError: A plan that this workload cannot follow.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        plan: Plan,
+        *,
+        seed: int,
+        evaluate_every: int | None = None,
+        checkpoint: Path | None = None,
+        checkpoint_every_seconds: float = 60.0,
+        keep_best_weights: bool = True,
+        on_evaluation: Callable[[CurvePoint, float | None], None] | None = None,
+    ) -> None:
+        self.began = time.perf_counter()
+        self.prepared, self.plan, self.seed = prepared, plan, seed
+        self.workload, self.device = prepared.workload, prepared.device
+        self.budget = _budget(plan, self.workload)
+        self.iterations = -(-self.budget // plan.batch_size)
+        self.evaluate_every = evaluate_every or max(1, self.budget // EVALUATIONS)
+        self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
+        self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
+
+        self.memory = MemoryPeak(self.device)
+        with isolated(derive(seed, "weights"), self.device):
+            self.model = self.workload.model().to(self.device)
+            self.optimizer = self.workload.optimizer(self.model.parameters(), plan.learning_rate)
+        if plan.rescaled_from is not None:
+            rescale(self.optimizer, from_batch_size=plan.rescaled_from, to_batch_size=plan.batch_size)
+        self.full_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.progress = Progress()
+        self.best = BestSoFar(tolerance=plan.tolerance, patience=plan.patience)
+        self.clock = Stopwatch(self.device)
+        self.diverged_at: int | None = None
+        self.message: str | None = None
+        self.training_score: float | None = None
+        self.training_loss: float | None = None
+
+    def __call__(self) -> TrainResult:
+        """Train, from the start or from the checkpoint.
+
+        Returns:
+            The result. Divergence, running out of memory and an interruption are outcomes, not exceptions.
+
+        Raises:
+            StorageError: A checkpoint that cannot be written, or that belongs to another run.
+        """
+        per_example, together = self.prepared.flops_per_example, self.plan.micro_batch_size or self.plan.batch_size
+        work = None if per_example is None else per_example * together
+        with (
+            stop_requests() as stop,
+            isolated(derive(self.seed, "training"), self.device),
+            compute_threads(work, self.device),
+        ):
+            try:
+                self._resume()
+                outcome = self._loop(stop)
+                if outcome != "diverged":
+                    self._save()
+                if outcome in ("finished", "reached", "stopped early"):
+                    self.training_loss, self.training_score = evaluate(self.model, self.prepared.training_sample)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                outcome, self.message = "out of memory", str(error).splitlines()[0]
+            return self._result(outcome)
+
+    def _loop(self, stop: StopRequest) -> Outcome:
+        plan, progress, groups = self.plan, self.progress, self.optimizer.param_groups
+        step = TrainingStep(self.workload, self.model, self.optimizer, micro_batch_size=plan.micro_batch_size)
+        feed = self.prepared.training.feed(
+            plan, self.budget, seed=derive(self.seed, "data"), start_iteration=progress.iterations
+        )
+        data_seconds_before = progress.data_seconds
+        if not progress.curve:
+            self._evaluate()
+        ended = self._ending() if progress.curve[-1].iterations == progress.iterations else None
+        next_evaluation = self._next_evaluation()
+        next_pause = min(next_evaluation, progress.iterations + LOSSES_AT_ONCE)
+        last_saved = time.perf_counter()
+        losses: list[Tensor] = []
+
+        self.clock.start()
+        for micro_batches in feed if ended is None else ():
+            if plan.shape != "constant":
+                factor = rate_factor(plan.shape, progress.iterations, self.iterations)
+                for group, full_rate in zip(groups, self.full_rates, strict=True):
+                    set_rate(group, full_rate * factor)
+            examples = min(plan.batch_size, self.budget - progress.examples)
+            losses.append(step(micro_batches, examples))
+            progress.iterations += 1
+            progress.examples += examples
+            if progress.iterations < next_pause and not stop.requested:
+                continue
+
+            # A pause: the clock stands still while losses are read, and now and then the model evaluated.
+            diverged = self._read(losses)
+            self.clock.stop()
+            progress.seconds = self.clock.seconds
+            progress.data_seconds = data_seconds_before + feed.seconds
+            if diverged:
+                return "diverged"
+            if progress.iterations == next_evaluation:
+                self._evaluate()
+                ended = self._ending()
+                next_evaluation = self._next_evaluation()
+                if ended is None and time.perf_counter() - last_saved >= self.checkpoint_every_seconds:
+                    self._save()
+                    last_saved = time.perf_counter()
+            if ended is None and stop.requested and progress.iterations < self.iterations:
+                ended = "interrupted"
+            if ended is not None:
+                return ended
+            next_pause = min(next_evaluation, progress.iterations + LOSSES_AT_ONCE)
+            self.clock.start()
+        return ended or "finished"
+
+    def _read(self, losses: list[Tensor]) -> bool:
+        """Take in the losses since the last pause; whether one of them has exploded."""
+        values = torch.stack(losses).tolist()
+        losses.clear()
+        self.progress.losses.extend(values)
+        limit = EXPLOSION * max(1.0, abs(self.progress.curve[0].validation_loss))
+        for i, loss in enumerate(values):
+            if not abs(loss) <= limit:  # so that nan counts
+                self.diverged_at = self.progress.iterations - len(values) + i + 1
+                self.message = f"the loss of update {self.diverged_at:,} is {loss:.4g}"
+                return True
+        return False
+
+    def _evaluate(self) -> None:
+        began = time.perf_counter()
+        progress, losses = self.progress, self.progress.losses
+        validation_loss, score = evaluate(self.model, self.prepared.validation)
+        point = CurvePoint(
+            examples=progress.examples,
+            iterations=progress.iterations,
+            seconds=progress.seconds,
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            # Summed exactly, so that it does not matter in which groups the losses were read.
+            training_loss=math.fsum(losses) / len(losses) if losses else None,
+            validation_loss=validation_loss,
+            score=score,
+        )
+        losses.clear()
+        progress.curve.append(point)
+        if self.best.update(score, validation_loss, progress.examples) and self.keep_best_weights:
+            self.best.keep(self.model.state_dict())
+        progress.evaluation_seconds += time.perf_counter() - began
+        if self.on_evaluation is not None:
+            left = self.iterations - progress.iterations
+            self.on_evaluation(point, progress.seconds / progress.iterations * left if progress.iterations else None)
+
+    def _ending(self) -> Outcome | None:
+        """What the last evaluation ends the run with, if anything."""
+        point = self.progress.curve[-1]
+        if not math.isfinite(point.validation_loss):
+            self.diverged_at = point.iterations
+            self.message = f"the validation loss after update {point.iterations:,} is {point.validation_loss:.4g}"
+            return "diverged"
+        if self.plan.target is not None and point.score >= self.plan.target:
+            return "reached"
+        return "stopped early" if self.best.should_stop else None
+
+    def _next_evaluation(self) -> int:
+        """The first update at or after the next multiple of ``evaluate_every`` examples, or the last update."""
+        multiple = (self.progress.examples // self.evaluate_every + 1) * self.evaluate_every
+        return min(-(-multiple // self.plan.batch_size), self.iterations)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "plan": encode(self.plan),
+            "seed": self.seed,
+            "workload": fingerprint(self.workload),
+            "evaluate_every": self.evaluate_every,
+        }
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            checkpoint.save(
+                self.checkpoint,
+                identity=self._identity(),
+                progress=self.progress,
+                best=self.best,
+                model=self.model,
+                optimizer=self.optimizer,
+                device=self.device,
+            )
+
+    def _resume(self) -> None:
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self.progress, random_state = checkpoint.restore(
+                self.checkpoint,
+                identity=self._identity(),
+                best=self.best,
+                model=self.model,
+                optimizer=self.optimizer,
+            )
+            set_random_state(random_state, self.device)
+            self.clock = Stopwatch(self.device, self.progress.seconds)
+
+    def _result(self, outcome: Outcome) -> TrainResult:
+        progress, best = self.progress, self.best
+        final = progress.curve[-1] if outcome in ("finished", "reached", "stopped early") else None
+        return TrainResult(
+            workload=self.workload.title,
+            plan=self.plan,
+            seed=self.seed,
+            outcome=outcome,
+            reached=outcome == "reached",
+            examples=progress.examples,
+            iterations=progress.iterations,
+            data_seconds=progress.data_seconds,
+            compute_seconds=progress.seconds - progress.data_seconds,
+            step_seconds=progress.seconds,
+            evaluation_seconds=progress.evaluation_seconds,
+            total_seconds=time.perf_counter() - self.began,
+            best_score=best.score,
+            best_loss=best.loss,
+            best_examples=best.examples,
+            final_score=final.score if final else None,
+            final_loss=final.validation_loss if final else None,
+            training_score=self.training_score,
+            training_loss=self.training_loss,
+            generalisation_gap=self.training_score - final.score if final and self.training_score is not None else None,
+            peak_memory_bytes=self.memory.peak_bytes(),
+            diverged_at_iteration=self.diverged_at,
+            message=self.message,
+            curve=tuple(progress.curve),
+            provenance=provenance(self.workload, device=self.device, seed=self.seed),
+            state=best.state,
+        )
+
+
+def _budget(plan: Plan, workload: Workload) -> int:
+    if plan.batch_size > workload.training_examples:
+        raise PlanError(
+            "batch_size must be at most the number of training examples",
+            got=f"{plan.batch_size} > {workload.training_examples}",
+            mend=f"the full batch is {workload.training_examples}",
+        )
+    return plan.budget_examples or MOST_EPOCHS * workload.training_examples

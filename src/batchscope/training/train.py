@@ -1,0 +1,112 @@
+"""Train a workload with a plan."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from batchscope.errors import ArgumentError
+from batchscope.progress import Reporter, reporter
+from batchscope.records import CurvePoint, Plan, TrainResult
+from batchscope.training.loop import Prepared, Run
+from batchscope.workload.workload import Workload
+
+
+def train(
+    workload: Workload,
+    plan: Plan,
+    *,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    evaluate_every: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every_seconds: float = 60.0,
+    workers: int | None = None,
+    progress: bool | Reporter = False,
+) -> TrainResult:
+    """Train a workload with a plan.
+
+    Args:
+        workload: What to train.
+        plan: Batch size, learning rate, budget and shape.
+        seed: Initial weights, data order and everything else random derive from it.
+        device: "cpu", "cuda", "cuda:1" …; None: CUDA where there is one.
+        evaluate_every: Examples between two evaluations; None: a fortieth of the budget.
+        checkpoint: A file to save to now and then, at the end and when interrupted, and to resume from where it
+            exists. On a CPU the resumed run equals the unbroken one bit for bit.
+        checkpoint_every_seconds: Least time between two saves.
+        workers: Processes that read a Dataset; None: as many as pay. Results do not depend on it.
+        progress: True shows progress on stderr; or a function that is told of every step.
+
+    Returns:
+        The result; its ``state`` holds the weights at the best validation score.
+
+    Raises:
+        PlanError: A plan that this workload cannot follow.
+        StorageError: A checkpoint that cannot be written, or that belongs to another run.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> from batchscope.workload.digits import digits
+        >>> bs.train(digits(), bs.Plan(batch_size=64, learning_rate=0.05, iterations=200)).best_score > 0.9
+        True
+    """
+    seed = checked_seed(seed)
+    if evaluate_every is not None and (not isinstance(evaluate_every, int) or evaluate_every < 1):
+        raise ArgumentError("evaluate_every must be a whole number of examples, at least 1", got=evaluate_every)
+    prepared = Prepared(workload, chosen_device(device), workers=workers)
+    with reporter(progress, "training") as report:
+        budget = plan.budget_examples
+
+        def on_evaluation(point: CurvePoint, seconds_left: float | None) -> None:
+            report.update(
+                done=point.examples,
+                total=budget,
+                label=f"batch {plan.batch_size}",
+                score=point.score,
+                learning_rate=point.learning_rate,
+                seconds_left=seconds_left if budget else None,
+            )
+
+        return Run(
+            prepared,
+            plan,
+            seed=seed,
+            evaluate_every=evaluate_every,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint_every_seconds=checkpoint_every_seconds,
+            on_evaluation=on_evaluation,
+        )()
+
+
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for, checked to be there; CUDA, where there is one, when none was.
+
+    Raises:
+        ArgumentError: No such device.
+    """
+    if device is None:
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ArgumentError(
+            "device must be one that torch can use here", got=str(device), mend="leave it out, or give cpu"
+        ) from error
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", torch.cuda.current_device())
+    return chosen
+
+
+def checked_seed(seed: int) -> int:
+    """The seed, if it is a whole number of at least 0.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ArgumentError("seed must be a whole number of at least 0", got=seed)
+    return seed

@@ -1,0 +1,128 @@
+"""The Workload: a model, its data, its loss and its optimiser, as a person uses them today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from batchscope.errors import WorkloadError
+
+Examples: TypeAlias = "tuple[Tensor, ...] | Dataset[Any]"
+Batch: TypeAlias = Any
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+Score: TypeAlias = Callable[[Any, Any], "float | Tensor"]
+Forward: TypeAlias = Callable[[nn.Module, Batch], tuple[Any, Any]]
+OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workload:
+    """What is trained, with the batch size and the learning rate that the person uses today.
+
+    Everything is checked when the workload is made: one forward and backward pass over a few training examples, on
+    a model of its own, with the random state put back afterwards.
+
+    Attributes:
+        model: Returns a fresh module at each call, its weights drawn from torch's global generator.
+        train: Training examples: a tuple of tensors of equal length, or any map-style Dataset.
+        validation: Validation examples, of either kind.
+        loss: ``loss(output, target)`` returns a scalar, the mean over the batch.
+        optimizer: ``optimizer(parameters, learning_rate)`` returns a torch optimiser over all of them.
+        learning_rate: What the person uses today: the point of reference.
+        batch_size: What the person uses today.
+        score: ``score(output, target)`` returns a number, higher is better, computed on the whole validation set at
+            once (set by set of about 512 MiB where outputs are larger than that). None: minus the loss.
+        forward: ``forward(model, batch)`` returns ``(output, target)``, for batches that are not ``(x, y)``: dicts,
+            text and the like. None: ``(model(x), y)``.
+        collate: Makes a batch of a list of examples of a Dataset. None: torch's default.
+        name: A name for tables and pages. None: "workload".
+
+    Raises:
+        WorkloadError: Something that cannot be trained, said with the value found and the mend.
+
+    Examples:
+        >>> import torch, batchscope as bs
+        >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+        >>> w = bs.Workload(
+        ...     model=lambda: torch.nn.Linear(3, 1),
+        ...     train=(x[:80], x[:80, :1]),
+        ...     validation=(x[80:], x[80:, :1]),
+        ...     loss=torch.nn.functional.mse_loss,
+        ...     optimizer=lambda params, lr: torch.optim.SGD(params, lr=lr),
+        ...     learning_rate=0.1,
+        ...     batch_size=16,
+        ... )
+        >>> w.training_examples
+        80
+    """
+
+    model: Callable[[], nn.Module]
+    train: Examples
+    validation: Examples
+    loss: Loss
+    optimizer: OptimizerFactory
+    learning_rate: float
+    batch_size: int
+    score: Score | None = None
+    forward: Forward | None = None
+    collate: Callable[[list[Any]], Batch] | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        from batchscope.workload.checks import check
+
+        check(self)
+
+    @property
+    def title(self) -> str:
+        """The name, or "workload" where there is none."""
+        return self.name or "workload"
+
+    @property
+    def training_examples(self) -> int:
+        """Number of training examples."""
+        return length(self.train)
+
+    @property
+    def validation_examples(self) -> int:
+        """Number of validation examples."""
+        return length(self.validation)
+
+    def output_and_target(self, model: nn.Module, batch: Batch) -> tuple[Any, Any]:
+        """Run the model on a batch.
+
+        Args:
+            model: A module that ``self.model`` made.
+            batch: What a data source yields: a tuple of tensors, or what ``collate`` returns.
+
+        Returns:
+            The output and the target, as ``loss`` and ``score`` take them.
+
+        Raises:
+            WorkloadError: The batch is not ``(x, y)`` and there is no ``forward``.
+        """
+        if self.forward is not None:
+            return self.forward(model, batch)
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            shown = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
+            raise WorkloadError(
+                "without a forward, a batch must be (x, y)",
+                got=shown,
+                mend="give forward=lambda model, batch: (output, target)",
+            )
+        return model(batch[0]), batch[1]
+
+
+def length(examples: Examples) -> int:
+    """Number of examples in a tuple of tensors or a Dataset.
+
+    Examples:
+        >>> length((torch.zeros(5, 2), torch.zeros(5)))
+        5
+    """
+    return len(examples[0]) if isinstance(examples, tuple) else len(examples)  # type: ignore[arg-type]
