@@ -20,4 +20,4 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
         >>> accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])).item()
         0.75
     """
-    return (output.argmax(-1) == target).float().mean()
+    return (output.argmax(-1) == target).double().mean()
