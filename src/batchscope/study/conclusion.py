@@ -29,15 +29,17 @@ def conclude(comparison: Comparison) -> str:
         sentences.append(f"Only {_name(rows[scored[0]])} has runs that finished, so there is nothing to compare.")
     else:
         sentences += _score_and_time(comparison, scored)
-    for row in rows:
+    for i, row in enumerate(rows):
+        name = _batch(comparison, i)
         if row.diverged:
             runs = row.diverged + row.finished + row.failed
+            counts = "they count" if row.diverged > 1 else "it counts"
             sentences.append(
-                f"At batch {row.batch_size:,}, {row.diverged} of {runs} runs diverged at a learning rate of "
-                f"{row.learning_rate:.3g}; they count in no score."
+                f"At {name}, {row.diverged} of {_counted(runs, 'run')} diverged at a learning rate of "
+                f"{row.learning_rate:.3g}; {counts} in no score."
             )
         if row.failed:
-            sentences.append(f"At batch {row.batch_size:,}, {row.failed} runs ran out of memory.")
+            sentences.append(f"At {name}, {_counted(row.failed, 'run')} ran out of memory.")
     sentences += _caveats(comparison)
     return " ".join(sentences)
 
@@ -45,57 +47,92 @@ def conclude(comparison: Comparison) -> str:
 def _score_and_time(comparison: Comparison, scored: list[int]) -> list[str]:
     rows = comparison.rows
     best = max(scored, key=lambda i: rows[i].score.value or 0.0)
-    fastest = min(scored, key=lambda i: rows[i].step_seconds or 0.0)
     others = [i for i in scored if i != best]
-    against = {i: _oriented(comparison, best, i) for i in others}
-    beaten = [i for i in others if against[i].told_apart]
-    level = [i for i in others if not against[i].told_apart]
+    leads = {i: _lead(comparison, best, i) for i in others}
+    level = [i for i in others if not _difference(comparison, best, i).score_told_apart]
+    beaten = [i for i in others if i not in level and (leads[i].value or 0.0) > 0]
+    # The highest mean may be over fewer seeds, and turn round over those that both rows finished.
+    ahead = [i for i in others if i not in level and i not in beaten]
+    fastest = min(scored, key=lambda i: rows[i].step_seconds or 0.0)
+    sentences = [_highest(comparison, best, leads, level, beaten)]
+    sentences += [
+        f"But over the seeds that both finished, {_batch(comparison, i)} is ahead of it by "
+        f"{_interval(_lead(comparison, i, best))}."
+        for i in ahead
+    ]
+    sentences.append(_least_time(comparison, scored, fastest, best))
+    if not ahead:
+        sentences += _choice(comparison, best, fastest, beaten=beaten, level=level)
+    return sentences
 
+
+def _highest(comparison: Comparison, best: int, leads: dict[int, Interval], level: list[int], beaten: list[int]) -> str:
+    rows = comparison.rows
     equal = len({row.examples for row in rows}) == 1
     budget = f"For the same {rows[0].examples:,} examples, " if equal else "Of budgets that differ, "
-    highest = f"{budget}{_name(rows[best])} has the highest mean final score, {_interval(rows[best].score)}"
-    sentences = []
-    if comparison.differences and all(d.seeds < 2 for d in comparison.differences):
-        sentences.append(
-            f"{highest}, but with one seed a difference can't be told from luck: run it with --seeds 5 or more."
-        )
-    elif beaten:
-        sentences.append(
-            f"{highest}: more than {_listed([f'{_batch(rows[i])} by {against[i].said}' for i in beaten])}."
-        )
-        if level:
-            sentences.append(f"It can't be told apart from {_listed([_batch(rows[i]) for i in level])}.")
-    else:
-        sentences.append(
-            f"{highest}, but no other row's score can be told apart from it with {_seeds(comparison)}: "
-            f"{_listed([f'{_batch(rows[i])} is behind by {against[i].said}' for i in level])}."
-        )
+    tied = [i for i in level if rows[i].score.value == rows[best].score.value]
+    names = _listed([_name(rows[i]) for i in (best, *tied)])
+    has = f"{budget}{names} {'share' if tied else 'has'} the highest mean final score, {_interval(rows[best].score)}"
+    common = {_difference(comparison, best, i).seeds for i in leads}
+    if max(common) < 2:
+        seeds = "one seed" if max(common) == 1 else "no seed that both finished"
+        return f"{has}, but with {seeds} a difference can't be told from luck: run it with --seeds 5 or more."
+    if beaten:
+        won = [f"{_batch(comparison, i)} by {_interval(leads[i])}" for i in beaten]
+        rest = [_batch(comparison, i) for i in level]
+        return f"{has}: more than {_listed(won)}." + (f" It can't be told apart from {_listed(rest)}." if rest else "")
+    if not level:
+        return f"{has}."
+    seeds = f"{max(common)} seeds" if len(common) == 1 else f"{min(common)} to {max(common)} seeds"
+    behind = [f"{_batch(comparison, i)} {_behind(leads[i])}" for i in level]
+    return f"{has}, but no other row's score can be told apart from it with {seeds}: {_listed(behind)}."
 
-    quickest = rows[fastest]
-    sentences.append(
-        f"{_name(quickest).capitalize()} takes the least time, {_seconds(quickest.step_seconds)} a run"
-        + "".join(_times_faster(comparison, fastest, i) for i in scored if i == best != fastest)
-        + "."
-    )
-    if fastest == best:
-        told = [i for i in beaten if _seconds_told_apart(comparison, best, i)]
-        if len(told) == len(others):
-            sentences.append(f"{_batch(quickest).capitalize()} is the better choice for both.")
-        return sentences
-    candidates = [i for i in (best, *level) if rows[i].step_seconds is not None]
+
+def _behind(lead: Interval) -> str:
+    if lead.value is None:
+        return "has no seed in common with it"
+    if lead.value < 0:
+        return f"is ahead by {_interval(_negative(lead))} over the seeds that both finished"
+    return f"is behind by {_interval(lead)}"
+
+
+def _least_time(comparison: Comparison, scored: list[int], fastest: int, best: int) -> str:
+    rows = comparison.rows
+    said = f"{_name(rows[fastest]).capitalize()} takes the least time, {_seconds(rows[fastest].step_seconds)} a run"
+    unclear = [i for i in scored if i != fastest and not _faster(comparison, fastest, i)]
+    if unclear:
+        said += f", which can't be told apart from the time of {_listed([_batch(comparison, i) for i in unclear])}"
+    if best != fastest and best not in unclear:
+        ratio = _seconds_ratio(comparison, best, fastest)
+        spread = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.3g} to {ratio.high:.3g})"
+        said += f"; {_batch(comparison, best)} takes {ratio.value:.3g} times{spread} as long"
+    return said + "."
+
+
+def _choice(comparison: Comparison, best: int, fastest: int, *, beaten: list[int], level: list[int]) -> list[str]:
+    rows = comparison.rows
+    candidates = [best, *level]
     choice = min(candidates, key=lambda i: rows[i].step_seconds or 0.0)
-    if choice != best and _seconds_told_apart(comparison, choice, best):
-        sentences.append(
-            f"Among the rows whose scores can't be told apart, {_batch(rows[choice])} is the fastest: "
-            "the better choice unless more seeds show a difference."
-        )
-    elif choice == best and beaten and _seconds_told_apart(comparison, best, fastest):
-        saved = (rows[best].step_seconds or 0.0) - (quickest.step_seconds or 0.0)
-        sentences.append(
-            f"So {_batch(rows[best])} is the better choice for score and {_batch(quickest)} for time: "
-            f"it saves {_seconds(saved)} a run and gives up {against[fastest].said} of score."
-        )
-    return sentences
+    if rows[choice].diverged or rows[choice].failed:  # nobody can choose which of its runs end in order
+        return []
+    chosen = _batch(comparison, choice)
+    if fastest == best:
+        if not level and all(_faster(comparison, best, i) for i in beaten):
+            return [f"{chosen.capitalize()} is the better choice for both."]
+    elif choice != best and _faster(comparison, choice, best):
+        if all(_faster(comparison, choice, i) for i in candidates if i != choice):
+            found = f"Among the rows whose scores can't be told apart from the highest, {chosen} is the fastest"
+        else:
+            other = _batch(comparison, best)
+            found = f"{chosen.capitalize()} is faster than {other}, and their scores can't be told apart"
+        return [f"{found}: the better choice unless more seeds show a difference."]
+    elif choice == best and fastest in beaten and _faster(comparison, fastest, best):
+        saved = (rows[best].step_seconds or 0.0) - (rows[fastest].step_seconds or 0.0)
+        return [
+            f"So {chosen} is the better choice for score and {_batch(comparison, fastest)} for time: it saves "
+            f"{_seconds(saved)} a run and gives up {_interval(_lead(comparison, best, fastest))} of score."
+        ]
+    return []
 
 
 def _caveats(comparison: Comparison) -> list[str]:
@@ -106,7 +143,8 @@ def _caveats(comparison: Comparison) -> list[str]:
             f"All rows used the learning rate {workload.learning_rate:.3g}, which was chosen for batch "
             f"{workload.batch_size:,}: what differs may be the rate's doing as much as the batch's."
         )
-    edges = [search.batch_size for search in comparison.searches if search.at_edge]
+    used = {row.batch_size for row in comparison.rows if row.finished}
+    edges = [search.batch_size for search in comparison.searches if search.at_edge and search.batch_size in used]
     if edges:
         said.append(
             f"At batch {_listed([f'{size:,}' for size in edges])} the best learning rate lies at the edge of what the "
@@ -117,57 +155,43 @@ def _caveats(comparison: Comparison) -> list[str]:
     return said
 
 
-class _Against:
-    """The best row's lead over another one."""
-
-    def __init__(self, lead: Interval, told_apart: bool) -> None:
-        self.told_apart = told_apart
-        self.said = _interval(lead)
-
-
-def _oriented(comparison: Comparison, first: int, second: int) -> _Against:
-    difference = _difference(comparison, first, second)
-    score = difference.score
-    if difference.first != first and score.value is not None:
-        low, high = score.low, score.high
-        score = Interval(
-            -score.value, None if high is None else -high, None if low is None else -low, score.level, score.resolved
-        )
-    return _Against(score, difference.score_told_apart)
-
-
 def _difference(comparison: Comparison, first: int, second: int) -> Difference:
     wanted = (min(first, second), max(first, second))
     return next(d for d in comparison.differences if (d.first, d.second) == wanted)
 
 
-def _seconds_told_apart(comparison: Comparison, first: int, second: int) -> bool:
-    return _difference(comparison, first, second).seconds_told_apart
+def _lead(comparison: Comparison, first: int, second: int) -> Interval:
+    """Final score of one row minus that of another, over the seeds that both finished."""
+    difference = _difference(comparison, first, second)
+    return difference.score if difference.first == first else _negative(difference.score)
 
 
-def _times_faster(comparison: Comparison, fast: int, slow: int) -> str:
-    difference = _difference(comparison, fast, slow)
+def _negative(interval: Interval) -> Interval:
+    value, low, high = (None if end is None else -end for end in (interval.value, interval.high, interval.low))
+    return Interval(value, low, high, interval.level, interval.resolved)
+
+
+def _seconds_ratio(comparison: Comparison, first: int, second: int) -> Interval:
+    """Time of one row over that of another."""
+    difference = _difference(comparison, first, second)
     ratio = difference.seconds_ratio
-    if ratio.value is None:
-        return ""
-    if not difference.seconds_told_apart:
-        return f", which can't be told apart from the time of {_batch(comparison.rows[slow])}"
-    ends = (ratio.value, ratio.low, ratio.high)
-    value, low, high = ends if difference.first == slow else (_inverse(ends[0]), _inverse(ends[2]), _inverse(ends[1]))
-    spread = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
-    return f"; {_batch(comparison.rows[slow])} takes {value:.3g} times{spread} as long"
+    if difference.first == first:
+        return ratio
+    value, low, high = (None if end is None else 1 / end for end in (ratio.value, ratio.high, ratio.low))
+    return Interval(value, low, high, ratio.level, ratio.resolved)
 
 
-def _inverse(value: float | None) -> float | None:
-    return None if value is None else 1 / value
+def _faster(comparison: Comparison, first: int, second: int) -> bool:
+    """Whether one row takes less time than another and the two times can be told apart."""
+    ratio = _seconds_ratio(comparison, first, second).value
+    return _difference(comparison, first, second).seconds_told_apart and ratio is not None and ratio < 1
 
 
-def _seeds(comparison: Comparison) -> str:
-    return "one seed" if len(comparison.seeds) == 1 else f"{len(comparison.seeds)} seeds"
-
-
-def _batch(row: ComparisonRow) -> str:
-    return f"batch {row.batch_size:,}"
+def _batch(comparison: Comparison, index: int) -> str:
+    """A row by its batch size, and by its updates too where another row has the same batch size."""
+    row = comparison.rows[index]
+    alone = sum(other.batch_size == row.batch_size for other in comparison.rows) == 1
+    return f"batch {row.batch_size:,}" if alone else f"batch {row.batch_size:,} × {row.iterations:,}"
 
 
 def _name(row: ComparisonRow) -> str:
@@ -192,6 +216,10 @@ def _seconds(seconds: float | None) -> str:
     if seconds < 1:
         return f"{seconds * 1000:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _listed(items: list[str]) -> str:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import importlib
 import importlib.util
+import math
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from batchscope.errors import BatchscopeError, WorkloadError
+from batchscope.errors import ArgumentError, BatchscopeError, WorkloadError
 from batchscope.workload.workload import Workload
 
 LOAD_SECONDS = 30.0
+# Longer than anybody waits; past some size the system's timer refuses.
+MOST_SECONDS = 1e6
+
+# Code that is nobody's workload: this package, the standard library, and where packages are installed.
+_PACKAGE = str(Path(__file__).parents[1])
+_INSTALLED = tuple(sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def load_workload(name: str, *, data: str | None = None, timeout_seconds: float = LOAD_SECONDS) -> Workload:
@@ -34,6 +43,7 @@ def load_workload(name: str, *, data: str | None = None, timeout_seconds: float 
 
     Raises:
         WorkloadError: There is no such thing, it raised, it took too long, or it is no Workload.
+        ArgumentError: The time limit is no number of seconds.
 
     Examples:
         >>> load_workload("digits").training_examples
@@ -41,6 +51,10 @@ def load_workload(name: str, *, data: str | None = None, timeout_seconds: float 
     """
     from batchscope.workload.catalogue import BUILTINS, load_builtin
 
+    if not (math.isfinite(timeout_seconds) and 0 < timeout_seconds <= MOST_SECONDS):
+        raise ArgumentError(
+            f"the time limit must be above 0 and at most {MOST_SECONDS:,.0f} seconds", got=timeout_seconds
+        )
     if name in BUILTINS:
         return load_builtin(name, data)
     where, colon, attribute = name.rpartition(":")
@@ -48,7 +62,7 @@ def load_workload(name: str, *, data: str | None = None, timeout_seconds: float 
         raise WorkloadError(
             f"a workload is a built-in ({', '.join(BUILTINS)}), path/to/file.py:name or package.module:name",
             got=name,
-            mend="put a colon between the file or module and the name" if name.endswith(".py") else "check the name",
+            mend=_meant(name, list(BUILTINS)),
         )
     if data is not None:
         raise WorkloadError("--data is for built-in workloads", got=f"{name} with {data}", mend="leave it out")
@@ -57,8 +71,16 @@ def load_workload(name: str, *, data: str | None = None, timeout_seconds: float 
         return _workload(module, attribute, name)
 
 
+def _meant(name: str, builtins: list[str]) -> str:
+    if name.endswith(".py"):
+        return "put a colon between the file or module and the name"
+    close = difflib.get_close_matches(name, builtins, n=1)
+    return f"did you mean {close[0]}?" if close else "check the name"
+
+
 def _module(where: str) -> ModuleType:
     is_file = where.endswith(".py")
+    unique = ""
     try:
         if not is_file:
             if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -77,13 +99,17 @@ def _module(where: str) -> ModuleType:
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))
         spec.loader.exec_module(module)
-    except BatchscopeError:
+    except BaseException as error:
+        sys.modules.pop(unique, None)  # not half of a module
+        if isinstance(error, BatchscopeError):
+            raise _located(error) from error
+        if isinstance(error, ModuleNotFoundError):
+            rule = f"{where} must be a module that can be imported" if not is_file else f"{where} must import"
+            mend = "install what it imports, or check the name"
+            raise WorkloadError(rule, got=f"{error}{_place(error)}", mend=mend) from error
+        if isinstance(error, (Exception, SystemExit)):
+            raise WorkloadError(f"{where} must import without an error", got=_said(error)) from error
         raise
-    except ModuleNotFoundError as error:
-        rule = f"{where} must be a module that can be imported" if not is_file else f"{where} must import"
-        raise WorkloadError(rule, got=str(error), mend="install what it imports, or check the name") from error
-    except (Exception, SystemExit) as error:
-        raise WorkloadError(f"{where} must import without an error", got=_said(error, where)) from error
     return module
 
 
@@ -99,10 +125,10 @@ def _workload(module: ModuleType, attribute: str, name: str) -> Workload:
     if callable(found_value) and not isinstance(found_value, Workload):
         try:
             found_value = found_value()
-        except BatchscopeError:
-            raise
+        except BatchscopeError as error:
+            raise _located(error) from error
         except (Exception, SystemExit) as error:
-            raise WorkloadError(f"{name}() must return a Workload", got=_said(error, name)) from error
+            raise WorkloadError(f"{name}() must return a Workload", got=_said(error)) from error
     if not isinstance(found_value, Workload):
         raise WorkloadError(
             f"{name} must be a Workload, or a function without arguments that returns one",
@@ -111,15 +137,34 @@ def _workload(module: ModuleType, attribute: str, name: str) -> Workload:
     return found_value
 
 
-def _said(error: BaseException, where: str) -> str:
-    """The exception, and the line of the person's own file that it came from."""
+def _said(error: BaseException) -> str:
+    """The exception's first line, and the line of the person's own code that it came from."""
     if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error.msg} (line {error.lineno})"
+        return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
     lines = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    file = Path(where.rpartition(":")[0] if not where.endswith(".py") else where).name
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == file]
-    return f"{said} (line {frames[-1].lineno})" if frames else said
+    return said + _place(error)
+
+
+def _place(error: BaseException) -> str:
+    """Where in the person's own code an exception came from, as in " (work.py, line 3)"; "" where nowhere in it.
+
+    A workload may itself be an installed package: where no line is the person's, the last one outside this package is
+    named.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", _PACKAGE))]
+    own = [f for f in frames if not f.filename.startswith(_INSTALLED)]
+    last = (own or frames)[-1:]
+    return f" ({last[0].filename}, line {last[0].lineno})" if last else ""
+
+
+def _located(error: BatchscopeError) -> BatchscopeError:
+    """The same error, with the line of the person's own code that it came from."""
+    place = _place(error)
+    if not place:
+        return error
+    got = "" if error.got is None else error.got if isinstance(error.got, str) else repr(error.got)
+    return type(error)(error.rule, got=f"{got}{place}".strip(), mend=error.mend)
 
 
 class _TooLong(BaseException):
@@ -136,13 +181,14 @@ def _time_limit(seconds: float, name: str) -> Iterator[None]:
         raise _TooLong
 
     previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again every second: an exception that is raised in a destructor, say, is lost.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
-    except _TooLong:
+    except _TooLong as error:
         raise WorkloadError(
             f"{name} must load within {seconds:g} seconds",
-            got="no end of it",
+            got=f"no end of it{_place(error)}",
             mend="look for an endless loop or a download, or allow more with --load-timeout",
         ) from None
     finally:
