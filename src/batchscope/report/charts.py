@@ -1,0 +1,146 @@
+"""Charts of a record, each defined once in Vega-Lite: the page, PNG and SVG draw the same definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from batchscope.errors import ArgumentError, require
+from batchscope.records import Comparison, Record, TrainResult
+from batchscope.report import comparison_charts, curves, palette, training_charts
+
+Spec = dict[str, Any]
+
+TITLES = {
+    "final_scores": "Final score",
+    "learning_curves": "Learning curves",
+    "trade_off": "Score against time",
+    "time": "Time of a run",
+    "throughput": "Examples per second",
+    "memory": "Peak memory",
+    "rate_search": "Learning-rate search",
+    "cost_split": "Where the time went",
+}
+"""Every chart by name, in the order of the page."""
+
+OVERVIEW = "overview"
+"""An image of the first two that a comparison has side by side: final score, score against time."""
+
+_OF_COMPARISON: dict[str, Callable[[Comparison], Spec | None]] = {
+    "final_scores": comparison_charts.final_scores,
+    "trade_off": comparison_charts.trade_off,
+    "time": comparison_charts.time,
+    "throughput": comparison_charts.throughput,
+    "memory": comparison_charts.memory,
+}
+_WIDTH = 640  # of an image; on a page a chart is as wide as its card
+
+
+def specification(record: Record, name: str, *, legend: bool = True) -> Spec | None:
+    """One chart of a record, without the width and the colours that depend on where it is shown.
+
+    Args:
+        record: A comparison or a training run.
+        name: One of :data:`TITLES`.
+        legend: Whether the chart names the rows itself, where it does not name them along an axis.
+
+    Returns:
+        A Vega-Lite specification as wide as its container; None where the record has nothing to show in it.
+
+    Raises:
+        ArgumentError: There is no such chart.
+    """
+    if name not in TITLES:
+        raise ArgumentError(f"a chart is one of {', '.join(TITLES)}", got=name)
+    spec: Spec | None = None
+    if name == "learning_curves" and isinstance(record, Comparison | TrainResult):
+        if data := curves.points(record):
+            spec = {**curves.specification(record, legend=legend), "datasets": {"curves": data}}
+    elif isinstance(record, Comparison) and name == "rate_search":
+        spec = comparison_charts.rate_search(record, legend)
+    elif isinstance(record, Comparison) and name in _OF_COMPARISON:
+        spec = _OF_COMPARISON[name](record)
+    elif isinstance(record, TrainResult) and name == "cost_split":
+        spec = training_charts.cost_split(record)
+    return None if spec is None else {**spec, "width": "container", "description": TITLES[name]}
+
+
+def names(record: Record) -> tuple[str, ...]:
+    """The charts that have something to show for a record."""
+    return tuple(name for name in TITLES if specification(record, name) is not None)
+
+
+def rows_to_colour(record: Record) -> int:
+    """How many colours the record's charts need."""
+    return len(record.rows) if isinstance(record, Comparison) else 1
+
+
+def svg(record: Record, name: str, *, theme: palette.Theme = "light", width: int = _WIDTH) -> str:
+    """A chart as SVG.
+
+    Args:
+        record: A comparison or a training run.
+        name: One of :data:`TITLES`, or :data:`OVERVIEW`.
+        theme: Light or dark.
+        width: Width of the plotting area in pixels.
+
+    Returns:
+        The text of an SVG file.
+
+    Raises:
+        ArgumentError: There is no such chart, or the record has nothing to show in it.
+    """
+    converter: Any = require("vl_convert", "draw charts as images", "vl-convert-python")
+    spec, config = _image(record, name, theme, width)
+    text: str = converter.vegalite_to_svg(spec, config=config, vl_version=vega_lite_version())
+    return text
+
+
+def png(record: Record, name: str, *, theme: palette.Theme = "light", width: int = _WIDTH, scale: float = 2.0) -> bytes:
+    """A chart as PNG.
+
+    Args:
+        record: A comparison or a training run.
+        name: One of :data:`TITLES`, or :data:`OVERVIEW`.
+        theme: Light or dark.
+        width: Width of the plotting area in pixels.
+        scale: Device pixels per pixel.
+
+    Returns:
+        The bytes of a PNG file.
+
+    Raises:
+        ArgumentError: There is no such chart, or the record has nothing to show in it.
+    """
+    converter: Any = require("vl_convert", "draw charts as images", "vl-convert-python")
+    spec, config = _image(record, name, theme, width)
+    image: bytes = converter.vegalite_to_png(spec, config=config, scale=scale, vl_version=vega_lite_version())
+    return image
+
+
+def vega_lite_version() -> str | None:
+    """The version of Vega-Lite that altair writes, where the converter has it; None for the converter's own."""
+    alt: Any = require("altair", "draw charts", "altair")
+    converter: Any = require("vl_convert", "draw charts", "vl-convert-python")
+    written = ".".join(str(alt.SCHEMA_VERSION).lstrip("v").split(".")[:2])
+    return written if written in converter.get_vegalite_versions() else None
+
+
+def _image(record: Record, name: str, theme: palette.Theme, width: int) -> tuple[Spec, Spec]:
+    wanted = ("final_scores", "trade_off") if name == OVERVIEW else (name,)
+    each = (width - 60) // 2 if name == OVERVIEW else width
+    parts = [
+        {**spec, "width": each, "title": TITLES[part]}
+        for part in wanted
+        if (spec := specification(record, part)) is not None
+    ]
+    if not parts:
+        raise ArgumentError(
+            f"this {record.kind} record must have something to show as {name}",
+            got="nothing",
+            mend=f"it has {', '.join(names(record)) or 'no charts'}",
+        )
+    padding = {"left": 16, "right": 16, "top": 14, "bottom": 12}
+    whole = {"hconcat": parts, "spacing": 40, "$schema": parts[0].pop("$schema")} if len(parts) > 1 else parts[0]
+    config = palette.vega_config(rows_to_colour(record), theme, palette.IMAGE_FONT)
+    return {**whole, "padding": padding}, config

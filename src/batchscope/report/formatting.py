@@ -1,0 +1,237 @@
+"""Numbers as people read them: a few significant digits, a unit that fits, a mark where nothing is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from batchscope.records import Interval
+
+UNKNOWN = "–"
+MINUS = "−"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit shared by a column or an axis.
+
+    Attributes:
+        name: As printed after the number.
+        size: How many base units (seconds, bytes) it stands for.
+    """
+
+    name: str
+    size: float
+
+    def of(self, value: float | None, digits: int = 3) -> str:
+        """The value in this unit, the unit left out; zeros at the end stay, so that a column lines up."""
+        return UNKNOWN if value is None else number(value / self.size, digits, strip=False)
+
+    def text(self, value: float | None, digits: int = 3) -> str:
+        """The value in this unit, the unit named."""
+        return UNKNOWN if value is None else f"{number(value / self.size, digits)} {self.name}"
+
+
+_TIME = (Unit("µs", 1e-6), Unit("ms", 1e-3), Unit("s", 1.0), Unit("min", 60.0), Unit("h", 3600.0))
+_TIME_FROM = (0.0, 1e-3, 0.5, 180.0, 3 * 3600.0)  # seconds from which each is used
+_MEMORY = tuple(Unit(name, 1024.0**k) for k, name in enumerate(("B", "KiB", "MiB", "GiB", "TiB")))
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    """Whether there is a finite number, which is what a chart can show."""
+    return value is not None and math.isfinite(value)
+
+
+def time_unit(values: Iterable[float | None]) -> Unit:
+    """The unit for times that are read side by side: chosen for their middle, none of them in the thousands.
+
+    Args:
+        values: Seconds; None and what is not finite and positive does not count.
+
+    Returns:
+        One of µs, ms, s, min and h.
+
+    Examples:
+        >>> time_unit([0.02, 0.4, None]).name, time_unit([700.0, 900.0]).name
+        ('ms', 'min')
+    """
+    known = [value for value in values if value is not None and 0 < value < math.inf]
+    if not known:
+        return _TIME[2]
+    middle = _geometric_middle(known)
+    fitting = [
+        unit
+        for unit, start in zip(_TIME, _TIME_FROM, strict=True)
+        if middle >= start or (min(known) >= 0.01 * unit.size and max(known) >= 1000 * _smaller(unit).size)
+    ]
+    return fitting[-1]
+
+
+def memory_unit(values: Iterable[float | None]) -> Unit:
+    """The unit for amounts of memory that are read side by side, in powers of 1024.
+
+    Args:
+        values: Bytes; None and what is not finite and positive does not count.
+
+    Returns:
+        One of B, KiB, MiB, GiB and TiB.
+
+    Examples:
+        >>> memory_unit([3_500_000]).text(3_500_000)
+        '3.34 MiB'
+    """
+    known = [value for value in values if value is not None and 0 < value < math.inf]
+    if not known:
+        return _MEMORY[2]
+    middle = _geometric_middle(known)
+    return [unit for unit in _MEMORY if middle >= unit.size or unit.size == 1][-1]
+
+
+def seconds(value: float | None, digits: int = 3) -> str:
+    """A time on its own, in the unit that fits it.
+
+    Examples:
+        >>> seconds(0.0123), seconds(5400.0), seconds(None)
+        ('12.3 ms', '90 min', '–')
+    """
+    return time_unit([value]).text(value, digits)
+
+
+def memory(value: float | None) -> str:
+    """An amount of memory on its own, in the unit that fits it.
+
+    Examples:
+        >>> memory(2**34)
+        '16 GiB'
+    """
+    return memory_unit([value]).text(value)
+
+
+def count(value: float | None) -> str:
+    """A whole number with its thousands apart.
+
+    Examples:
+        >>> count(32768), count(None)
+        ('32,768', '–')
+    """
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    return number(value) if math.isinf(value) else f"{round(value):,}"
+
+
+def number(value: float | None, digits: int = 4, *, strip: bool = True) -> str:
+    """A number with so many significant digits, thousands apart; ``strip`` takes zeros at the end away.
+
+    Examples:
+        >>> number(0.0123456), number(-12345.6), number(3.2e-7, 2), number(float("inf"))
+        ('0.01235', '−12,350', '3.2e−7', '∞')
+    """
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{MINUS}∞"
+    size = abs(value)
+    if size != 0 and not 1e-4 <= size < 1e9:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+    places = 0 if size == 0 else digits - 1 - math.floor(math.log10(size))
+    text = f"{round(value, places):,.{max(places, 0)}f}"
+    return (text.rstrip("0").rstrip(".") if strip and "." in text else text).replace("-", MINUS)
+
+
+def fixed(value: float | None, places: int, *, sign: bool = False) -> str:
+    """A number with so many decimals, so that a column of them lines up.
+
+    Examples:
+        >>> fixed(0.5, 3), fixed(0.25, 2, sign=True), fixed(-0.0001, 2)
+        ('0.500', '+0.25', '0.00')
+    """
+    if value is None or not math.isfinite(value):
+        return number(value)
+    text = f"{value:{'+' if sign else ''},.{places}f}"
+    if not text.strip("+-0.,"):
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def places_for(intervals: Iterable[Interval]) -> int:
+    """Decimals for a column of estimates: enough for two digits of the narrowest known uncertainty.
+
+    Examples:
+        >>> places_for([Interval(0.97, 0.965, 0.975)]), places_for([Interval(0.97, None, None)])
+        (4, 4)
+    """
+    known = [item for item in intervals if item.value is not None and math.isfinite(item.value)]
+    halves = [half for item in known if (half := _half_width(item)) is not None and 0 < half < math.inf]
+    if halves:
+        halves.sort()
+        return min(max(1 - math.floor(math.log10(halves[len(halves) // 2])), 0), 6)
+    largest = max((abs(item.value) for item in known if item.value), default=1.0)
+    return min(max(3 - math.floor(math.log10(largest)), 0), 6) if largest >= 1 else 4
+
+
+def estimate(interval: Interval, places: int, *, sign: bool = False) -> str:
+    """A value with its interval: ``±`` where it is symmetric, both ends where it is not.
+
+    Examples:
+        >>> estimate(Interval(0.97, 0.965, 0.975), 3), estimate(Interval(2.0, 1.8, 2.4), 1)
+        ('0.970 ± 0.005', '2.0 (1.8 to 2.4)')
+        >>> estimate(Interval(0.97, None, None), 3), estimate(Interval.unresolved(), 3)
+        ('0.970', '–')
+    """
+    if interval.value is None:
+        return UNKNOWN
+    value = fixed(interval.value, places, sign=sign)
+    if interval.low is None or interval.high is None:
+        return value
+    half = _half_width(interval)
+    if half is None:
+        return f"{value} ({fixed(interval.low, places)} to {fixed(interval.high, places)})"
+    return f"{value} ± {fixed(half, places)}"
+
+
+def probability(value: float | None) -> str:
+    """A p value.
+
+    Examples:
+        >>> probability(0.0312), probability(1e-9), probability(None)
+        ('0.031', '<0.001', '–')
+    """
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole in per cent.
+
+    Examples:
+        >>> share(1, 8), share(1, 0)
+        ('12%', '–')
+    """
+    if not whole > 0:
+        return UNKNOWN
+    percent = 100 * part / whole
+    return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%"
+
+
+def _half_width(interval: Interval) -> float | None:
+    """Half the interval's width where its value is in the middle, to within 2%."""
+    if interval.value is None or interval.low is None or interval.high is None:
+        return None
+    below, above = interval.value - interval.low, interval.high - interval.value
+    if math.isinf(below) and math.isinf(above):
+        return math.inf
+    middling = abs(above - below) <= 0.02 * max(above, below, 0.0)
+    return (below + above) / 2 if middling and math.isfinite(below + above) else None
+
+
+def _smaller(unit: Unit) -> Unit:
+    return _TIME[max(_TIME.index(unit) - 1, 0)]
+
+
+def _geometric_middle(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))

@@ -1,0 +1,98 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const read = (id) => JSON.parse(document.getElementById(id).textContent);
+  const data = read("charts");
+  const views = new Map();
+  const system = window.matchMedia("(prefers-color-scheme: dark)");
+
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
+  const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+  const hidden = () => Array.from(document.querySelectorAll('.chip[aria-pressed="false"]'), (chip) => chip.dataset.row);
+
+  function specification(figure) {
+    if (!figure.switches) return data.specs[figure.name];
+    const spec = data.specs[[figure.name, chosen("x"), chosen("y"), chosen("span")].join(".")];
+    const params = spec.params.map((p) => (p.name === "hidden" ? { ...p, value: hidden() } : p));
+    return { ...spec, params, datasets: { curves: data.curves } };
+  }
+
+  let turn = 0; // of two drawings of one chart, the later one stays
+  async function draw(figure) {
+    const place = document.getElementById(`chart-${figure.name}`);
+    const mine = (place.dataset.turn = String(++turn));
+    const theme = isDark() ? "dark" : "light";
+    try {
+      const made = document.createElement("div");
+      place.style.minHeight = `${place.offsetHeight}px`; // so that the page does not jump
+      place.replaceChildren(made);
+      const result = await vegaEmbed(made, specification(figure), {
+        mode: "vega-lite",
+        renderer: "svg",
+        actions: false,
+        ast: true, // expressions are interpreted, since the page's policy forbids evaluating text as code
+        config: { ...data.configs[theme], autosize: { type: "fit-x", contains: "padding" } },
+        tooltip: { theme },
+      });
+      if (place.dataset.turn !== mine) return result.finalize();
+      views.get(figure.name)?.finalize();
+      views.set(figure.name, result);
+      place.style.minHeight = "";
+      place.dataset.theme = theme;
+      place.dataset.drawn = mine;
+    } catch (error) {
+      place.textContent = `This chart could not be drawn: ${error.message}`;
+      place.classList.add("failed");
+      console.error(error);
+    }
+  }
+  const drawAll = () => Promise.all(data.figures.map(draw));
+  const switched = data.figures.filter((figure) => figure.switches);
+
+  const button = document.getElementById("theme");
+  const label = () => {
+    button.setAttribute("aria-pressed", String(isDark()));
+    button.textContent = isDark() ? "Light theme" : "Dark theme";
+  };
+  button.addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    label();
+    drawAll();
+  });
+  system.addEventListener("change", () => {
+    label();
+    drawAll();
+  });
+
+  for (const input of document.querySelectorAll(".switches input")) {
+    input.addEventListener("change", () => switched.forEach(draw));
+  }
+  for (const chip of document.querySelectorAll("button.chip")) {
+    chip.addEventListener("click", () => {
+      chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") === "false"));
+      for (const figure of switched) views.get(figure.name)?.view.signal("hidden", hidden()).runAsync();
+    });
+  }
+
+  function save(text, type, name) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+  for (const saver of document.querySelectorAll("[data-save]")) {
+    saver.addEventListener("click", async () => {
+      const result = views.get(saver.dataset.save);
+      if (result) save(await result.view.toSVG(), "image/svg+xml", `${saver.dataset.save}.svg`);
+    });
+  }
+  const download = document.getElementById("download");
+  download.addEventListener("click", () => {
+    // The text itself: parsing it here would round whole numbers beyond 2^53.
+    save(document.getElementById("record").textContent + "\n", "application/json", download.dataset.file);
+  });
+
+  label();
+  drawAll();
+})();

@@ -1,0 +1,311 @@
+"""Records as one HTML page that opens offline: text, tables, charts and the record itself in a single file."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from batchscope.errors import require
+from batchscope.records import Comparison, Record, TrainResult, encode
+from batchscope.report import charts, curves, palette, sheets, training_sheets
+from batchscope.report import formatting as f
+from batchscope.report.sheets import Sheet
+
+Facts = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart on the page.
+
+    Attributes:
+        name: Its name in :data:`batchscope.report.charts.TITLES`.
+        title: What stands above it.
+        legend: Whether the rows' colours are to be named above it.
+        switches: Whether its axes can be switched, as those of the learning curves.
+        alone: Whether the section's heading is title enough.
+    """
+
+    name: str
+    title: str
+    legend: bool = False
+    switches: bool = False
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it, each part drawn where it is not empty.
+
+    Attributes:
+        title: The heading.
+        lead: A sentence on how to read it.
+        sheets: Tables.
+        figures: Charts, side by side where there is room.
+        folded: A table to be opened by those who want it.
+        facts: Lists of names and values, each with its title.
+        always: Whether the lead says enough to stand alone.
+    """
+
+    title: str
+    lead: str = ""
+    sheets: tuple[Sheet, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    folded: Sheet | None = None
+    facts: tuple[tuple[str, Facts], ...] = ()
+    always: bool = False
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything on the page that differs between records.
+
+    Attributes:
+        name: What was trained: above the title.
+        title: The question.
+        answer: The answer.
+        summary: The few facts that a reader wants beside the answer.
+        warnings: What to know before trusting the numbers.
+        sections: The rest.
+        rows: Labels of the lines that have a colour.
+    """
+
+    name: str
+    title: str
+    answer: str
+    summary: Facts = ()
+    warnings: tuple[str, ...] = ()
+    sections: tuple[Section, ...] = field(default=())
+    rows: tuple[str, ...] = ()
+
+
+def render(record: Record) -> str:
+    """The record as one self-contained HTML page.
+
+    Nothing in it refers to a place outside the file, and a content security policy forbids it to. All text from the
+    record is escaped.
+
+    Args:
+        record: Any record; kinds without a page of their own are listed field by field.
+
+    Returns:
+        The text of an HTML file.
+    """
+    jinja: Any = require("jinja2", "write a page", "altair")
+    if isinstance(record, Comparison):
+        content = _comparison(record)
+    elif isinstance(record, TrainResult):
+        content = _training(record)
+    else:
+        content = _other(record)
+    header = {"record": record.kind, "schema": record.schema_version}
+    shown = _charts(record, content)
+    environment = jinja.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja.StrictUndefined
+    )
+    rows = charts.rows_to_colour(record)
+    html: str = environment.from_string(_file("template.html")).render(
+        content=content,
+        answer=[part for part in sheets.headline(content.answer) if part],
+        kind=record.kind,
+        colours=palette.COLOURS,
+        row_colours={theme: palette.row_colours(rows, theme) for theme in palette.COLOURS},
+        across=curves.ACROSS,
+        upward=_followed(record),
+        spans=curves.SPANS,
+        style=_file("page.css"),
+        script=_file("page.js"),
+        library=_library() if shown["figures"] else "",
+        charts=json_for_html(shown),
+        record=json_for_html(header | encode(record)),
+    )
+    return html
+
+
+def json_for_html(value: Any) -> str:
+    r"""JSON that can stand inside a script element, whatever strings are in it.
+
+    Args:
+        value: What ``json`` can write.
+
+    Returns:
+        JSON without ``<``, ``>``, ``&`` and the two line separators that end a line of JavaScript.
+
+    Examples:
+        >>> json_for_html("</script>")
+        '"\\u003c/script\\u003e"'
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _comparison(record: Comparison) -> Content:
+    available = set(charts.names(record))
+
+    def figures(*wanted: Figure) -> tuple[Figure, ...]:
+        return tuple(figure for figure in wanted if figure.name in available)
+
+    scores_lead = "Faint dots are single seeds; a bar is the 95% interval of their mean."
+    if "trade_off" in available:
+        scores_lead += " Further up and to the left in the second chart is more in less time."
+    sections = [
+        Section("What each row reaches and costs", sheets=(sheets.reached(record), sheets.costs(record))),
+        Section(
+            "Final scores",
+            scores_lead,
+            figures=figures(Figure("final_scores", "Final score"), Figure("trade_off", "Score against time")),
+        ),
+        Section(
+            "Learning curves",
+            "Bold: the mean of the runs that ended in order. Thin: every seed. Dashed: a run that broke off, with a "
+            "cross where it did.",
+            figures=figures(Figure("learning_curves", "Learning curves", legend=True, switches=True, alone=True)),
+        ),
+        Section(
+            "Time and memory",
+            "Medians over the seeds with the fastest and the slowest run; memory at its peak.",
+            figures=figures(
+                Figure("time", "Time of a run"),
+                Figure("throughput", "Examples per second"),
+                Figure("memory", "Peak memory"),
+            ),
+        ),
+    ]
+    if record.differences:
+        every = sheets.differences(record)
+        some = sheets.differences(record, most=sheets.MOST_PAIRS)
+        folded = every if len(some.lines) < len(every.lines) else None
+        sections.append(Section("Which rows can be told apart", sheets=(some,), folded=folded))
+    tried = (sheets.searches(record),) if record.searches else ()
+    valleys = figures(Figure("rate_search", "Loss against learning rate", legend=True, alone=True))
+    lead = sheets.search_cost(record)
+    if valleys:
+        lead += " A wedge on the axis marks the chosen rate, a cross a trial that diverged or lies far above the rest."
+    sections += [
+        Section("Learning rates", lead, figures=valleys, sheets=tried, always=True),
+        Section(
+            "How this was measured",
+            facts=(("Settings", sheets.settings(record)), ("Provenance", sheets.provenance(record.provenance))),
+        ),
+    ]
+    handling = {"search": "searched per batch size", "rescaled": "rescaled", "fixed": "the same for all"}
+    return Content(
+        name=record.workload.name,
+        title=_question(record),
+        answer=record.conclusion,
+        summary=(
+            ("examples a run", f.count(record.rows[0].examples) if record.rows else f.UNKNOWN),
+            ("seeds", f.count(len(record.seeds))),
+            ("learning rates", handling[record.learning_rate]),
+            ("took altogether", f.seconds(record.total_seconds)),
+            ("on", record.provenance.device),
+        ),
+        warnings=sheets.warnings(record),
+        sections=tuple(section for section in sections if _holds_something(section)),
+        rows=sheets.row_labels(record),
+    )
+
+
+def _training(run: TrainResult) -> Content:
+    available = set(charts.names(run))
+    curve = Figure("learning_curves", "Learning curve", switches=True, alone=True)
+    split = Figure("cost_split", "Where the time went")
+    sections = [
+        Section("Learning curve", figures=(curve,) if curve.name in available else ()),
+        Section(
+            "What it reached", facts=(("Result", training_sheets.results(run)), ("Plan", training_sheets.plan(run)))
+        ),
+        Section(
+            "What it cost",
+            "Training time is gathering batches plus forward, backward and update; evaluation is off that clock.",
+            figures=(split,) if split.name in available else (),
+            sheets=() if split.name in available else (training_sheets.costs(run),),
+            folded=training_sheets.curve(run) if run.curve else None,
+        ),
+        Section("Where it was measured", facts=(("Provenance", sheets.provenance(run.provenance)),)),
+    ]
+    broke = f"{run.outcome.capitalize()}: {run.message or 'the run did not end in order'}."
+    size, rate = f.count(run.plan.batch_size), f.number(run.plan.learning_rate, 3)
+    return Content(
+        name=run.workload,
+        title=f"Training with batch size {size} at a learning rate of {rate}",
+        answer=training_sheets.answer(run),
+        summary=(
+            ("best score", f.number(run.best_score)),
+            ("examples", f.count(run.examples)),
+            ("updates", f.count(run.iterations)),
+            ("training time", f.seconds(run.step_seconds)),
+            ("on", run.provenance.device),
+        ),
+        warnings=() if run.ended_in_order else (broke,),
+        sections=tuple(section for section in sections if _holds_something(section)),
+        rows=(f"seed {run.seed}",),
+    )
+
+
+def _other(record: Record) -> Content:
+    facts = tuple((name, str(value)) for name, value in encode(record).items() if value is not None)
+    section = Section("Fields", facts=((record.kind, facts),))
+    return Content(name="batchscope", title=record.kind.capitalize(), answer="", sections=(section,))
+
+
+def _question(record: Comparison) -> str:
+    rows = record.rows
+    if not 2 <= len(rows) <= 4:
+        budget = f" for {f.count(rows[0].examples)} examples" if rows else ""
+        return f"Which of {len(rows)} batch sizes{budget}?" if len(rows) > 1 else f"One batch size{budget}"
+    first, *others = rows
+    # No-break spaces: a batch size and its updates stay on one line.
+    parts = [f"{f.count(row.batch_size)}\u00a0for\u00a0{f.count(row.iterations)}" for row in others]
+    opening = f"Batch size {f.count(first.batch_size)} for {f.count(first.iterations)} updates"
+    return ", ".join([opening, *parts[:-1]]) + f"{',' if len(parts) > 1 else ''} or {parts[-1]}?"
+
+
+def _holds_something(section: Section) -> bool:
+    return bool(section.sheets or section.figures or section.facts or section.always)
+
+
+def _charts(record: Record, content: Content) -> dict[str, Any]:
+    """What the page's script needs: every definition, the curves' points once, and both themes."""
+    figures = [figure for section in content.sections for figure in section.figures]
+    specs: dict[str, Any] = {}
+    points: list[dict[str, Any]] = []
+    for figure in figures:
+        if figure.switches and isinstance(record, Comparison | TrainResult):
+            points = curves.points(record)
+            for axes, spec in curves.variants(record, legend=False).items():
+                specs[".".join((figure.name, *axes))] = {**spec, "width": "container", "description": figure.title}
+        else:
+            specs[figure.name] = charts.specification(record, figure.name, legend=False)
+    rows = charts.rows_to_colour(record)
+    return {
+        "figures": [{"name": figure.name, "title": figure.title, "switches": figure.switches} for figure in figures],
+        "specs": specs,
+        "curves": points,
+        "configs": {theme: palette.vega_config(rows, theme) for theme in palette.COLOURS},
+    }
+
+
+def _followed(record: Record) -> dict[curves.Upward, str]:
+    """What the learning curves can show: every quantity that at least one run knows."""
+    if not isinstance(record, Comparison | TrainResult):
+        return {}
+    points = curves.points(record)
+    return {y: title for y, title in curves.UPWARD.items() if any(point[y] is not None for point in points)}
+
+
+def _file(name: str) -> str:
+    return resources.files("batchscope.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _library() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, from the converter's own copy."""
+    converter: Any = require("vl_convert", "write a page", "vl-convert-python")
+    script: str = converter.javascript_bundle(vl_version=charts.vega_lite_version())
+    return script.replace("</script", "<\\/script")

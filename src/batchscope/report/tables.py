@@ -1,0 +1,153 @@
+"""Records in a terminal: rich tables that fit the width at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from batchscope.records import Comparison, Plan, Record, TrainResult, encode
+from batchscope.report import sheets, training_sheets
+from batchscope.report.sheets import Sheet
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+
+ROOM_FOR_ONE = 145
+"""Columns of a terminal from which what a row reaches and what it costs stand in one table."""
+
+LAST_POINTS = 5
+
+
+def render(record: Record) -> RenderableType:
+    """The record as rich tables and text.
+
+    Args:
+        record: Any record; kinds without a table of their own are listed field by field.
+
+    Returns:
+        Something to print on a rich console.
+    """
+    if isinstance(record, Comparison):
+        return _ComparisonTable(record)
+    if isinstance(record, TrainResult):
+        return _TrainingTable(record)
+    title = "Plan" if isinstance(record, Plan) else record.kind
+    return _pairs(title, tuple((str(name), str(value)) for name, value in encode(record).items() if value is not None))
+
+
+class _ComparisonTable:
+    """A comparison; what stands side by side is decided when the width is known."""
+
+    def __init__(self, record: Comparison) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        record = self.record
+        first, rest = sheets.headline(record.conclusion)
+        yield Text(first, style="bold")
+        if rest:
+            yield Text(rest)
+        yield _aside(
+            f"{record.workload.name}: {_plural(len(record.rows), 'row')}, {_plural(len(record.seeds), 'seed')} each, "
+            f"{record.rows[0].examples:,} examples a run"
+            if record.rows
+            else record.workload.name
+        )
+        for warning in sheets.warnings(record):
+            yield Text(f"! {warning}", style="yellow")
+        yield Text()
+        reached, costs = sheets.reached(record), sheets.costs(record)
+        if options.max_width >= ROOM_FOR_ONE:
+            yield from _sheet(_beside(reached, costs), console, options)
+        else:
+            yield from _sheet(reached, console, options)
+            yield from _sheet(costs, console, options)
+        if record.differences:
+            yield from _sheet(sheets.differences(record, most=sheets.MOST_PAIRS), console, options)
+        yield _aside(sheets.search_cost(record))
+        yield _aside(_origin(record))
+
+
+class _TrainingTable:
+    """A training run."""
+
+    def __init__(self, record: TrainResult) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        run = self.record
+        yield Text(training_sheets.answer(run), style="bold" if run.ended_in_order else "bold yellow")
+        yield Text()
+        yield _pairs(run.workload, training_sheets.results(run))
+        yield Text()
+        yield from _sheet(training_sheets.costs(run), console, options)
+        if run.curve:
+            yield from _sheet(training_sheets.curve(run, LAST_POINTS), console, options)
+        yield _aside(_origin(run))
+
+
+def _sheet(sheet: Sheet, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    """The sheet as a table, without its minor columns, the last first, where they do not fit."""
+    kept = list(range(len(sheet.columns)))
+    table = _grid(sheet, kept)
+    for i in reversed(range(len(sheet.columns))):
+        if Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width:
+            break
+        if sheet.columns[i].minor:
+            kept.remove(i)
+            table = _grid(sheet, kept)
+    yield table
+    if sheet.note:
+        yield Padding(_aside(sheet.note), (0, 0, 1, 0))
+
+
+def _grid(sheet: Sheet, kept: list[int]) -> Table:
+    title = Text(sheet.title, style="bold")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    detailed = any(sheet.columns[i].detail for i in kept)
+    for column in (sheet.columns[i] for i in kept):
+        heading = Text(column.heading)
+        if detailed:
+            heading.append(f"\n{column.detail}", style="dim")
+        table.add_column(heading, justify=column.align, no_wrap=True)
+    for line in sheet.lines:
+        table.add_row(*(Text(line.cells[i]) for i in kept))
+    return table
+
+
+def _pairs(title: str, pairs: tuple[tuple[str, str], ...]) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in pairs:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _beside(left: Sheet, right: Sheet) -> Sheet:
+    """Two sheets about the same rows as one; the second's first column names the row again and goes."""
+    lines = tuple(sheets.Line(a.cells + b.cells[1:], a.row) for a, b in zip(left.lines, right.lines, strict=True))
+    title = f"{left.title}, and {right.title[0].lower()}{right.title[1:]}"
+    return Sheet(title, left.columns + right.columns[1:], lines, f"{left.note} {right.note}")
+
+
+def _origin(record: Comparison | TrainResult) -> str:
+    origin = record.provenance
+    return (
+        f"batchscope {origin.batchscope}, torch {origin.torch}, Python {origin.python}, {origin.device}, "
+        f"{origin.dtype}, {origin.processor}, {_plural(origin.threads, 'thread')}, seed {origin.seed}, {origin.created}"
+    )
+
+
+def _aside(text: str) -> Text:
+    return Text(text, style="dim")
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
