@@ -5,6 +5,8 @@ Exit status: 0 done, 1 the run failed, 2 the arguments were wrong, 130 interrupt
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
 import re
@@ -20,6 +22,8 @@ import typer
 from batchscope.errors import ArgumentError, BatchscopeError, StorageError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from batchscope.records import Record
     from batchscope.workload import Workload
 
@@ -64,8 +68,8 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
             _fail(str(error), error.exit_status, debug=options["debug"])
         except KeyboardInterrupt:
             _fail("Interrupted.", INTERRUPTED, debug=False)
-        except BrokenPipeError:  # the reader of our output went away, as head does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:
+            _reader_went_away()
             raise typer.Exit(0) from None
         except Exception as error:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -74,6 +78,21 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
 
     app.command()(guarded)
     return guarded
+
+
+def _reader_went_away() -> None:
+    """Let the rest of our output go nowhere: whoever read it, as head does, has enough, which is no failure."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(shown: RenderableType) -> None:
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            _reader_went_away()
+
+    Terminal().print(shown)
 
 
 def _fail(message: str, status: int, *, debug: bool) -> NoReturn:
@@ -208,12 +227,10 @@ def train(
 @_command
 def workloads(debug: Debug = False) -> None:
     """List the built-in workloads, their sizes, and where their data come from."""
-    from rich.console import Console
-
     from batchscope.report.listing import workloads_table
     from batchscope.workload.catalogue import describe
 
-    Console().print(workloads_table(describe()))
+    _print(workloads_table(describe()))
 
 
 @_command
@@ -230,7 +247,7 @@ def report(
 
     loaded = load(record)
     page = record.with_suffix(".html") if report is None else report
-    _writable(page)
+    _writable(page, reads=record)
     _show(loaded, None, page, quiet=quiet)
 
 
@@ -247,48 +264,71 @@ def _pair(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _writable(*paths: Path | None) -> None:
+def _writable(*paths: Path | None, reads: Path | None = None) -> None:
     """Refuse a place that cannot be written before anything is trained, rather than after."""
-    for path in paths:
-        if path is None:
-            continue
-        folder = path.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    wanted = [path for path in paths if path is not None]
+    for path in wanted:
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            with contextlib.suppress(FileNotFoundError):
+                path.stat()
+            folder = path.absolute().parent
+            while not folder.exists():
+                folder = folder.parent
+            # Tried with the name that the file has while it is written, since permissions alone do not tell.
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
+                pass
+        except (OSError, ValueError) as error:
             raise ArgumentError(
                 "a result must go to a file that this user may write",
-                got=str(path),
+                got=f"{path} ({getattr(error, 'strerror', None) or error})",
                 mend="name a file in a folder of your own",
-            )
+            ) from error
+    places = [os.path.realpath(path) for path in (*wanted, reads) if path is not None]
+    for path, place in zip(wanted, places, strict=False):
+        if places.count(place) > 1:
+            raise ArgumentError("each result must go to a file of its own", got=f"{path} twice", mend="name another")
 
 
 def _show(record: Record, json: Path | None, report: Path | None, *, quiet: bool) -> None:
-    """Write and print a record; what cannot be written where it was wanted is kept elsewhere."""
-    failed: BatchscopeError | None = None
+    """Write and print a record; what cannot be written where it was wanted is kept elsewhere, or printed at least."""
+    failures: list[BatchscopeError] = []
+    kept = True
     if json is not None:
         try:
             record.to_json(json)
         except StorageError as error:
-            failed = error
-            kept = Path(tempfile.mkdtemp(prefix="batchscope-")) / json.name
-            record.to_json(kept)
-            print(f"batchscope: The record could not be written to {json}; it is kept in {kept}.", file=sys.stderr)
-    if not quiet:
-        from rich.console import Console
-
-        Console().print(record.table())
+            failures.append(error)
+            kept = _kept_elsewhere(record, json)
+    if not quiet or not kept:
+        _print(record.table())
     if report is not None:
         try:
             record.report(report)
         except StorageError as error:
-            failed = error
-    if failed is not None:
-        raise failed
+            failures.append(error)
+    if failures:
+        for further in failures[1:]:
+            print(f"batchscope: {further}", file=sys.stderr)
+        raise failures[0]
     if not quiet:
         for path in (json, report):
             if path is not None:
                 print(f"Wrote {path}")
+
+
+def _kept_elsewhere(record: Record, wanted: Path) -> bool:
+    folder: str | None = None
+    try:
+        folder = tempfile.mkdtemp(prefix="batchscope-")
+        kept = record.to_json(Path(folder) / wanted.name)
+    except (StorageError, OSError):
+        if folder is not None:
+            os.rmdir(folder)
+        return False
+    print(f"batchscope: The record could not be written to {wanted}; it is kept in {kept}.", file=sys.stderr)
+    return True
 
 
 @app.callback(invoke_without_command=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
+import re
+import types
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +67,11 @@ def provenance(workload: Workload, *, device: torch.device, seed: int) -> Proven
 
 
 def fingerprint(workload: Workload) -> str:
-    """A hash of what makes results comparable: initial weights, data, loss, score, optimiser and reference.
+    """A hash of what makes results comparable: model, data, loss, score, optimiser and reference.
 
     Two workloads of one fingerprint train to the same numbers on the same machine and software. Of the data, the
-    shapes and 256 examples spread over each set are hashed.
+    shapes and 256 examples spread over each set are hashed; of the model, its initial weights, its modules and the
+    compiled code of their ``forward``; of functions, their compiled code, but not that of what they call.
 
     Args:
         workload: What is trained.
@@ -90,11 +94,15 @@ def _identify(workload: Workload) -> tuple[str, str]:
             _add(digest, value)
         for examples in (workload.train, workload.validation):
             _add_examples(digest, examples, workload)
-    plain = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    for part in (type(model).__qualname__, type(optimizer).__qualname__, sorted(map(repr, plain.items()))):
+    for part in (_repr(model), type(model).__qualname__, type(optimizer).__qualname__):
         _add(digest, part)
-    for function in (workload.loss, workload.score, workload.forward):
-        _add(digest, getattr(function, "__qualname__", type(function).__qualname__))
+    for group in optimizer.param_groups:
+        plain = {key: value for key, value in group.items() if key != "params"}
+        _add(digest, (len(group["params"]), *sorted(map(_repr, plain.items()))))
+    kinds = {type(module).__qualname__: type(module) for module in model.modules()}
+    forwards = [kind.forward for kind in kinds.values() if not kind.__module__.startswith("torch.")]
+    for function in (workload.loss, workload.score, workload.forward, workload.collate, *forwards):
+        _add(digest, _code(function))
     _add(digest, (workload.batch_size, float(workload.learning_rate)))
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     _fingerprints[workload] = digest.hexdigest(), ", ".join(dtypes)
@@ -127,6 +135,42 @@ def _add(digest: Any, value: Any) -> None:
             _add(digest, item)
     else:
         digest.update(repr(value).encode() if isinstance(value, (str, int, float, tuple, list)) else b"?")
+
+
+def _code(function: object) -> str:
+    """What a function does, as far as its own compiled code, its defaults and the plain values it closes over tell."""
+    if isinstance(function, functools.partial):
+        return f"{_code(function.func)} {_repr(function.args)} {_repr(sorted(function.keywords.items()))}"
+    if isinstance(function, types.CodeType):
+        constants = [
+            _code(value)
+            if isinstance(value, types.CodeType)
+            else sorted(map(_repr, value))
+            if isinstance(value, frozenset)
+            else _repr(value)
+            for value in function.co_consts
+        ]
+        return f"{function.co_code.hex()} {function.co_names} {constants}"
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    if code is None:
+        methods = [getattr(type(function), method, None) for method in ("__call__", "forward")]
+        return f"{name} {_repr(function)} {[_code(method) for method in methods if hasattr(method, '__code__')]}"
+    closed = [_cell(cell) for cell in getattr(function, "__closure__", None) or ()]
+    return f"{name} {_code(code)} {_repr(getattr(function, '__defaults__', None))} {closed}"
+
+
+def _cell(cell: types.CellType) -> str:
+    try:
+        value = cell.cell_contents
+    except ValueError:  # empty yet
+        return ""
+    return _repr(value) if isinstance(value, (str, int, float, tuple, type(None))) else type(value).__qualname__
+
+
+def _repr(value: object) -> str:
+    """The ``repr`` without addresses, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _processor() -> str:

@@ -31,7 +31,7 @@ def valley_bottom(rates: Sequence[float], losses: Sequence[float]) -> tuple[floa
     finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
     if not finite:
         raise ValueError("no finite loss")
-    best = min(finite, key=lambda i: losses[i])
+    best = max(finite, key=lambda i: (-losses[i], i))  # the larger of equals, where the search went on from
     if best == 0 or best == len(rates) - 1:
         return rates[best], True
     left, right = losses[best - 1], losses[best + 1]

@@ -43,8 +43,8 @@ def search_learning_rate(
         start: The rate to begin with: the reference, rescaled to this batch size.
 
     Returns:
-        The search, and its runs in the order made. An interrupted search ends with its last run and the best rate so
-        far.
+        The search, and its runs in the order made. A search that is interrupted or runs out of memory ends with that
+        run and the best rate so far.
     """
     budget = plan.budget_examples or 0
     examples = horizon(budget, plan.batch_size)
@@ -62,7 +62,7 @@ def search_learning_rate(
                 micro_batch_size=plan.micro_batch_size,
             )
         )
-        if runs[exponent].outcome == "interrupted":
+        if runs[exponent].outcome in ("interrupted", "out of memory"):  # which no other rate would mend
             break
         exponent = next_exponent({e: loss_of(run) for e, run in runs.items()})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from batchscope.fit import holm, mean_interval, paired_p_value, ratio_interval
@@ -93,8 +93,8 @@ def differences(runs: Sequence[Sequence[TrainResult]]) -> tuple[Difference, ...]
     for first, second in itertools.combinations(range(len(runs)), 2):
         by_seed = {run.seed: run for run in runs[second] if run.ended_in_order}
         pairs = [(run, by_seed[run.seed]) for run in runs[first] if run.ended_in_order and run.seed in by_seed]
-        scores = [a.final_score - b.final_score for a, b in pairs if None not in (a.final_score, b.final_score)]  # type: ignore[operator]
-        losses = [a.final_loss - b.final_loss for a, b in pairs if None not in (a.final_loss, b.final_loss)]  # type: ignore[operator]
+        scores = _finite_differences((a.final_score, b.final_score) for a, b in pairs)
+        losses = _finite_differences((a.final_loss, b.final_loss) for a, b in pairs)
         times = [math.log(a.step_seconds / b.step_seconds) for a, b in pairs]
         score_p.append(paired_p_value(scores))
         seconds_p.append(paired_p_value(times))
@@ -128,6 +128,11 @@ def _first_at(run: TrainResult, target: float | None) -> tuple[int, float] | Non
     if target is None:
         return None
     return next(((point.examples, point.seconds) for point in run.curve if point.score >= target), None)
+
+
+def _finite_differences(pairs: Iterable[tuple[float | None, float | None]]) -> list[float]:
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return [a - b for a, b in known if math.isfinite(a) and math.isfinite(b)]
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from batchscope.errors import PlanError, WorkloadError
+from batchscope.errors import ArgumentError, PlanError, WorkloadError
 from batchscope.records import Plan
 from batchscope.seeding import derive, isolated
 from batchscope.training.order import ExampleOrder
-from batchscope.workload.batches import as_tensors, nbytes, take, to_device
+from batchscope.workload.batches import as_tensors, describe, nbytes, take, to_device
 from batchscope.workload.workload import Batch, Workload, length
 
 # Small batches are gathered many at a time and handed out as views: one gather of 64 examples costs about as much as
@@ -37,9 +37,14 @@ class TrainingData:
         device: Where batches are wanted.
         workers: Processes that read a Dataset; None: as many as pay, which is none where reading is quick. What is
             read, and so every result, does not depend on it.
+
+    Raises:
+        ArgumentError: A number of workers that makes no sense.
     """
 
     def __init__(self, workload: Workload, device: torch.device, *, workers: int | None = None) -> None:
+        if workers is not None and (type(workers) is not int or workers < 0):
+            raise ArgumentError("workers must be a whole number of at least 0", got=workers)
         self.workload = workload
         self.device = device
         self.examples = workload.training_examples
@@ -60,7 +65,7 @@ class TrainingData:
         """The class of every training example: the last tensor of a tuple, or a Dataset's ``targets`` or ``labels``.
 
         Raises:
-            PlanError: There are none, or they are no classes.
+            PlanError: There are none, or they are no classes, or not one for each example.
         """
         source: Any = self.tensors[-1] if self.tensors else None
         if source is None:
@@ -71,11 +76,15 @@ class TrainingData:
                 got="a Dataset without .targets or .labels",
                 mend="add that attribute, or use order='shuffled'",
             )
-        labels = torch.as_tensor(source).cpu()
-        if labels.dim() != 1 or labels.is_floating_point():
+        try:
+            labels: Tensor | None = torch.as_tensor(source).cpu()
+        except (TypeError, ValueError, RuntimeError):  # text, lists of unequal length
+            labels = None
+        if labels is None or labels.shape != (self.examples,) or labels.is_floating_point() or labels.is_complex():
+            found = type(source).__name__ if labels is None else describe(labels)
             raise PlanError(
                 "a stratified order needs one whole number for each example as its class",
-                got=f"targets of type {labels.dtype} and shape {tuple(labels.shape)}",
+                got=f"targets {found} for {self.examples} examples",
                 mend="use order='shuffled'",
             )
         return labels
