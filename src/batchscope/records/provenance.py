@@ -20,7 +20,7 @@ class Provenance:
         cores: Processor cores that this process may use.
         threads: Threads that torch computes with.
         memory_bytes: Physical memory; None where it cannot be read.
-        device: The device trained on, with its name.
+        device: The device trained on, with its name where it is not the processor.
         dtype: The parameters' number formats, comma-separated.
         seed: The seed that everything random was derived from.
         workload_fingerprint: A hash of the workload's model, data, loss and optimiser.

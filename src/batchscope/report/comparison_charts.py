@@ -94,9 +94,20 @@ def trade_off(record: Comparison) -> Spec | None:
     }
     y = alt.Y("score:Q", **up)
     base = alt.Chart(alt.Data(values=data)).encode(color=_row_colour(alt, record))
-    # A name stands on the side of its point where there is room.
+    # A name stands on the side of its point where there is room, neighbours in turn above and below it.
+    for number, point in enumerate(sorted(data, key=lambda point: point["time"])):
+        point["above"] = number % 2 == 1
     names = alt.Chart(alt.Data(values=data)).encode(x=x, y=y, text="row:N")
-    right, left = (names.transform_filter(f"datum.time {side} {middle}") for side in ("<", ">="))
+
+    def named(**look: Any) -> list[Any]:
+        return [
+            names.transform_filter(f"datum.time {side} {middle} && datum.above == {str(above).lower()}").mark_text(
+                align=align, dx=dx, dy=-9 if above else 12, fontWeight=600, **look
+            )
+            for side, align, dx in (("<", "left", 9), (">=", "right", -9))
+            for above in (True, False)
+        ]
+
     chart = alt.layer(
         base.transform_filter("datum.low !== null && datum.high !== null")
         .mark_rule(strokeWidth=2.5, strokeCap="round", opacity=0.8)
@@ -105,10 +116,8 @@ def trade_off(record: Comparison) -> Spec | None:
             x=alt.X("fastest:Q", **along), x2="slowest:Q", y=y
         ),
         base.mark_point(size=110, filled=True, opacity=1, style="halo").encode(x=x, y=y, tooltip=["row:N", "score:Q"]),
-        right.mark_text(align="left", dx=9, dy=-9, fontWeight=600, style="under"),
-        left.mark_text(align="right", dx=-9, dy=-9, fontWeight=600, style="under"),
-        right.mark_text(align="left", dx=9, dy=-9, fontWeight=600),
-        left.mark_text(align="right", dx=-9, dy=-9, fontWeight=600),
+        *named(style="under"),
+        *named(),
     )
     return _done(chart, height=_score_height(record))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -32,12 +33,14 @@ from batchscope.study.search import horizon, search_learning_rate
 from batchscope.study.store import RunStore
 from batchscope.training import Prepared, Run
 from batchscope.training.interruption import StopRequest, stop_requests
+from batchscope.training.loop import evaluation_distance
 from batchscope.training.train import checked_seed, chosen_device
 from batchscope.workload.workload import Workload
 
-EVALUATIONS = 40
 # Trials of a search are not known beforehand; this many are reckoned with for the time left.
 EXPECTED_TRIALS = 5
+# More are a mistake; and each is a run of every pair.
+MOST_SEEDS = 10_000
 
 
 def compare(
@@ -72,7 +75,8 @@ def compare(
         shape: The rate over the budget: "linear" to zero, as a fixed budget is trained in practice, or "constant".
         order: How batches are drawn: "shuffled", "replacement" or "stratified".
         micro_batch_size: Examples that pass through the model at once, where less than the batch size.
-        evaluate_every: Examples between two evaluations; None: a fortieth of the budget.
+        evaluate_every: Examples between two evaluations; None: a fortieth of the budget, or more where that would
+            cost more than half of the training.
         allow_unequal: Whether to compare pairs whose products differ.
         store: A folder for finished runs: a comparison that was killed goes on where it was.
         seed: The first seed, where ``seeds`` is a number; the searches' seeds derive from it.
@@ -99,7 +103,7 @@ def compare(
     for name, value, kinds in (("learning_rate", learning_rate, RateHandling), ("shape", shape, Shape)):
         if value not in get_args(kinds):
             raise ArgumentError(f"{name} must be one of {', '.join(get_args(kinds))}", got=value)
-    if evaluate_every is not None and (not isinstance(evaluate_every, int) or evaluate_every < 1):
+    if evaluate_every is not None and (type(evaluate_every) is not int or evaluate_every < 1):
         raise ArgumentError("evaluate_every must be a whole number of examples, at least 1", got=evaluate_every)
     study = _Study(
         workload,
@@ -107,7 +111,7 @@ def compare(
         pairs=pairs,
         seeds=chosen_seeds,
         seed=seed,
-        evaluate_every=evaluate_every or max(1, max(a * b for a, b in pairs) // EVALUATIONS),
+        evaluate_every=evaluate_every or evaluation_distance(workload, max(a * b for a, b in pairs)),
         plan=lambda batch_size, iterations: Plan(
             batch_size=batch_size,
             iterations=iterations,
@@ -165,14 +169,11 @@ class _Study:
         began = time.perf_counter()
         plans = self.plans
         searches: tuple[RateSearch, ...] = ()
-        total = len(self.seeds) * sum(plan.budget_examples or 0 for plan in plans)
+        ahead = len(self.seeds) * sum(plan.budget_examples or 0 for plan in plans)
         if handling == "search":
-            total += sum(EXPECTED_TRIALS * horizon(p.budget_examples or 0, p.batch_size) for p in plans)
-            searches = self._searches(stop, report, total)
+            searches = self._searches(stop, report, ahead)
             by_size = {search.batch_size: search.learning_rate for search in searches}
             plans = [replace(p, learning_rate=by_size.get(p.batch_size, p.learning_rate)) for p in plans]
-            remaining = len(self.seeds) * sum(plan.budget_examples or 0 for plan in plans)
-            total = self.done_examples + remaining
 
         runs: list[list[TrainResult]] = [[] for _ in plans]
         interrupted = stop.requested
@@ -181,7 +182,8 @@ class _Study:
                 if interrupted:
                     break
                 label = f"batch {plan.batch_size} × {plan.iterations}, seed {number + 1}/{len(self.seeds)}"
-                result = self._train(plan, seed, self.evaluate_every, report=report, label=label, total=total)
+                ahead -= plan.budget_examples or 0
+                result = self._train(plan, seed, self.evaluate_every, report=report, label=label, ahead=ahead)
                 if result.outcome == "interrupted":
                     interrupted = True
                 else:
@@ -196,40 +198,48 @@ class _Study:
             seconds=time.perf_counter() - began + self.restored_seconds,
         )
 
-    def _searches(self, stop: StopRequest, report: Report, total: int) -> tuple[RateSearch, ...]:
+    def _searches(self, stop: StopRequest, report: Report, runs_ahead: int) -> tuple[RateSearch, ...]:
         seed = derive(self.seed, "search") % 2**31
         searches: dict[int, RateSearch] = {}
         # A row with the longer budget stands for all rows of its batch size.
-        for plan in sorted(self.plans, key=lambda p: -(p.budget_examples or 0)):
-            if plan.batch_size in searches or stop.requested:
-                continue
-            start = _rescaled(self.workload, plan)
+        longest = {p.batch_size: p for p in sorted(self.plans, key=lambda p: p.budget_examples or 0)}
+        expected = {
+            p.batch_size: [horizon(p.budget_examples or 0, p.batch_size)] * EXPECTED_TRIALS for p in longest.values()
+        }
+        for plan in longest.values():
+            if stop.requested:
+                break
 
             def train(trial: Plan) -> TrainResult:
                 label = f"searching, batch {trial.batch_size}"
-                every = max(1, (trial.examples or 1) // 4)
-                return self._train(trial, seed, every, report=report, label=label, total=total)
+                del expected[trial.batch_size][:1]
+                ahead = runs_ahead + sum(map(sum, expected.values()))
+                # Only its end is looked at.
+                return self._train(trial, seed, trial.examples or 1, report=report, label=label, ahead=ahead)
 
+            start = _rescaled(self.workload, plan)
             searches[plan.batch_size], _ = search_learning_rate(train, plan, start)
+            expected[plan.batch_size].clear()
         return tuple(searches[p.batch_size] for p in self.plans if p.batch_size in searches)
 
     def _train(
-        self, plan: Plan, seed: int, evaluate_every: int, *, report: Report, label: str, total: int
+        self, plan: Plan, seed: int, evaluate_every: int, *, report: Report, label: str, ahead: int
     ) -> TrainResult:
+        """One run, or what the store has of it; ``ahead`` is how many examples are still to come after it."""
         path = self.store.path(plan, seed, evaluate_every) if self.store else None
         found = self.store.find(path) if self.store and path else None
         before = self.done_examples
+        total = before + (plan.budget_examples or 0) + ahead
+
+        def tell(done: int, score: float | None, rate: float) -> None:
+            left = self.spent_seconds / self.done_examples * (total - done) if self.done_examples else None
+            report.update(label=label, done=done, total=total, score=score, learning_rate=rate, seconds_left=left)
+
+        restored = found is not None
         if found is None:
 
             def on_evaluation(point: CurvePoint, seconds_left: float | None) -> None:
-                report.update(
-                    label=label,
-                    done=before + point.examples,
-                    total=max(total, before + point.examples),
-                    score=point.score,
-                    learning_rate=point.learning_rate,
-                    seconds_left=self.spent_seconds / before * (total - before - point.examples) if before else None,
-                )
+                tell(before + point.examples, point.score, point.learning_rate)
 
             checkpoint = path.with_suffix(".safetensors") if path else None
             found = Run(
@@ -248,6 +258,8 @@ class _Study:
             self.restored_seconds += found.total_seconds
         self.spent_seconds += found.total_seconds
         self.done_examples += plan.budget_examples or 0
+        if restored or found.outcome in ("diverged", "out of memory"):  # which no evaluation at the end has told of
+            tell(self.done_examples, found.final_score, plan.learning_rate)
         return found
 
     def _record(
@@ -303,7 +315,11 @@ def checked_pairs(
         PlanError: None at all, one twice, no whole numbers, unequal products, or a batch larger than the data.
     """
     checked: list[tuple[int, int]] = []
-    for pair in pairs:
+    try:
+        given = list(pairs)
+    except TypeError as error:
+        raise PlanError("pairs must be a list of (batch size, iterations)", got=pairs) from error
+    for pair in given:
         try:
             batch_size, iterations = pair
         except (TypeError, ValueError) as error:
@@ -333,19 +349,25 @@ def checked_pairs(
 
 
 def _equal_pairs(pairs: Sequence[tuple[int, int]]) -> str:
-    examples = max(a * b for a, b in pairs)
-    suggestion = " ".join(f"{a}x{max(1, round(examples / a))}" for a, _ in pairs)
-    return f"try {suggestion}, or allow it with --allow-unequal"
+    """The budget nearest to the largest one that every batch size divides."""
+    multiple = math.lcm(*(a for a, _ in pairs))
+    examples = max(1, round(max(a * b for a, b in pairs) / multiple)) * multiple
+    suggestion = dict.fromkeys(f"{a}x{examples // a}" for a, _ in pairs)
+    return f"try {' '.join(suggestion)}, or allow it with --allow-unequal"
 
 
 def _seeds(seeds: int | Sequence[int], seed: int) -> tuple[int, ...]:
     if isinstance(seeds, int) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise ArgumentError("seeds must be at least 1", got=seeds, mend="5 give an interval worth reading")
+        if not 1 <= seeds <= MOST_SEEDS:
+            mend = "5 give an interval worth reading"
+            raise ArgumentError(f"seeds must be at least 1 and at most {MOST_SEEDS:,}", got=seeds, mend=mend)
         return tuple(range(seed, seed + seeds))
-    if not isinstance(seeds, Sequence) or not seeds or len(set(seeds)) < len(seeds):
+    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds:
         raise ArgumentError("seeds must be a number, or different whole numbers", got=seeds)
-    return tuple(checked_seed(one) for one in seeds)
+    chosen = tuple(checked_seed(one) for one in seeds)
+    if len(set(chosen)) < len(chosen):
+        raise ArgumentError("seeds must differ from each other", got=seeds)
+    return chosen
 
 
 def _rescaled(workload: Workload, plan: Plan) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -186,7 +187,9 @@ class LoaderFeed(Feed):
             _Fetcher(self.data.workload, self.seed),
             sampler=_Pieces(self),
             batch_size=None,
+            collate_fn=_unchanged,  # torch's own would turn arrays into tensors, which evaluation does not
             num_workers=self.data.workers,
+            worker_init_fn=_leave_signals_alone,
             pin_memory=self.data.device.type == "cuda",
             # The loader draws a base seed from this generator instead of from the training run's own stream.
             generator=torch.Generator().manual_seed(0),
@@ -195,7 +198,7 @@ class LoaderFeed(Feed):
         for iteration in range(self.start, self.iterations):
             began = time.perf_counter()
             count = -(-len(self.positions(iteration)) // self.micro_batch_size)
-            update = [to_device(next(pieces), self.data.device) for _ in range(count)]
+            update = [to_device(_checked(next(pieces)), self.data.device) for _ in range(count)]
             self.seconds += time.perf_counter() - began
             yield update
 
@@ -226,17 +229,36 @@ class _Fetcher(Dataset[Batch]):
         self.workload = workload
         self.seed = seed
 
-    def __getitem__(self, piece: tuple[int, list[int]]) -> Batch:
+    def __getitem__(self, piece: tuple[int, list[int]]) -> Batch | WorkloadError:
         position, indices = piece
         with isolated(derive(self.seed, "dataset", position)):
             try:
                 return take(self.workload.train, indices, self.workload.collate)
             except Exception as error:
-                raise WorkloadError(
+                # Returned, since the loader would wrap it into a traceback when it is raised in a worker.
+                failure = WorkloadError(
                     "the training Dataset must yield every example that its length promises",
                     got=f"{type(error).__name__}: {error} in examples {indices[:4]}{' …' if len(indices) > 4 else ''}",
                     mend="try dataset[i] for these",
-                ) from error
+                )
+                failure.__cause__ = error
+                return failure
+
+
+def _checked(batch: Batch | WorkloadError) -> Batch:
+    if isinstance(batch, WorkloadError):
+        raise batch
+    return batch
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
+
+
+def _leave_signals_alone(worker: int) -> None:
+    """Ctrl-C reaches the workers too: it is for the training process to end them, which it does with SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _resident(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:

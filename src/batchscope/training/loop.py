@@ -34,7 +34,7 @@ LOSSES_AT_ONCE = 64
 EXPLOSION = 1000.0
 # A target without a budget is given up after this many passes over the data.
 MOST_EPOCHS = 200
-EVALUATIONS = 40
+MOST_EVALUATIONS, LEAST_EVALUATIONS = 40, 10
 
 
 class Prepared:
@@ -55,6 +55,23 @@ class Prepared:
         self.flops_per_example = flops_per_example(workload) if device.type == "cpu" else None
 
 
+def evaluation_distance(workload: Workload, examples: int) -> int:
+    """Examples between two evaluations: 40 in all, or fewer where they would cost more than half of the training.
+
+    Evaluating V examples costs about a third of training on them, so n evaluations of a budget of E examples stay
+    below half of it for n ≤ 1.5·E/V. At least 10 are made all the same.
+
+    Args:
+        workload: Whose validation set is evaluated.
+        examples: The budget.
+
+    Returns:
+        The distance, at least 1.
+    """
+    affordable = round(1.5 * examples / workload.validation_examples)
+    return max(1, examples // min(MOST_EVALUATIONS, max(LEAST_EVALUATIONS, affordable)))
+
+
 class Run:
     """One training run: a fresh model and its optimiser, where it stands, and the loop.
 
@@ -63,7 +80,7 @@ class Run:
         plan: Batch size, learning rate, budget and shape.
         seed: Initial weights, data order and everything else random derive from it; the initial weights are the same
             for every plan with this seed.
-        evaluate_every: Examples between two evaluations; None: a fortieth of the budget.
+        evaluate_every: Examples between two evaluations; None: :func:`evaluation_distance`.
         checkpoint: File to resume from, where it exists, and to save to.
         checkpoint_every_seconds: Least time between two saves; one is always made at the end and when interrupted.
         keep_best_weights: Whether to copy the weights at every new best score.
@@ -90,7 +107,7 @@ class Run:
         self.workload, self.device = prepared.workload, prepared.device
         self.budget = _budget(plan, self.workload)
         self.iterations = -(-self.budget // plan.batch_size)
-        self.evaluate_every = evaluate_every or max(1, self.budget // EVALUATIONS)
+        self.evaluate_every = evaluate_every or evaluation_distance(self.workload, self.budget)
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
 

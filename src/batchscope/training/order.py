@@ -7,9 +7,11 @@ run sees exactly the examples it was given; only the last batch of a budget that
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ class ExampleOrder:
     * shuffled: each stretch is a permutation, so every example is seen once before any is seen again;
     * replacement: each position is drawn independently;
     * stratified: each stretch is a permutation in which every class comes at even distances, so that every batch
-      has the data's class proportions to within two examples of a class.
+      has each class's share of it to within two examples.
 
     Args:
         kind: One of those.
@@ -50,6 +52,7 @@ class ExampleOrder:
             if labels is None:
                 raise PlanError("a stratified order needs labels", got="none", mend="use order='shuffled'")
             self._labels = labels()
+        self._stratified: _Stratified | None = None
         self._stretch_number = -1
         self._stretch = torch.empty(0, dtype=torch.long)
 
@@ -79,23 +82,53 @@ class ExampleOrder:
             elif self._labels is None:
                 self._stretch = torch.randperm(self.examples, generator=generator)
             else:
-                self._stretch = _stratified(self._labels, generator)
+                self._stratified = self._stratified or _Stratified(self._labels)
+                self._stretch = self._stratified.permutation(generator)
             self._stretch_number = number
         return self._stretch
 
 
-def _stratified(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """A permutation with every class at even distances: its j-th example of n stands at (j + ½)/n of the way."""
-    shuffled = torch.randperm(len(labels), generator=generator)
-    classes = labels[shuffled].numpy()
-    by_class = np.argsort(classes, kind="stable")
-    _, first, counts = np.unique(classes[by_class], return_index=True, return_counts=True)
-    rank = np.arange(len(classes)) - np.repeat(first, counts)
-    place = np.empty(len(classes))
-    place[by_class] = (rank + 0.5) / np.repeat(counts, counts)
-    # Classes of one size tie at every place; which of them comes first is drawn once for the whole stretch, so that
-    # they take turns in one order and no batch catches a class twice while another waits.
-    tie = torch.randperm(len(counts), generator=generator).numpy()
-    turn = np.empty(len(classes))
-    turn[by_class] = np.repeat(tie, counts)
-    return shuffled[torch.from_numpy(np.lexsort((turn, place)))]
+class _Stratified:
+    """Permutations in which every class comes at even distances."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels.numpy()
+        self.counts = np.unique(self.labels, return_counts=True)[1]
+        self.classes = _even_classes(self.counts)
+
+    def permutation(self, generator: torch.Generator) -> Tensor:
+        """Examples of a class take its places at random, classes of one size each other's, and either end is first."""
+        shuffled = torch.randperm(len(self.labels), generator=generator).numpy()
+        ties = torch.randperm(len(self.counts), generator=generator).numpy()
+        plays = np.empty_like(ties)
+        plays[np.argsort(self.counts, kind="stable")] = np.lexsort((ties, self.counts))
+        at_place = plays[self.classes]
+        if torch.randint(2, (), generator=generator):
+            at_place = at_place[::-1]
+        examples = np.empty_like(shuffled)
+        examples[np.argsort(at_place, kind="stable")] = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
+        return torch.from_numpy(examples)
+
+
+def _even_classes(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The class at each of N places, such that the first L hold less than one more or fewer of a class than nL/N.
+
+    So its example j of n must stand between places ⌊jN/n⌋ and ⌈(j + 1)N/n⌉ − 1. There is always such a sequence, and
+    giving each place to the class that may have it and whose time runs out first finds it (Steiner and Yeomans 1993,
+    "Level schedules for mixed-model, just-in-time processes").
+    """
+    places = int(counts.sum())
+    taken = [0] * len(counts)
+    from_place: list[list[int]] = [[] for _ in range(places + 1)]
+    from_place[0] = list(range(len(counts)))
+    ready: list[tuple[int, int]] = []
+    classes = np.empty(places, dtype=np.int64)
+    sizes = counts.tolist()
+    for place in range(places):
+        for c in from_place[place]:
+            heapq.heappush(ready, (-(-(taken[c] + 1) * places // sizes[c]), c))
+        _, chosen = heapq.heappop(ready)
+        classes[place] = chosen
+        taken[chosen] += 1
+        from_place[max(place + 1, taken[chosen] * places // sizes[chosen])].append(chosen)
+    return classes

@@ -33,7 +33,8 @@ def train(
         plan: Batch size, learning rate, budget and shape.
         seed: Initial weights, data order and everything else random derive from it.
         device: "cpu", "cuda", "cuda:1" …; None: CUDA where there is one.
-        evaluate_every: Examples between two evaluations; None: a fortieth of the budget.
+        evaluate_every: Examples between two evaluations; None: a fortieth of the budget, or more where that would
+            cost more than half of the training.
         checkpoint: A file to save to now and then, at the end and when interrupted, and to resume from where it
             exists. On a CPU the resumed run equals the unbroken one bit for bit.
         checkpoint_every_seconds: Least time between two saves.
@@ -91,8 +92,8 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, TypeError) as error:
+        torch.zeros(1, device=chosen).item()
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         raise ArgumentError(
             "device must be one that torch can use here", got=str(device), mend="leave it out, or give cpu"
         ) from error
