@@ -163,7 +163,7 @@ def _make(kind: str = "mlp", /, *, examples: int = EXAMPLES, held_out: int = HEL
     x, vx = _inputs(name, examples, generator), _inputs(name, held_out, generator)
     # Classes can be told from the inputs, of unequal size, and each is there.
     teacher = torch.randn(x[0].numel(), CLASSES, generator=generator)
-    y, vy = ((part.flatten(1).float() @ teacher).argmax(-1) for part in (x, vx))
+    y, vy = ((part.flatten(1).to(teacher.dtype) @ teacher).argmax(-1) for part in (x, vx))
     arguments: dict[str, Any] = {
         "model": _MODELS[name],
         "train": (x, y),

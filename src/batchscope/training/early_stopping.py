@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,11 +72,13 @@ class BestSoFar:
 
     def keep(self, state: dict[str, Any]) -> None:
         """Copy the weights, over the copy of the last best ones where there is one."""
-        if self.state is None:
-            self.state = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in state.items()}
-            return
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                self.state[key].copy_(value)
-            else:
-                self.state[key] = value
+        held = self.state or {}
+        self.state = {key: _copied(value, held.get(key)) for key, value in state.items()}
+
+
+def _copied(value: Any, held: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if isinstance(held, Tensor) and held.shape == value.shape and held.dtype == value.dtype:
+        return held.copy_(value.detach())
+    return value.detach().clone()
