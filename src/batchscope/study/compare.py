@@ -220,7 +220,8 @@ class _Study:
             start = _rescaled(self.workload, plan)
             searches[plan.batch_size], _ = search_learning_rate(train, plan, start)
             expected[plan.batch_size].clear()
-        return tuple(searches[p.batch_size] for p in self.plans if p.batch_size in searches)
+        sizes = dict.fromkeys(plan.batch_size for plan in self.plans)
+        return tuple(searches[size] for size in sizes if size in searches)
 
     def _train(
         self, plan: Plan, seed: int, evaluate_every: int, *, report: Report, label: str, ahead: int
@@ -326,7 +327,7 @@ def checked_pairs(
             raise PlanError("a pair is (batch size, iterations)", got=pair) from error
         for name, number in (("batch size", batch_size), ("number of iterations", iterations)):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise PlanError(f"a {name} must be a whole number of at least 1", got=number)
+                raise PlanError(f"a {name} must be a whole number of at least 1", got=repr(number))
         if batch_size > workload.training_examples:
             raise PlanError(
                 "a batch must not be larger than the training data",
