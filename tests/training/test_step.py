@@ -35,7 +35,7 @@ def stepped(
     torch.manual_seed(0)
     model = workload.model()
     step = TrainingStep(workload, model, workload.optimizer(model.parameters(), 0.1), micro_batch_size=micro)
-    pieces = [tuple(parts) for parts in zip(*(tensor.split(micro or len(tensor)) for tensor in batch), strict=True)]
+    pieces = [tuple(parts) for parts in zip(*(torch.split(t, micro or len(t)) for t in batch), strict=True)]
     losses = [step(list(pieces), len(batch[0])) for _ in range(updates)]
     return model, losses, [p.grad for p in model.parameters() if p.grad is not None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from batchscope.errors import RunError
 from batchscope.seeding import derive, isolated
+from batchscope.training.memory import is_out_of_memory
 from batchscope.training.modes import evaluating
 from batchscope.workload.batches import as_tensors, join, nbytes, take, to_device
 from batchscope.workload.workload import Batch, Examples, Score, Workload, length
@@ -78,7 +80,7 @@ def evaluate(model: nn.Module, data: EvaluationData) -> tuple[float, float]:
     ``SCORE_SET_BYTES``, it is the mean of the scores of the sets, weighted by their examples.
 
     Args:
-        model: The model; its modes, weights and buffers are as before afterwards.
+        model: The model; its modes, weights and buffers are as before afterwards, and so is the random state.
         data: What to evaluate on.
 
     Returns:
@@ -88,41 +90,40 @@ def evaluate(model: nn.Module, data: EvaluationData) -> tuple[float, float]:
         RunError: The score raised or is no number.
     """
     workload, score_of = data.workload, data.workload.score
-    total_loss, total_score, seen = 0.0, 0.0, 0
-    kept: list[tuple[Any, Any]] = []
-    kept_examples, kept_bytes = 0, 0
+    total_loss, seen = 0.0, 0
+    scored: list[tuple[float, int]] = []
+    kept: list[tuple[Any, Any, int]] = []
+    kept_bytes = 0
 
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), isolated(derive(0, "evaluation"), data.device):
         for count, batch in data.batches():
             output, target = workload.output_and_target(model, batch)
             total_loss += float(workload.loss(output, target)) * count
             seen += count
             if score_of is not None:
-                kept.append((output, target))
-                kept_examples += count
+                kept.append((output, target, count))
                 kept_bytes += nbytes((output, target))
                 if kept_bytes > SCORE_SET_BYTES:
-                    total_score += _score(score_of, kept) * kept_examples
-                    kept, kept_examples, kept_bytes = [], 0, 0
+                    scored += _scores(score_of, kept)
+                    kept, kept_bytes = [], 0
         if score_of is not None and kept:
-            total_score += _score(score_of, kept) * kept_examples
+            scored += _scores(score_of, kept)
     loss = total_loss / seen
-    return loss, (total_score / seen if score_of is not None else -loss)
+    if len(scored) > 1:
+        return loss, sum(score * count for score, count in scored) / seen
+    return loss, scored[0][0] if scored else -loss
 
 
-def _score(score: Score, kept: list[tuple[Any, Any]]) -> float:
+def _scores(score: Score, kept: list[tuple[Any, Any, int]]) -> list[tuple[float, int]]:
+    """The score of all the sets joined, or of each where they cannot be, with the number of examples."""
     try:
-        if len(kept) == 1:
-            return float(score(*kept[0]))
-        try:
-            output, target = join([o for o, _ in kept]), join([t for _, t in kept])
-        except (TypeError, RuntimeError, KeyError, ValueError):  # sizes differ between batches, or no tensors
-            sizes = [_first_dimension(target) for _, target in kept]
-            return sum(float(score(o, t)) * n for (o, t), n in zip(kept, sizes, strict=True)) / sum(sizes)
-        return float(score(output, target))
+        if len(kept) > 1:
+            # Sizes that differ between batches, or something else than tensors, cannot be joined.
+            with contextlib.suppress(TypeError, RuntimeError, KeyError, ValueError):
+                output, target = join([o for o, _, _ in kept]), join([t for _, t, _ in kept])
+                kept = [(output, target, sum(count for _, _, count in kept))]
+        return [(float(score(output, target)), count) for output, target, count in kept]
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError("score(output, target) must return a number", got=f"{type(error).__name__}: {error}") from error
-
-
-def _first_dimension(target: Any) -> int:
-    return len(target) if hasattr(target, "__len__") else 1

@@ -94,9 +94,12 @@ def join(parts: list[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(parts)
     if isinstance(first, Mapping):
-        return {key: join([part[key] for part in parts]) for key in first}
+        joined = {key: join([part[key] for part in parts]) for key in first}
+        return joined if type(first) is dict else _rebuilt(first, joined)
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(join(list(items)) for items in zip(*parts, strict=True)))
     if isinstance(first, (tuple, list)):
-        return tuple(join(list(items)) for items in zip(*parts, strict=True))
+        return type(first)(join(list(items)) for items in zip(*parts, strict=True))
     raise TypeError(f"cannot join {type(first).__name__}")
 
 
