@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _fingerprints: weakref.WeakKeyDictionary[Workload, tuple[str, str]] = weakref.WeakKeyDictionary()
 SAMPLE = 256
+_PLAIN = (str, int, float, tuple, type(None))
 
 
 def version() -> str:
@@ -70,8 +71,9 @@ def fingerprint(workload: Workload) -> str:
     """A hash of what makes results comparable: model, data, loss, score, optimiser and reference.
 
     Two workloads of one fingerprint train to the same numbers on the same machine and software. Of the data, the
-    shapes and 256 examples spread over each set are hashed; of the model, its initial weights, its modules and the
-    compiled code of their ``forward``; of functions, their compiled code, but not that of what they call.
+    shapes and 256 examples spread over each set are hashed; of the model, its initial weights, its modules, their
+    settings and the compiled code of their ``forward``; of functions, their compiled code, but not that of what they
+    call.
 
     Args:
         workload: What is trained.
@@ -94,7 +96,12 @@ def _identify(workload: Workload) -> tuple[str, str]:
             _add(digest, value)
         for examples in (workload.train, workload.validation):
             _add_examples(digest, examples, workload)
-    for part in (_repr(model), type(model).__qualname__, type(optimizer).__qualname__):
+    for part in (
+        _repr(model),
+        *map(_settings, model.modules()),
+        type(model).__qualname__,
+        type(optimizer).__qualname__,
+    ):
         _add(digest, part)
     for group in optimizer.param_groups:
         plain = {key: value for key, value in group.items() if key != "params"}
@@ -155,7 +162,8 @@ def _code(function: object) -> str:
     name = getattr(function, "__qualname__", type(function).__qualname__)
     if code is None:
         methods = [getattr(type(function), method, None) for method in ("__call__", "forward")]
-        return f"{name} {_repr(function)} {[_code(method) for method in methods if hasattr(method, '__code__')]}"
+        codes = [_code(method) for method in methods if hasattr(method, "__code__")]
+        return f"{name} {_repr(function)} {_settings(function)} {codes}"
     closed = [_cell(cell) for cell in getattr(function, "__closure__", None) or ()]
     return f"{name} {_code(code)} {_repr(getattr(function, '__defaults__', None))} {closed}"
 
@@ -165,7 +173,12 @@ def _cell(cell: types.CellType) -> str:
         value = cell.cell_contents
     except ValueError:  # empty yet
         return ""
-    return _repr(value) if isinstance(value, (str, int, float, tuple, type(None))) else type(value).__qualname__
+    return _repr(value) if isinstance(value, _PLAIN) else type(value).__qualname__
+
+
+def _settings(value: object) -> str:
+    """The plain attributes of an object, such as a loss module's label smoothing."""
+    return _repr(sorted((k, v) for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, _PLAIN)))
 
 
 def _repr(value: object) -> str:
