@@ -152,7 +152,7 @@ class Run:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                outcome, self.message = "out of memory", str(error).splitlines()[0]
+                outcome, self.message = "out of memory", (str(error) or "no memory left").splitlines()[0]
             return self._result(outcome)
 
     def _loop(self, stop: StopRequest) -> Outcome:

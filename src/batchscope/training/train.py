@@ -55,7 +55,7 @@ def train(
         True
     """
     seed = checked_seed(seed)
-    if evaluate_every is not None and (not isinstance(evaluate_every, int) or evaluate_every < 1):
+    if evaluate_every is not None and (type(evaluate_every) is not int or evaluate_every < 1):
         raise ArgumentError("evaluate_every must be a whole number of examples, at least 1", got=evaluate_every)
     prepared = Prepared(workload, chosen_device(device), workers=workers)
     with reporter(progress, "training") as report:
