@@ -1,12 +1,13 @@
 """Checkpoints: one safetensors file, with everything that is no tensor as JSON in its header.
 
-One file, so that it is replaced in one step: a crash leaves the old checkpoint or the new one. Nothing in it is
-pickled, so one from a stranger can be read without running anything.
+One file, so that it is replaced in one step: a crash leaves the old checkpoint or the new one. A checksum over all of
+it tells a damaged one. Nothing in it is pickled, so one from a stranger can be read without running anything.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Progress:
         seconds: Training time.
         data_seconds: Of which getting batches.
         evaluation_seconds: Time off the clock.
+        total_seconds: Everything, until the last save.
         losses: Losses of the updates since the last evaluation.
         curve: Evaluations so far.
     """
@@ -42,6 +44,7 @@ class Progress:
     seconds: float = 0.0
     data_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    total_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
 
@@ -83,7 +86,9 @@ def save(
         "optimizer": _flatten(optimizer.state_dict(), "optimizer", tensors),
         "random": _flatten(_random_as_plain(random_state(device)), "random", tensors),
     }
-    write_atomically(path, safetensors.save(_owned(tensors), metadata={"batchscope": json.dumps(header)}))
+    text, owned = json.dumps(header), _owned(tensors)
+    metadata = {"batchscope": text, "crc32": str(_checksum(text, owned))}
+    write_atomically(path, safetensors.save(owned, metadata=metadata))
 
 
 def save_weights(path: Path, state: dict[str, Any]) -> None:
@@ -104,6 +109,13 @@ def save_weights(path: Path, state: dict[str, Any]) -> None:
 def _owned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU: tied weights share memory, which the format refuses."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _checksum(text: str, tensors: dict[str, Tensor]) -> int:
+    checksum = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return checksum
 
 
 _BEST_FIELDS = ("score", "loss", "examples", "waited", "reference")
@@ -130,25 +142,28 @@ def restore(
         Where the run stands, and the random state to go on from.
 
     Raises:
-        StorageError: The file is no checkpoint, or one of another run.
+        StorageError: The file is damaged, no checkpoint, or one of another run.
         MissingPackageError: safetensors is not installed.
     """
     safetensors = require("safetensors", "read a checkpoint", "safetensors")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["batchscope"])
+            metadata = file.metadata() or {}
+            text = metadata["batchscope"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — it is no dict
+        if metadata["crc32"] != str(_checksum(text, tensors)):
+            raise ValueError("its checksum is wrong")
+        header = json.loads(text)
         if header["schema"] != SCHEMA:
             raise ValueError(f"schema {header['schema']}")
+        theirs = dict(header["identity"])
     except Exception as error:
         raise StorageError(
-            "the checkpoint must be one that this release wrote",
+            "the checkpoint must be whole, and one that this release wrote",
             got=f"{path} ({type(error).__name__}: {error})",
             mend="remove it to start afresh",
         ) from error
-    if header["identity"] != identity:
-        theirs, ours = header["identity"], identity
-        differing = [key for key in ours if ours[key] != theirs.get(key)]
+    if differing := [key for key in identity if identity[key] != theirs.get(key)]:
         raise StorageError(
             "a checkpoint can only be resumed with the workload, plan and seed that it was made with",
             got=f"{path}, whose {', '.join(differing)} differ",

@@ -267,6 +267,7 @@ class Run:
 
     def _save(self) -> None:
         if self.checkpoint is not None:
+            self.progress.total_seconds = time.perf_counter() - self.began
             checkpoint.save(
                 self.checkpoint,
                 identity=self._identity(),
@@ -288,6 +289,7 @@ class Run:
             )
             set_random_state(random_state, self.device)
             self.clock = Stopwatch(self.device, self.progress.seconds)
+            self.began -= self.progress.total_seconds
 
     def _result(self, outcome: Outcome) -> TrainResult:
         progress, best = self.progress, self.best
