@@ -82,8 +82,10 @@ def rescale(optimizer: torch.optim.Optimizer, *, from_batch_size: int, to_batch_
             raise PlanError(f"{name} must be a whole number of at least 1", got=size)
     kappa = to_batch_size / from_batch_size
     factor = kappa ** learning_rate_exponent(optimizer)
-    for group in optimizer.param_groups:
-        set_rate(group, float(group["lr"]) * factor)
+    # All read before one is set: groups may share one tensor as their rate.
+    rates = [float(group["lr"]) * factor for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        set_rate(group, rate)
         if "initial_lr" in group:  # what torch's schedulers multiply
             group["initial_lr"] = float(group["initial_lr"]) * factor
         if factor == kappa:
