@@ -262,7 +262,7 @@ def _loss(workload: Workload, output: Any, target: Any, which: str) -> Tensor:
     if not torch.isfinite(loss):
         raise WorkloadError(
             "the loss must be finite with fresh weights",
-            got=f"{float(loss)} on {which}",
+            got=f"{float(loss.detach())} on {which}",
             mend="look for a logarithm of zero, a division by zero or data that are not finite",
         )
     return loss

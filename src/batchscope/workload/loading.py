@@ -26,7 +26,8 @@ MOST_SECONDS = 1e6
 
 # Code that is nobody's workload: this package, the standard library, and where packages are installed.
 _PACKAGE = str(Path(__file__).parents[1])
-_INSTALLED = tuple(sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib"))
+_PACKAGES = tuple(sysconfig.get_path(key) for key in ("purelib", "platlib"))
+_INSTALLED = (*_PACKAGES, *(sysconfig.get_path(key) for key in ("stdlib", "platstdlib")))
 
 
 def load_workload(name: str, *, data: str | None = None, timeout_seconds: float = LOAD_SECONDS) -> Workload:
@@ -149,12 +150,12 @@ def _said(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     """Where in the person's own code an exception came from, as in " (work.py, line 3)"; "" where nowhere in it.
 
-    A workload may itself be an installed package: where no line is the person's, the last one outside this package is
+    A workload may itself be an installed package: where no line is the person's, the last one of such a package is
     named.
     """
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", _PACKAGE))]
     own = [f for f in frames if not f.filename.startswith(_INSTALLED)]
-    last = (own or frames)[-1:]
+    last = (own or [f for f in frames if f.filename.startswith(_PACKAGES)])[-1:]
     return f" ({last[0].filename}, line {last[0].lineno})" if last else ""
 
 
