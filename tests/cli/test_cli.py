@@ -507,6 +507,19 @@ def test_a_reader_that_goes_away_is_no_failure(command: Command, file: Path, tmp
     assert (tmp_path / "r.html").exists()
 
 
+def test_a_terminal_without_our_characters_shows_what_it_can(command: Command, file: Path, tmp_path: Path) -> None:
+    command("compare", f"{file}:line", *QUICK, "--quiet", "--json", tmp_path / "r.json")
+    done = subprocess.run(
+        [sys.executable, "-m", "batchscope", "report", str(tmp_path / "r.json")],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "batch 8 ? 16 updates" in " ".join(done.stdout.split())
+
+
 # Progress
 
 

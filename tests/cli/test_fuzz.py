@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,9 +42,12 @@ def harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, canned: TrainResul
     def load(name: str, **options: Any) -> Workload:
         return quadratic if name == "quadratic" else load_workload(name, **options)
 
-    monkeypatch.setattr(sys.modules["batchscope.study.compare"], "Run", Run)
-    monkeypatch.setattr(sys.modules["batchscope.study.compare"], "MOST_SEEDS", 5)
-    monkeypatch.setattr(sys.modules["batchscope.training.train"], "Run", Run)
+    # Not by name: each package has a function of its module's name.
+    comparing = importlib.import_module("batchscope.study.compare")
+    training = importlib.import_module("batchscope.training.train")
+    monkeypatch.setattr(comparing, "Run", Run)
+    monkeypatch.setattr(comparing, "MOST_SEEDS", 5)
+    monkeypatch.setattr(training, "Run", Run)
     monkeypatch.setattr("batchscope.workload.load_workload", load)
     monkeypatch.setattr(page, "render", lambda record: "<!doctype html>")
     monkeypatch.chdir(tmp_path)
@@ -61,19 +64,18 @@ number = st.one_of(
     st.floats(),
     st.sampled_from(["1e400", "0x10", "١٢", "1_0", "+5", "-0", "1.", " 7"]),
 ).map(str)
+good_pair = st.sampled_from(["8x16", "16x8", "32x4", "64x2", "8X16", "8×16", "008x016"])
 pair = st.one_of(
     st.tuples(st.integers(1, 64), st.integers(1, 64)).map("{0[0]}x{0[1]}".format),
     st.sampled_from(["8x16", "16x8", "32x4", "8X16", "8×16", "8x", "x", "8x16x", "-8x16", "0x0", "८x१६", "8 x 16"]),
     st.tuples(number, number).map("x".join),
 )
-names = st.sampled_from(
-    ["quadratic", "quadratic", "digit", "lines.py:line", "lines.py", "none.py:a", "os:name", ":", ""]
-)
+names = st.sampled_from(["quadratic"] * 12 + ["digit", "lines.py:line", "lines.py", "none.py:a", "os:name", ":", ""])
 places = st.sampled_from(["a.json", "a.json", "b", "c/d.html", ".", "..", "", "a" * 300, "lines.py", "lines.py/x"])
 VALUES: dict[str, st.SearchStrategy[str]] = {
     "--seeds": number,
     "--seed": number,
-    "--learning-rate": st.one_of(st.sampled_from(["search", "rescaled", "fixed", "0.1"]), number, text),
+    "--learning-rate": st.one_of(st.sampled_from(["search", "rescaled", "fixed"] * 3 + ["0.1"]), number),
     "--shape": st.sampled_from(["linear", "constant", "round", ""]),
     "--order": st.sampled_from(["shuffled", "replacement", "stratified", "x"]),
     "--micro-batch-size": number,
@@ -95,7 +97,19 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "--weights": places,
 }
 flag = st.sampled_from(["--quiet", "--allow-unequal", "--version", "--help", "--", "-", "--nonsense", "-x", "--seeds="])
-COMPARE = ("--seeds", "--seed", "--micro-batch-size", "--evaluate-every", "--store", "--workers", "--device", "--json")
+COMPARE = (
+    "--learning-rate",
+    "--shape",
+    "--order",
+    "--seeds",
+    "--seed",
+    "--micro-batch-size",
+    "--evaluate-every",
+    "--store",
+    "--workers",
+    "--device",
+    "--json",
+)
 TRAIN = (
     "--batch-size",
     "--iterations",
@@ -109,15 +123,16 @@ TRAIN = (
 
 
 def options(known: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
-    one = st.sampled_from(known).flatmap(lambda name: VALUES[name].map(lambda value: [name, value]))
-    return st.lists(one, max_size=4).map(lambda parts: [token for part in parts for token in part])
+    one = st.sampled_from(known).flatmap(lambda name: VALUES[name].map(lambda value: f"{name}={value}"))
+    return st.lists(one, max_size=4)
 
 
 @st.composite
 def compares(draw: st.DrawFn) -> list[str]:
     """What looks like a comparison."""
-    learning_rate = ["--learning-rate", draw(VALUES["--learning-rate"])]
-    return ["compare", draw(names), *draw(st.lists(pair, max_size=3)), *learning_rate, *draw(options(COMPARE))]
+    given = [draw(names), *draw(st.one_of(st.lists(good_pair, min_size=1, max_size=3), st.lists(pair, max_size=3)))]
+    more = draw(st.sampled_from([[], [], ["--allow-unequal"], ["--quiet"]]))
+    return ["compare", *given, *draw(options(COMPARE)), *more]
 
 
 @st.composite
@@ -137,8 +152,7 @@ def answer(command: Command, file: Path, arguments: list[str]) -> None:
     assert "Traceback" not in said.err
     # What was not foreseen is caught at the last moment and called a failed run; here no argument should get so far.
     assert "The run failed" not in said.err, said.err
-    if said.status == 2:
-        assert said.err
+    assert said.status != 2 or said.err
     assert file.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import textwrap
 import time
@@ -148,14 +149,39 @@ def test_a_time_limit_must_be_a_time(compare: Command, file: Path, refused: Refu
 
 
 def test_no_alarm_is_left_behind(file: Path) -> None:
-    import signal
-
     load_workload(f"{file}:line", timeout_seconds=5)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
     with pytest.raises(WorkloadError):
         load_workload(f"{file}:nothing", timeout_seconds=5)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_at_any_moment_is_caught(write: Callable[[str], Path]) -> None:
+    """The limit runs out before the file is read, while it is read, and about when it is done."""
+    path = write("import time\ntime.sleep(0.002)\nwork = 3\n")
+    said = set()
+    for microseconds in (1e-300, *range(200, 6000, 50)):
+        with pytest.raises(WorkloadError) as error:
+            load_workload(f"{path}:work", timeout_seconds=microseconds / 1e6)
+        said.add(str(error.value).split("; got ")[1][:3])
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert said == {"no ", "int"}  # too late, and in time
+
+
+def test_somebody_elses_alarm_is_put_back(file: Path) -> None:
+    """As test runners set one."""
+    heard = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: heard.append(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 100)
+        load_workload(f"{file}:line", timeout_seconds=5)
+        assert 90 < signal.getitimer(signal.ITIMER_REAL)[0] <= 100
+        signal.raise_signal(signal.SIGALRM)
+        assert heard == [signal.SIGALRM]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(
