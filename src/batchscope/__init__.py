@@ -23,8 +23,11 @@ if TYPE_CHECKING:
         WorkloadError,
     )
 
+    # Single measurements
+    from batchscope.measure import gradient_noise
+
     # Records
-    from batchscope.records import Comparison, Interval, Plan, Record, TrainResult, load
+    from batchscope.records import Comparison, Interval, NoiseMeasurement, Plan, Record, TrainResult, load
 
     # For people who keep their own loop
     from batchscope.schedule import rescale
@@ -46,11 +49,14 @@ _HOMES = {
     "compare": "batchscope.study",
     # Training
     "train": "batchscope.training",
+    # Single measurements
+    "gradient_noise": "batchscope.measure",
     # For people who keep their own loop
     "rescale": "batchscope.schedule",
     # Records
     "Comparison": "batchscope.records",
     "Interval": "batchscope.records",
+    "NoiseMeasurement": "batchscope.records",
     "Plan": "batchscope.records",
     "Record": "batchscope.records",
     "TrainResult": "batchscope.records",
@@ -74,6 +80,7 @@ __all__ = [
     "DataError",
     "Interval",
     "MissingPackageError",
+    "NoiseMeasurement",
     "Plan",
     "PlanError",
     "Record",
@@ -84,6 +91,7 @@ __all__ = [
     "Workload",
     "WorkloadError",
     "compare",
+    "gradient_noise",
     "load",
     "load_workload",
     "rescale",

@@ -178,7 +178,8 @@ def estimate_noise(moments: GradientMoments, level: float = 0.95) -> NoiseEstima
     n, b, t = moments.groups, moments.group_size, moments.trace
     if t <= 1e-12 * moments.mean_norm_squared:  # gradients that are all alike
         q = moments.mean_norm_squared
-        return NoiseEstimate(*(Interval(value, value, value, level) for value in (b * t, q, b * t / q)), None)
+        trace, norm, scale = (Interval(value, value, value, level) for value in (b * t, q, b * t / q))
+        return NoiseEstimate(trace, norm, scale, None)
     accepted = _accepted(moments, level)
     half = float(ndtri((1 + level) / 2)) * math.sqrt(moments.norm_variance / n)
     trace = Interval(b * t, b * max(0.0, t - half), b * (t + half), level)

@@ -11,6 +11,7 @@ from batchscope.records.comparison import (
     WorkloadSummary,
 )
 from batchscope.records.interval import Interval
+from batchscope.records.noise import GradientError, NoiseMeasurement, NoiseSource
 from batchscope.records.plan import Order, Plan, Shape
 from batchscope.records.provenance import Provenance
 from batchscope.records.training import CurvePoint, Outcome, TrainResult
@@ -20,7 +21,10 @@ __all__ = [
     "ComparisonRow",
     "CurvePoint",
     "Difference",
+    "GradientError",
     "Interval",
+    "NoiseMeasurement",
+    "NoiseSource",
     "Order",
     "Outcome",
     "Plan",

@@ -1,0 +1,215 @@
+"""Gradient noise at one point: tr Σ, ‖G‖², their ratio, and how a batch's error falls with its size."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from batchscope.errors import ArgumentError, WorkloadError
+from batchscope.fit.noise import GradientMoments, NoiseEstimate, estimate_noise, moments_from_parts
+from batchscope.measure.per_example import GradientRows
+from batchscope.progress import Reporter, reporter
+from batchscope.provenance import provenance
+from batchscope.records.noise import GradientError, NoiseMeasurement
+from batchscope.seeding import derive, isolated
+from batchscope.training.train import checked_seed, chosen_device
+from batchscope.workload.workload import Workload
+
+# Rows kept for the moments that need pairs of gradients.
+KEPT_ROWS = 256
+LEAST_ROWS = 16
+# Where all rows fit into this, nothing is computed twice.
+KEPT_BYTES = 512 << 20
+
+
+def gradient_noise(
+    workload: Workload,
+    state: Mapping[str, Any] | None = None,
+    *,
+    examples: int = 1024,
+    preconditioner: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool | Reporter = False,
+) -> NoiseMeasurement:
+    """Measure the gradient noise scale at given weights.
+
+    tr Σ and ‖G‖² are estimated without bias from single examples' gradients and divided afterwards; see
+    :mod:`batchscope.fit.noise` for the formulas and the interval. The model is in training mode, dropout included,
+    since that is the noise that training sees. Batch norm ties the examples of a batch together; there the gradients of
+    micro-batches stand in.
+
+    Args:
+        workload: What is trained.
+        state: A state dict; None: fresh weights under the seed.
+        examples: Training examples to use, drawn without replacement; all of them where there are fewer.
+        preconditioner: A factor for every coordinate of the gradient by parameter name, such as 1/(√v + ε) of Adam, for
+            the preconditioned noise scale; None: only the plain one.
+        seed: Draws the examples, fresh weights and dropout.
+        device: "cpu", "cuda" …; None: CUDA where there is one.
+        progress: True shows progress on stderr; or a function that is told of every step.
+
+    Returns:
+        The measurement. A noise scale that the examples do not determine is unresolved, with its lower end and the
+        number of examples that would do.
+
+    Raises:
+        ArgumentError: Too few examples.
+        WorkloadError: Weights that do not fit the model, or gradients that are not finite.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> noise = bs.gradient_noise(bs.load_workload("digits"), examples=256)
+        >>> noise.noise_scale.resolved, noise.source
+        (True, 'per-example gradients')
+    """
+    began = time.perf_counter()
+    seed = checked_seed(seed)
+    if not isinstance(examples, int) or isinstance(examples, bool) or examples < LEAST_ROWS:
+        raise ArgumentError(f"examples must be a whole number of at least {LEAST_ROWS}", got=examples)
+    chosen = chosen_device(device)
+    generator = torch.Generator().manual_seed(derive(seed, "noise examples"))
+    indices = torch.randperm(workload.training_examples, generator=generator)[:examples].tolist()
+    with isolated(derive(seed, "weights"), chosen):
+        model = _loaded(workload.model(), state).to(chosen)
+    rows = GradientRows(workload, model)
+    if len(indices) // rows.group_size < LEAST_ROWS:
+        raise ArgumentError(
+            f"the noise scale needs at least {LEAST_ROWS} gradients",
+            got=f"{len(indices)} examples in {rows.source} of {rows.group_size}",
+            mend=f"give examples={LEAST_ROWS * rows.group_size} or more, if the training set has as many",
+        )
+    scale = None if preconditioner is None else _flat(preconditioner, model).to(chosen)
+    with isolated(derive(seed, "noise"), chosen), reporter(progress, "measuring gradient noise") as report:
+        measured = _Pass(rows, indices, None, lambda done: report.update(label="", done=done, total=len(indices)))
+        plain = estimate_noise(measured.moments())
+        preconditioned = None
+        if scale is not None:
+            again = _Pass(rows, indices, scale, lambda done: report.update(label="", done=done, total=len(indices)))
+            preconditioned = estimate_noise(again.moments()).noise_scale
+    return NoiseMeasurement(
+        workload=workload.title,
+        examples=measured.groups * rows.group_size,
+        group_size=rows.group_size,
+        source=rows.source,
+        note=rows.note,
+        parameters=rows.parameters,
+        trace_covariance=plain.trace_covariance,
+        gradient_norm_squared=plain.gradient_norm_squared,
+        noise_scale=plain.noise_scale,
+        preconditioned_noise_scale=preconditioned,
+        examples_needed=plain.examples_needed,
+        gradient_error=measured.errors(plain),
+        seconds=time.perf_counter() - began,
+        provenance=provenance(workload, device=chosen, seed=seed),
+    )
+
+
+class _Pass:
+    """What is needed from the gradients of some examples: one pass over them, or two where they are many."""
+
+    def __init__(self, rows: GradientRows, indices: list[int], scale: Tensor | None, tell: Any) -> None:
+        self.group_size = rows.group_size
+        row_bytes = 4 * rows.parameters
+        keep_all = len(indices) // rows.group_size * row_bytes <= KEPT_BYTES
+        total = torch.zeros(rows.parameters, dtype=torch.float64)
+        squares: list[Tensor] = []
+        kept: list[Tensor] = []
+        kept_rows = 0
+        for chunk in rows.chunks(indices):
+            scaled = (chunk if scale is None else chunk * scale).cpu()
+            if not torch.isfinite(scaled).all():
+                raise WorkloadError(
+                    "gradients must be finite", got="one that is not", mend="measure at weights that train"
+                )
+            total += scaled.sum(0, dtype=torch.float64)
+            squares.append(scaled.double().square().sum(1))
+            wanted = len(scaled) if keep_all else min(len(scaled), KEPT_ROWS - kept_rows)
+            if wanted:
+                kept.append(scaled[:wanted])
+                kept_rows += wanted
+            tell(sum(map(len, squares)) * rows.group_size)
+        norms = torch.cat(squares)
+        self.groups = len(norms)
+        self._kept = torch.cat(kept)
+        self._mean = total / self.groups
+        if keep_all:
+            projections = self._project(self._kept)
+        else:
+            again = rows.chunks(indices)
+            projections = torch.cat([self._project((c if scale is None else c * scale).cpu()) for c in again])
+        self._mean_square = float(self._mean @ self._mean)
+        self._deviations = (norms - 2 * projections + self._mean_square).clamp_min(0.0)
+        self._along = (projections - self._mean_square) / max(math.sqrt(self._mean_square), 1e-300)
+
+    def _project(self, rows: Tensor) -> Tensor:
+        return torch.cat([part.double() @ self._mean for part in torch.split(rows, 64)])
+
+    def moments(self) -> GradientMoments:
+        """The moments, pairs of gradients taken among the first rows (the examples are in random order)."""
+        centred = self._kept[:KEPT_ROWS].double() - self._mean
+        return moments_from_parts(
+            groups=self.groups,
+            group_size=self.group_size,
+            mean_norm_squared=self._mean_square,
+            deviations=_array(self._deviations),
+            gram=_array(centred @ centred.T),
+            along_mean=_array(self._along),
+            deviations_of_kept=_array(self._deviations),
+        )
+
+    def errors(self, estimate: NoiseEstimate) -> tuple[GradientError, ...]:
+        """Root mean square error of batches of 1, 2, 4 … groups, each against the mean of all rows kept."""
+        means = self._kept
+        count, found = len(means), []
+        centre = means.mean(0)
+        size = 1
+        while len(means) >= 4:
+            # A batch and the mean that holds it share B of m examples: E‖g_B − g_m‖² = tr Σ·(1/B − 1/m).
+            square = float((means - centre).double().square().sum(1).mean()) / (1 - size / count)
+            batch_size = size * self.group_size
+            predicted = math.sqrt((estimate.trace_covariance.value or 0.0) / batch_size)
+            found.append(GradientError(batch_size, len(means), math.sqrt(square), predicted))
+            even = means[: len(means) // 2 * 2]
+            means = (even[0::2] + even[1::2]) / 2
+            size *= 2
+        return tuple(found)
+
+
+def _array(tensor: Tensor) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = tensor.numpy()
+    return array
+
+
+def _loaded(model: nn.Module, state: Mapping[str, Any] | None) -> nn.Module:
+    if state is not None:
+        try:
+            model.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise WorkloadError(
+                "state must be a state dict of this workload's model", got=str(error).splitlines()[0]
+            ) from error
+    return model
+
+
+def _flat(preconditioner: Mapping[str, Tensor], model: nn.Module) -> Tensor:
+    """The square root of the preconditioner, as one vector in the order of the gradient."""
+    parts = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = preconditioner.get(name)
+        if factor is None or factor.shape != parameter.shape or bool((factor < 0).any()):
+            raise ArgumentError(
+                "preconditioner must hold a factor of at least 0 for every coordinate that is trained",
+                got=f"{name}: {'nothing' if factor is None else f'shape {tuple(factor.shape)}'}",
+            )
+        parts.append(factor.detach().sqrt().flatten())
+    return torch.cat(parts)

@@ -1,0 +1,127 @@
+"""Gradients of single examples, or of micro-batches, a chunk of rows at a time.
+
+Per-example gradients come from ``torch.func``: the loss of one example as a function of the parameters, differentiated
+and batched over examples. Attention uses its math kernel there, which has a batching rule. A model that cannot be
+batched like this (data-dependent control flow, for example) falls back to one backward pass for each example; one with
+batch norm in training mode, where an example has no gradient of its own, to micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from batchscope.records.noise import NoiseSource
+from batchscope.workload.batches import take, to_device
+from batchscope.workload.workload import Batch, Workload
+
+MICRO_BATCH = 16
+# Rows of gradients in memory while a chunk is computed.
+CHUNK_BYTES = 64 << 20
+MOST_ROWS = 256
+
+
+class GradientRows:
+    """Gradients at a model's present weights, as rows of a matrix.
+
+    Args:
+        workload: What is trained.
+        model: The model, on its device, in the mode to measure in; its weights and buffers are left as they are.
+        chunk_bytes: Memory that the rows of one chunk may fill.
+
+    Attributes:
+        source: How the gradients are computed.
+        note: Why not per example, where that is so.
+        group_size: Examples behind each row.
+        parameters: Length of a row.
+    """
+
+    def __init__(self, workload: Workload, model: nn.Module, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self.workload = workload
+        self._loss = _Loss(workload, model)
+        self._trained: dict[str, Tensor] = {n: p for n, p in self._loss.named_parameters() if p.requires_grad}
+        self._buffers = dict(self._loss.named_buffers())
+        self._device = next(iter(self._trained.values())).device
+        self.parameters = sum(parameter.numel() for parameter in self._trained.values())
+        self._rows_at_once = max(1, min(MOST_ROWS, chunk_bytes // (4 * self.parameters)))
+        self.source: NoiseSource = "per-example gradients"
+        self.note: str | None = None
+        self.group_size = 1
+        tied = [name for name, module in model.named_modules() if _ties_examples(module)]
+        if tied:
+            self._use("micro-batches", f"{tied[0]} normalises over the batch, so an example has no gradient of its own")
+        else:
+            try:
+                self._per_example(self._batch([0, min(1, workload.training_examples - 1)]))
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                self._use("single backward passes", f"torch.func cannot batch this model: {reason}")
+
+    def chunks(self, indices: list[int]) -> Iterator[Tensor]:
+        """Yield matrices of gradients, rows×parameters, in the order of the examples.
+
+        Args:
+            indices: Training examples; with micro-batches a rest that fills none is left out.
+        """
+        if self.source == "micro-batches":
+            groups = [indices[i : i + self.group_size] for i in range(0, len(indices), self.group_size)]
+            groups = [group for group in groups if len(group) == self.group_size]
+            for start in range(0, len(groups), self._rows_at_once):
+                yield torch.stack([self._single(self._batch(g)) for g in groups[start : start + self._rows_at_once]])
+            return
+        for start in range(0, len(indices), self._rows_at_once):
+            part = indices[start : start + self._rows_at_once]
+            if self.source == "per-example gradients":
+                yield self._per_example(self._batch(part))
+            else:
+                yield torch.stack([self._single(self._batch([index])) for index in part])
+
+    def _use(self, source: NoiseSource, note: str) -> None:
+        self.source, self.note = source, note
+        self.group_size = MICRO_BATCH if source == "micro-batches" else 1
+
+    def _batch(self, indices: list[int]) -> Batch:
+        return to_device(take(self.workload.train, indices, self.workload.collate), self._device)
+
+    def _per_example(self, batch: Batch) -> Tensor:
+        def loss(parameters: dict[str, Tensor], example: Batch) -> Tensor:
+            alone = torch.utils._pytree.tree_map(lambda leaf: leaf.unsqueeze(0), example)
+            result: Tensor = torch.func.functional_call(self._loss, (parameters, self._buffers), (alone,))
+            return result
+
+        gradient = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="different")
+        with sdpa_kernel(SDPBackend.MATH):
+            rows = gradient(self._trained, batch)
+        return torch.cat([rows[name].flatten(1) for name in self._trained], dim=1).detach()
+
+    def _single(self, batch: Batch) -> Tensor:
+        # Buffers that a training-mode forward pass updates in place are copies, so the model's own stay as they are.
+        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        with torch.enable_grad():
+            loss = torch.func.functional_call(self._loss, (self._trained, buffers), (batch,))
+            gradients = torch.autograd.grad(loss, list(self._trained.values()), allow_unused=True)
+        parts = zip(gradients, self._trained.values(), strict=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in parts]).detach()
+
+
+class _Loss(nn.Module):
+    """The loss of a batch as a module, so that ``functional_call`` can swap the parameters under any ``forward``."""
+
+    def __init__(self, workload: Workload, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._workload = workload
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss."""
+        output, target = self._workload.output_and_target(self.model, batch)
+        return self._workload.loss(output, target)
+
+
+def _ties_examples(module: Any) -> bool:
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return batch_norm and (module.training or not module.track_running_stats)

@@ -1,0 +1,275 @@
+"""Gradients of single examples are right on every kind of model, and the measurement leaves nothing changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import batchscope as bs
+from batchscope.errors import ArgumentError, WorkloadError
+from batchscope.fit.noise import estimate_noise, moments_of
+from batchscope.measure.per_example import MICRO_BATCH, GradientRows
+from batchscope.seeding import derive, isolated
+from batchscope.workload import quadratic
+
+EXAMPLES = 200
+
+
+class Attention(nn.Module):
+    """Two tokens' worth of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(4, 8)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.into(x.unflatten(1, (2, 4)))
+        logits: Tensor = self.out(F.scaled_dot_product_attention(h, h, h).mean(1))
+        return logits
+
+
+class TiedAndFrozen(nn.Module):
+    """A tied matrix, a frozen layer and a parameter that the loss does not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 8, bias=False)
+        self.b = nn.Linear(8, 8, bias=False)
+        self.b.weight = self.a.weight
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.unused = nn.Parameter(torch.ones(2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.frozen(self.b(torch.tanh(self.a(x)))))
+        return logits
+
+
+class Branching(nn.Module):
+    """Control flow that depends on the data, which torch.func cannot batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x if float(x.sum()) > 0 else 2 * x)
+        return logits
+
+
+MODELS: dict[str, Any] = {
+    "perceptron": lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)),
+    "convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 3, 3), nn.Flatten(), nn.Linear(18, 3)),
+    "attention": Attention,
+    "tied and frozen": TiedAndFrozen,
+    "layer norm": lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 3)),
+    "branching": Branching,
+}
+BATCH_NORM = lambda: nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))  # noqa: E731
+
+
+def make(model: Any, **changes: Any) -> bs.Workload:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(EXAMPLES, 8, generator=g)
+    y = x[:, :3].argmax(1)  # to be learned, so that the gradient is more than noise
+    settings: dict[str, Any] = {
+        "model": model,
+        "train": (x, y),
+        "validation": (x[:20], y[:20]),
+        "loss": F.cross_entropy,
+        "optimizer": lambda params, lr: torch.optim.SGD(params, lr=lr),
+        "learning_rate": 0.1,
+        "batch_size": 10,
+    }
+    return bs.Workload(**(settings | changes))
+
+
+def by_hand(workload: bs.Workload, model: nn.Module, index: int) -> Tensor:
+    x, y = workload.train  # type: ignore[misc]
+    model.zero_grad()
+    workload.loss(model(x[index : index + 1]), y[index : index + 1]).backward()  # type: ignore[no-untyped-call]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_rows_are_the_gradients_of_single_examples(kind: str) -> None:
+    workload = make(MODELS[kind])
+    with isolated(0):
+        model = workload.model()
+    rows = GradientRows(workload, model, chunk_bytes=4 * 100 * 7)
+    assert (rows.source == "single backward passes") == (kind == "branching")
+    assert (rows.note is None) == (kind != "branching")
+    got = torch.cat(list(rows.chunks(list(range(12)))))
+    expected = torch.stack([by_hand(workload, model, index) for index in range(12)])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_in_training_mode_is_measured_in_micro_batches() -> None:
+    workload = make(BATCH_NORM)
+    model = workload.model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = GradientRows(workload, model)
+    assert rows.source == "micro-batches"
+    assert rows.note is not None
+    assert "BatchNorm" in rows.note or "1 normalises" in rows.note
+    got = torch.cat(list(rows.chunks(list(range(MICRO_BATCH * 3 + 5)))))
+    assert got.shape == (3, sum(p.numel() for p in model.parameters()))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    x, y = workload.train  # type: ignore[misc]
+    workload.loss(model(x[:MICRO_BATCH]), y[:MICRO_BATCH]).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(got[0], torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+
+
+def test_micro_batches_and_examples_agree_on_one_point() -> None:
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2048, 8, generator=g), torch.randint(3, (2048,), generator=g)
+    workload = make(MODELS["perceptron"], train=(x, y))
+    by_example = bs.gradient_noise(workload, examples=2048)
+    rows = GradientRows(workload, _fresh_under(workload, 0))
+    rows.source, rows.group_size = "micro-batches", MICRO_BATCH
+    matrix = torch.cat(list(rows.chunks(list(range(2048))))).double().numpy()
+    by_group = estimate_noise(moments_of(matrix, MICRO_BATCH))
+    for one, other in (
+        (by_example.noise_scale, by_group.noise_scale),
+        (by_example.trace_covariance, by_group.trace_covariance),
+    ):
+        assert None not in (one.low, one.high, other.low, other.high)
+        assert one.low <= other.high  # type: ignore[operator]
+        assert other.low <= one.high  # type: ignore[operator]
+
+
+def test_known_answers_on_the_quadratic() -> None:
+    workload = quadratic.quadratic()
+    held = {"trace": 0, "norm": 0, "scale": 0}
+    repetitions = 60
+    for seed in range(repetitions):
+        with isolated(seed):
+            state = workload.model().state_dict()
+        theta = next(iter(state.values()))
+        truths = {
+            "trace": quadratic.true_covariance_trace(workload),
+            "norm": float(quadratic.true_gradient(workload, theta).square().sum()),
+        }
+        truths["scale"] = truths["trace"] / truths["norm"]
+        measured = bs.gradient_noise(workload, state, examples=256, seed=seed)
+        intervals = {
+            "trace": measured.trace_covariance,
+            "norm": measured.gradient_norm_squared,
+            "scale": measured.noise_scale,
+        }
+        for name, interval in intervals.items():
+            assert interval.low is not None
+            assert interval.high is not None
+            held[name] += interval.low <= truths[name] <= interval.high
+    # At a true 95%, fewer than 52 of 60 come up once in a thousand.
+    assert min(held.values()) >= 52, held
+
+
+def test_error_of_a_batch_falls_as_one_over_its_root() -> None:
+    measured = bs.gradient_noise(bs.load_workload("digits"), examples=1024)
+    assert [row.batch_size for row in measured.gradient_error][:3] == [1, 2, 4]
+    assert measured.gradient_error[0].predicted == pytest.approx((measured.trace_covariance.value or 0) ** 0.5)
+    for row in measured.gradient_error:
+        if row.batches >= 16:
+            assert row.error == pytest.approx(row.predicted, rel=0.25)
+
+
+def test_many_rows_are_measured_in_two_passes_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make(MODELS["perceptron"])
+    whole = bs.gradient_noise(workload, examples=EXAMPLES)
+    monkeypatch.setattr("batchscope.measure.noise.KEPT_BYTES", 0)
+    monkeypatch.setattr("batchscope.measure.noise.KEPT_ROWS", EXAMPLES)
+    parts = bs.gradient_noise(workload, examples=EXAMPLES)
+    assert dataclasses.astuple(parts.noise_scale) == pytest.approx(dataclasses.astuple(whole.noise_scale), rel=1e-6)
+
+
+def test_dropout_adds_to_the_noise_and_the_seed_settles_it() -> None:
+    def dropping() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+
+    workload = make(dropping)
+    state = _fresh(workload).state_dict()
+    one, again = (bs.gradient_noise(workload, state, examples=128) for _ in range(2))
+    without = bs.gradient_noise(
+        make(lambda: nn.Sequential(nn.Linear(8, 6), nn.Identity(), nn.Linear(6, 3))), state, examples=128
+    )
+    assert one.trace_covariance == again.trace_covariance
+    assert (one.trace_covariance.value or 0) > (without.trace_covariance.value or 0)
+
+
+def test_preconditioned_noise_scale_is_that_of_scaled_gradients() -> None:
+    workload = make(MODELS["perceptron"])
+    state = _fresh(workload).state_dict()
+    even = bs.gradient_noise(
+        workload, state, preconditioner={name: torch.full_like(v, 3.0) for name, v in state.items()}
+    )
+    assert even.preconditioned_noise_scale is not None
+    assert even.preconditioned_noise_scale.value == pytest.approx(even.noise_scale.value, rel=1e-4)
+    # Only the last layer's matrix counts.
+    only = {name: torch.zeros_like(value) for name, value in state.items()} | {"2.weight": torch.ones(3, 6)}
+    partial = bs.gradient_noise(workload, state, preconditioner=only).preconditioned_noise_scale
+    model = _fresh(workload)
+    g = torch.stack([by_hand(workload, model, i)[-21:-3] for i in range(EXAMPLES)]).double()
+    trace = float((g - g.mean(0)).square().sum() / (EXAMPLES - 1))
+    norm = float(g.mean(0).square().sum()) - trace / EXAMPLES
+    assert partial is not None
+    assert partial.value == pytest.approx(trace / norm, rel=1e-3)
+
+
+def test_nothing_of_the_persons_is_changed() -> None:
+    workload = make(BATCH_NORM, train=make(MODELS["perceptron"]).train)
+    big = make(BATCH_NORM, train=tuple(torch.cat([t, t]) for t in workload.train))  # type: ignore[union-attr]
+    state = _fresh(big).state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    expected = torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    bs.gradient_noise(big, state, examples=400)
+    assert (torch.rand(1), random.random(), np.random.rand()) == expected  # noqa: NPY002
+    for name, value in state.items():
+        assert torch.equal(value, before[name])
+
+
+def test_refusals_say_what_to_do() -> None:
+    workload = make(MODELS["perceptron"])
+    with pytest.raises(ArgumentError, match="at least 16"):
+        bs.gradient_noise(workload, examples=3)
+    with pytest.raises(WorkloadError, match="state dict"):
+        bs.gradient_noise(workload, {"nothing": torch.zeros(1)})
+    with pytest.raises(ArgumentError, match="micro-batches of 16"):
+        bs.gradient_noise(make(BATCH_NORM), examples=EXAMPLES)
+    with pytest.raises(ArgumentError, match="preconditioner"):
+        bs.gradient_noise(workload, preconditioner={})
+    broken = {name: value * float("nan") for name, value in _fresh(workload).state_dict().items()}
+    with pytest.raises(WorkloadError, match="finite"):
+        bs.gradient_noise(workload, broken)
+
+
+def test_record_round_trips(tmp_path: Any) -> None:
+    measured = bs.gradient_noise(make(MODELS["perceptron"]), examples=64)
+    assert bs.load(measured.to_json(tmp_path / "noise.json")) == measured
+
+
+def _fresh_under(workload: bs.Workload, seed: int) -> nn.Module:
+    """The fresh weights that the measurement takes under a seed."""
+    with isolated(derive(seed, "weights")):
+        return workload.model()
+
+
+def _fresh(workload: bs.Workload) -> nn.Module:
+    with isolated(0):
+        return workload.model()
