@@ -11,13 +11,14 @@ import dataclasses
 import json
 import math
 import os
+import reprlib
 import tempfile
 import types
 import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from batchscope.errors import RecordError, StorageError
+from batchscope.errors import ArgumentError, RecordError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -120,13 +121,14 @@ def load(path: str | os.PathLike[str]) -> Record:
     if cls is None:
         raise RecordError(
             f"a record must name its kind, one of {', '.join(sorted(_KINDS))}",
-            got=f"{path} with record={kind!r}",
+            got=f"{path} with record={reprlib.repr(kind)}",
             mend="give a file that --json or to_json wrote",
         )
-    if data.get("schema") != cls.schema_version:
+    schema = data.get("schema")
+    if type(schema) is not int or schema != cls.schema_version:
         raise RecordError(
             f"this release reads {kind} records of schema {cls.schema_version}",
-            got=f"{path} with schema={data.get('schema')!r}",
+            got=f"{path} with schema={reprlib.repr(schema)}",
             mend="read it with the release that wrote it, or measure again",
         )
     return decode(cls, {key: value for key, value in data.items() if key not in ("record", "schema")}, str(path))
@@ -166,7 +168,7 @@ def decode(cls: type[T], data: Any, where: str) -> T:
         An instance of ``cls``.
 
     Raises:
-        RecordError: A field is missing, unknown or of another type.
+        RecordError: A field is missing, unknown, of another type or without sense.
 
     Examples:
         >>> from batchscope.records import Interval
@@ -183,7 +185,11 @@ def decode(cls: type[T], data: Any, where: str) -> T:
     required = {n for n, f in known.items() if f.default is missing and f.default_factory is missing}
     if absent := sorted(required - set(data)):
         raise _malformed(where, f"the fields {', '.join(absent)} of {cls.__name__}", sorted(data))
-    return cls(**{name: _decode_value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+    values = {name: _decode_value(hints[name], value, f"{where}: {name}") for name, value in data.items()}
+    try:
+        return cls(**values)
+    except ArgumentError as error:  # types that are right, and values that are not
+        raise RecordError(f"{where} must hold a {cls.__name__} that makes sense", got=str(error)) from error
 
 
 def _decode_value(hint: Any, value: Any, where: str) -> Any:
@@ -222,7 +228,10 @@ def _decode_value(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, str) and value in _NON_FINITE:
             return _NON_FINITE[value]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError as error:
+                raise _malformed(where, "a number below 1.8e308", value) from error
     elif (hint is int and isinstance(value, int) and not isinstance(value, bool)) or (
         hint in (str, bool) and isinstance(value, hint)
     ):
@@ -231,16 +240,18 @@ def _decode_value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _malformed(where: str, expected: str, got: object) -> RecordError:
-    shown = repr(got)
     return RecordError(
         f"{where} must hold {expected}",
-        got=shown if len(shown) < 80 else shown[:77] + "...",
+        got=reprlib.repr(got),  # which is short, however long or deep the value
         mend="give a file that --json or to_json wrote, unedited",
     )
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     """Write a file so that a reader, or a crash, finds the old content or the new and nothing between.
+
+    A link stays a link, to the file that is written. What is no file, as a pipe or ``/dev/stdout``, is written as it
+    is.
 
     Args:
         path: The file to write; its folder is made when missing.
@@ -255,11 +266,15 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     path = Path(path)
     temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return path
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target, since a rename is atomic within one file system only.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".batchscope-")
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
@@ -267,11 +282,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:
+        os.replace(temporary, target)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
         raise StorageError(
             "the result must be written to a place with room that this user may write",
-            got=f"{path} ({error.strerror or error})",
+            got=f"{path} ({getattr(error, 'strerror', None) or error})",
             mend="free some room, or name another path",
         ) from error
     finally:
