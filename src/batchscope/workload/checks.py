@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import IterableDataset
 
 from batchscope.errors import WorkloadError
@@ -90,7 +91,15 @@ def _examples(name: str, examples: Examples) -> None:
             got=type(examples).__name__,
             mend="give (x, y)",
         )
-    if length(examples) == 0:
+    try:
+        count = length(examples)
+    except Exception as error:
+        raise WorkloadError(
+            f"{name} must say how many examples it holds",
+            got=_said(error),
+            mend="give it a __len__ that returns a number",
+        ) from error
+    if count == 0:
         raise WorkloadError(f"{name} must hold at least one example", got="an empty set")
 
 
@@ -121,6 +130,12 @@ def _fresh_models(workload: Workload) -> nn.Module:
     for made in (model, again):
         if not isinstance(made, nn.Module):
             raise WorkloadError("model() must return a torch.nn.Module", got=type(made).__name__)
+    if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
+        raise WorkloadError(
+            "every parameter must have its shape when model() returns",
+            got=f"{', '.join(lazy[:3])}{' …' if len(lazy) > 3 else ''} without one",
+            mend="give its size instead of a lazy module's guess",
+        )
     parameters = {id(parameter) for parameter in model.parameters()}
     if model is again or any(id(parameter) in parameters for parameter in again.parameters()):
         raise WorkloadError(
