@@ -22,7 +22,7 @@ from batchscope.fit import holm
 from batchscope.progress import ProgressEvent
 from batchscope.records import Comparison, Interval, TrainResult, load
 from batchscope.study import compare
-from batchscope.study.compare import checked_pairs
+from batchscope.study.compare import EXPECTED_TRIALS, checked_pairs
 from batchscope.study.statistics import common_score, differences
 from batchscope.study.statistics import row as summarise_row
 from batchscope.workload import Workload
@@ -496,6 +496,9 @@ def test_progress_goes_forward_to_the_end(workload: Workload) -> None:
 def test_progress_of_a_search(workload: Workload) -> None:
     events = follow(workload, [(16, 16), (64, 4)], seeds=2, learning_rate="search")
     assert events[0].label == "searching, batch 16"
+    second = next(event for event in events if event.label == "searching, batch 64")
+    assert second.total is not None
+    assert second.total - second.done == (EXPECTED_TRIALS + 4) * 256  # nothing is left over from the first search
 
 
 def test_progress_of_a_search_that_takes_longer_than_reckoned(make_workload: MakeWorkload) -> None:

@@ -136,6 +136,21 @@ def test_a_lead_that_turns_round_over_the_common_seeds_is_no_win(make: Make) -> 
     assert "At batch 8, 2 of 6 runs diverged" in said
 
 
+def test_a_lead_from_a_seed_of_its_own_is_no_win(make: Make) -> None:
+    """Interrupted after batch 8 had one seed more, a lucky one."""
+    record = make(
+        [[0.70, 0.71, 0.69, 0.70, 0.99], [0.74, 0.75, 0.73, 0.75]],
+        [[1, 1.1, 1, 0.9, 1], [3, 3.1, 3, 2.9]],
+        seeds=5,
+        interrupted=True,
+    )
+    said = told(record)
+    assert "batch 8 × 512 updates has the highest mean" in said
+    assert "But over the seeds that both finished, batch 32 is ahead of it" in said
+    assert "more than" not in said
+    assert "better" not in said
+
+
 def test_a_row_that_diverges_is_nobodys_choice(make: Make) -> None:
     scores: list[list[float | None]] = [[0.95, 0.94, 0.96, 0.95, None], [0.90, 0.88, 0.91, 0.91, 0.9]]
     said = told(make(scores, [[1, 1.1, 1, 0.9, 1], [3, 3.1, 3, 2.9, 3]]))
