@@ -17,7 +17,7 @@ from batchscope.workload.batches import as_tensors, join, nbytes, take, to_devic
 from batchscope.workload.workload import Batch, Examples, Score, Workload, length
 
 # Outputs are kept until the score is computed on all of them at once; past this many bytes it is computed set by set.
-SCORE_SET_BYTES = 512 << 20
+SCORE_SET_BYTES = 8 << 20
 CACHE_BYTES = 256 << 20
 
 

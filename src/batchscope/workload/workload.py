@@ -36,7 +36,7 @@ class Workload:
         learning_rate: What the person uses today: the point of reference.
         batch_size: What the person uses today.
         score: ``score(output, target)`` returns a number, higher is better, computed on the whole validation set at
-            once (set by set of about 512 MiB where outputs are larger than that). None: minus the loss.
+            once (set by set of about 8 MiB where outputs are larger than that). None: minus the loss.
         forward: ``forward(model, batch)`` returns ``(output, target)``, for batches that are not ``(x, y)``: dicts,
             text and the like. None: ``(model(x), y)``.
         collate: Makes a batch of a list of examples of a Dataset. None: torch's default.
