@@ -153,6 +153,9 @@ def compare(
         progress=not quiet,
     )
     _show(record, json, report, quiet=quiet)
+    if record.error is not None:
+        print(f"batchscope: Stopped by an error; what was finished is kept. {record.error}", file=sys.stderr)
+        return 1
     if record.interrupted:
         print("batchscope: Interrupted; what was finished is kept.", file=sys.stderr)
         return INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable
@@ -463,6 +464,28 @@ def test_an_error_of_the_workloads_own_is_raised(make_workload: MakeWorkload) ->
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         compare(make_workload(model=lambda: Broken(5, 3)), [(64, 2)], seeds=1, learning_rate="fixed")
+
+
+def test_an_error_in_the_middle_keeps_what_was_finished(make_workload: MakeWorkload, tmp_path: Path) -> None:
+    class BreaksAtLarge(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training and len(x) > 32:
+                raise RuntimeError("shapes do not fit")
+            return super().forward(x)
+
+    workload = make_workload(model=lambda: BreaksAtLarge(5, 3))
+    answer = compare(workload, [(16, 8), (64, 2)], seeds=2, learning_rate="fixed")
+    assert [row.finished for row in answer.rows] == [1, 0]
+    assert answer.interrupted
+    assert answer.error == "RuntimeError: shapes do not fit (batch 64 × 2, seed 1/2)"
+    assert "shapes do not fit" in answer.conclusion
+    assert load(answer.to_json(tmp_path / "answer.json")) == answer
+    assert "shapes do not fit" in answer.report(tmp_path / "answer.html").read_text(encoding="utf-8")
+
+
+def test_a_run_without_memory_is_tried_again_from_a_store(memory_for_32: Workload, tmp_path: Path) -> None:
+    compare(memory_for_32, [(16, 8), (64, 2)], seeds=1, learning_rate="fixed", store=tmp_path)
+    assert [json.loads(p.read_text())["outcome"] for p in tmp_path.glob("run-*.json")] == ["finished"]
 
 
 # Progress

@@ -191,6 +191,7 @@ class Comparison(Record):
         total_seconds: What the whole comparison took, runs restored from a store counted at what they took then.
         interrupted: True where it was stopped before every run was done.
         provenance: Software, machine and seed.
+        error: What stopped it, where an error did; the runs finished until then are kept. None otherwise.
     """
 
     kind: ClassVar[str] = "comparison"
@@ -210,6 +211,7 @@ class Comparison(Record):
     total_seconds: float
     interrupted: bool
     provenance: Provenance
+    error: str | None = None
 
     def runs_of(self, row: ComparisonRow) -> tuple[TrainResult, ...]:
         """The runs behind a row, in the order of the seeds."""

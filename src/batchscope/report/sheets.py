@@ -330,7 +330,9 @@ def warnings(record: Comparison) -> tuple[str, ...]:
     """What a reader must know before trusting the numbers, most serious first."""
     found = []
     labels = row_labels(record)
-    if record.interrupted:
+    if record.error is not None:
+        found.append(f"Stopped by an error; what follows is what was finished until then. {record.error}")
+    elif record.interrupted:
         found.append("Interrupted before every run was done: what follows is what was finished until then.")
     for row, label in zip(record.rows, labels, strict=True):
         if row.finished < len(record.seeds):

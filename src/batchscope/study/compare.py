@@ -85,7 +85,8 @@ def compare(
         progress: True shows progress on stderr; or a function that is told of every step.
 
     Returns:
-        The comparison. When interrupted, with the runs finished until then.
+        The comparison. When interrupted, or stopped by an error once a run has finished, with the runs finished until
+        then.
 
     Raises:
         PlanError: Unequal products, a batch larger than the data, no rule to rescale by.
@@ -176,14 +177,21 @@ class _Study:
             plans = [replace(p, learning_rate=by_size.get(p.batch_size, p.learning_rate)) for p in plans]
 
         runs: list[list[TrainResult]] = [[] for _ in plans]
-        interrupted = stop.requested
+        interrupted, failure = stop.requested, None
         for number, seed in enumerate(self.seeds):
             for plan, into in zip(plans, runs, strict=True):
                 if interrupted:
                     break
                 label = f"batch {plan.batch_size} × {plan.iterations}, seed {number + 1}/{len(self.seeds)}"
                 ahead -= plan.budget_examples or 0
-                result = self._train(plan, seed, self.evaluate_every, report=report, label=label, ahead=ahead)
+                try:
+                    result = self._train(plan, seed, self.evaluate_every, report=report, label=label, ahead=ahead)
+                except Exception as error:
+                    if not any(runs):
+                        raise
+                    # What is finished is worth more than the traceback, which --debug shows at the next try.
+                    interrupted, failure = True, f"{type(error).__name__}: {error} ({label})"
+                    continue
                 if result.outcome == "interrupted":
                     interrupted = True
                 else:
@@ -195,6 +203,7 @@ class _Study:
             runs,
             searches,
             interrupted=interrupted,
+            failure=failure,
             seconds=time.perf_counter() - began + self.restored_seconds,
         )
 
@@ -252,7 +261,7 @@ class _Study:
                 keep_best_weights=False,
                 on_evaluation=on_evaluation,
             )()
-            if path and checkpoint and found.outcome != "interrupted":
+            if path and checkpoint and found.outcome not in ("interrupted", "out of memory"):
                 found.to_json(path)
                 checkpoint.unlink(missing_ok=True)
         else:
@@ -271,6 +280,7 @@ class _Study:
         searches: tuple[RateSearch, ...],
         *,
         interrupted: bool,
+        failure: str | None,
         seconds: float,
     ) -> Comparison:
         everything = [run for row_runs in runs for run in row_runs]
@@ -302,6 +312,7 @@ class _Study:
             runs=tuple(replace(run, state=None) for run in everything),
             total_seconds=seconds,
             interrupted=interrupted,
+            error=failure,
             provenance=provenance(self.workload, device=self.prepared.device, seed=self.seed),
         )
         return replace(record, conclusion=conclude(record))

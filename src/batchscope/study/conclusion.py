@@ -150,7 +150,9 @@ def _caveats(comparison: Comparison) -> list[str]:
             f"At batch {_listed([f'{size:,}' for size in edges])} the best learning rate lies at the edge of what the "
             "search tried, so a better one may exist."
         )
-    if comparison.interrupted:
+    if comparison.error is not None:
+        said.append(f"The comparison was stopped by an error: this is what was finished. {comparison.error}.")
+    elif comparison.interrupted:
         said.append("The comparison was interrupted: this is what was finished.")
     return said
 
