@@ -141,6 +141,24 @@ def test_stratified_draws_examples_of_a_class_at_random() -> None:
     assert (places.mean(0) - 29.5).abs().max() < 5
 
 
+def test_classes_of_one_size_take_each_other_s_places() -> None:
+    labels = torch.arange(60) % 3
+    order = ExampleOrder("stratified", 60, seed=0, labels=lambda: labels)
+    first, second = (
+        torch.stack([labels[order.indices(60 * s + i, 60 * s + i + 1)] for s in range(60)]) for i in (0, 1)
+    )
+    assert sorted(set(zip(first.flatten().tolist(), second.flatten().tolist(), strict=True))) == [
+        (a, b) for a in range(3) for b in range(3) if a != b
+    ]
+
+
+def test_a_rare_class_comes_now_late_and_now_early() -> None:
+    labels = torch.tensor([0] * 40 + [1])
+    order = ExampleOrder("stratified", 41, seed=0, labels=lambda: labels)
+    places = [order.indices(41 * s, 41 * s + 41).tolist().index(40) for s in range(40)]
+    assert min(places) < 20 < max(places)
+
+
 def test_replacement_draws_every_example_independently_and_evenly() -> None:
     n, stretches = 50, 400
     drawn = ExampleOrder("replacement", n, seed=0).indices(0, n * stretches)
