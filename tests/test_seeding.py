@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -51,9 +52,8 @@ def test_a_derived_seed_is_the_same_on_every_machine() -> None:
 def test_it_does_not_depend_on_the_hash_seed() -> None:
     code = "from batchscope.seeding import derive; print(derive(3, 'data'))"
     for hash_seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
-        )
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         assert int(done.stdout) == derive(3, "data")
 
 
