@@ -143,6 +143,21 @@ def test_a_run_may_be_interrupted_again_and_again(make: Make, tmp_path: Path) ->
     assert resumed(workload, tmp_path / "b", plan_of(), [4, 5, 8, 13]) == expected
 
 
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "nadam"])
+def test_an_optimiser_s_state_keeps_its_number_format(make: Make, tmp_path: Path, optimizer: str) -> None:
+    # NAdam keeps a product in float32 beside parameters in float64; torch would load it as float64.
+    def double() -> nn.Module:
+        return nn.Linear(6, 3, dtype=torch.float64)
+
+    data = make().train
+    assert isinstance(data, tuple)
+    examples = (data[0].double(), data[1])
+    changes: dict[str, Any] = {"model": double, "train": examples, "validation": examples}
+    workload = make(loss=Pressing(), optimizer=OPTIMIZERS[optimizer], **changes)
+    expected = everything(*run_with(workload, None, plan_of()))
+    assert resumed(workload, tmp_path / "c", plan_of(), [5, 9]) == expected
+
+
 def test_early_stopping_goes_on_where_it_was(make: Make, tmp_path: Path) -> None:
     plan = plan_of(patience=2, tolerance=0.5)
     workload = make("dropout", loss=Pressing())
@@ -376,27 +391,27 @@ SAVING = """
     model = torch.nn.Linear(600, 600)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
-    def save_for_ever():
-        for i in range(10**9):
+    def save(count):
+        for i in range(count):
             torch.nn.init.constant_(model.weight, float(i))
             checkpoint.save(path, identity=identity, progress=checkpoint.Progress(iterations=i), best=BestSoFar(),
                             model=model, optimizer=optimizer, device=torch.device("cpu"))
 
     torch.set_num_threads(1)
-    latest = []
+    save(1)
+    began = time.perf_counter()
+    save(3)
+    seconds = (time.perf_counter() - began) / 3
     for k in range(25):
         child = os.fork()
         if child == 0:
-            save_for_ever()
-        while not path.exists():
-            time.sleep(0.001)
-        time.sleep(0.0013 * k)
+            save(10**9)
+        time.sleep(seconds * k / 6)  # at other moments of the first four saves
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         progress, _ = checkpoint.restore(path, identity=identity, best=BestSoFar(), model=model, optimizer=optimizer)
         assert bool((model.weight == progress.iterations).all())
-        latest.append(progress.iterations)
-    print(len(latest), max(latest) > 2)
+    print("whole")
 """
 
 
@@ -413,7 +428,7 @@ def script(code: str, *arguments: object) -> str:
 
 
 def test_a_file_is_never_half_written(tmp_path: Path) -> None:
-    assert script(SAVING, tmp_path / "c").split() == ["25", "True"]
+    assert script(SAVING, tmp_path / "c") == "whole\n"
 
 
 KILLED = """

@@ -178,6 +178,13 @@ def restore(
             if isinstance(value, tuple) and isinstance(group.get(key), list):
                 group[key] = tuple(group[key])
     optimizer.load_state_dict(state)
+    # torch casts what it loads to the type of the parameter, where the optimiser may have kept another.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, saved in state["state"].items():
+        held = optimizer.state[parameters[index]]
+        for key, value in saved.items():
+            if isinstance(value, Tensor) and held[key].dtype != value.dtype:
+                held[key] = value.to(held[key].device)
     for key in _BEST_FIELDS:
         setattr(best, key, float("-inf") if header["best"][key] == "-Infinity" else header["best"][key])
     if header["best_state"] is not None:
