@@ -113,7 +113,9 @@ def reached(record: Comparison) -> Sheet:
         )
         lines.append(Line(cells if every_run else (*cells, f"{row.finished} of {len(record.seeds)}"), i))
     many = len(record.seeds)
-    note = f"Means over {many} seeds." if many > 1 else "One seed: the spread between runs is not known."
+    note = f"Means over {many} seeds." if every_run else "Means over the seeds whose run finished."
+    if many == 1:
+        note = "One seed: the spread between runs is not known."
     return Sheet("What it reaches", columns, tuple(lines), note)
 
 
