@@ -34,7 +34,14 @@ BATCH_SIZES = (1, 8, 32, 128, 512, 2048)
 def with_batchscope(prepared: Prepared, batch_size: int, iterations: int) -> tuple[float, int]:
     """Seconds in the loop, and the threads it computed with."""
     plan = bs.Plan(batch_size=batch_size, learning_rate=prepared.workload.learning_rate, iterations=iterations)
-    result = Run(prepared, plan, seed=0, evaluate_every=batch_size * iterations, keep_best_weights=False)()
+    result = Run(
+        prepared,
+        plan,
+        seed=0,
+        evaluate_every=batch_size * iterations,
+        keep_best_weights=False,
+        measure_memory=False,  # which empties the heap once before a run
+    )()
     return result.step_seconds, result.provenance.threads
 
 

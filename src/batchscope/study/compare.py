@@ -259,6 +259,8 @@ class _Study:
                 evaluate_every=evaluate_every,
                 checkpoint=checkpoint,
                 keep_best_weights=False,
+                # Once for each row, so that the median of the times is one of runs that find the heap warm.
+                measure_memory=seed == self.seeds[0],
                 on_evaluation=on_evaluation,
             )()
             if path and checkpoint and found.outcome not in ("interrupted", "out of memory"):

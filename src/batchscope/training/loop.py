@@ -84,6 +84,7 @@ class Run:
         checkpoint: File to resume from, where it exists, and to save to.
         checkpoint_every_seconds: Least time between two saves; one is always made at the end and when interrupted.
         keep_best_weights: Whether to copy the weights at every new best score.
+        measure_memory: Whether to take the peak of memory; on a CPU the first updates then find the heap cold.
         on_evaluation: Called after each evaluation, off the clock, with the point and the seconds left, if known.
 
     Raises:
@@ -100,6 +101,7 @@ class Run:
         checkpoint: Path | None = None,
         checkpoint_every_seconds: float = 60.0,
         keep_best_weights: bool = True,
+        measure_memory: bool = True,
         on_evaluation: Callable[[CurvePoint, float | None], None] | None = None,
     ) -> None:
         self.began = time.perf_counter()
@@ -111,7 +113,7 @@ class Run:
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
 
-        self.memory = MemoryPeak(self.device)
+        self.memory = MemoryPeak(self.device) if measure_memory else None
         with isolated(derive(seed, "weights"), self.device):
             self.model = self.workload.model().to(self.device)
             self.optimizer = self.workload.optimizer(self.model.parameters(), plan.learning_rate)
@@ -315,7 +317,7 @@ class Run:
             training_score=self.training_score,
             training_loss=self.training_loss,
             generalisation_gap=self.training_score - final.score if final and self.training_score is not None else None,
-            peak_memory_bytes=self.memory.peak_bytes(),
+            peak_memory_bytes=self.memory.peak_bytes() if self.memory else None,
             diverged_at_iteration=self.diverged_at,
             message=self.message,
             curve=tuple(progress.curve),

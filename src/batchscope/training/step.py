@@ -51,7 +51,7 @@ class TrainingStep:
             loss = self._backward(micro_batches[0], 1.0, first=True)
         else:
             size, left = self.micro_batch_size or examples, examples
-            parts = []
+            parts: list[Tensor] = []
             for micro_batch in micro_batches:
                 parts.append(self._backward(micro_batch, min(size, left) / examples, first=not parts))
                 left -= size
