@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from cases import case, keep, machine, median_and_spread
-from handwritten import train_by_hand
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
@@ -27,6 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import batchscope as bs
 from batchscope.training import Prepared, Run
 from batchscope.workload import Workload
+from cases import case, keep, machine, median_and_spread
+from handwritten import train_by_hand
 
 BATCH_SIZES = (1, 8, 32, 128, 512, 2048)
 

@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cases import case, keep, machine, median_and_spread
 from rich.console import Console
 from rich.table import Table
+
+from cases import case, keep, machine, median_and_spread
 
 CASES = (("digits", 32, 2000), ("digits", 2048, 200), ("fashion", 64, 200), ("fashion", 1024, 20), ("text", 32, 60))
 

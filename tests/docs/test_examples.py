@@ -36,7 +36,13 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.mark.parametrize("source", [pytest.param(text, id=name) for name, text in blocks("python")])
 def test_python_block_runs(source: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", source], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", source],
+        check=False,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
 
@@ -51,6 +57,12 @@ def test_commands_of_each_page_run_in_order(tmp_path: Path) -> None:
             continue
         assert words[0] == "batchscope", name
         done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240
+            [sys.executable, "-m", *words],
+            check=False,
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         assert done.returncode == 0, f"{name}: {done.stderr}"
