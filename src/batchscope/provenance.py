@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from batchscope.records import Provenance
-from batchscope.seeding import isolated
+from batchscope.seeding import current_device, isolated
 from batchscope.workload.batches import as_tensors, take
 from batchscope.workload.workload import Examples, length
 
@@ -88,7 +88,7 @@ def _identify(workload: Workload) -> tuple[str, str]:
     if workload in _fingerprints:
         return _fingerprints[workload]
     digest = hashlib.blake2b(digest_size=8)
-    with isolated(0):
+    with isolated(0, current_device()):
         model = workload.model()
         optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
         for name, value in model.state_dict().items():
@@ -123,7 +123,7 @@ def _add_examples(digest: Any, examples: Examples, workload: Workload) -> None:
     # A Dataset may take its time for each example, tensors do not.
     wanted = SAMPLE if tensors is not None else 8
     indices = sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)})
-    with isolated(0):
+    with isolated(0, current_device()):
         _add(digest, take(examples, indices, workload.collate))
     for tensor in tensors or ():
         _add(digest, tuple(tensor.shape))

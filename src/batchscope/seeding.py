@@ -30,6 +30,11 @@ def derive(seed: int, *names: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def current_device() -> torch.device | None:
+    """The CUDA device whose generator a person's own code may draw from; None where there is no CUDA."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+
+
 def random_state(device: torch.device | None = None) -> dict[str, Any]:
     """The state of every generator that a model or a Dataset may draw from: torch's, CUDA's, Python's and numpy's."""
     state: dict[str, Any] = {

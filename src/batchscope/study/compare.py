@@ -26,7 +26,7 @@ from batchscope.records import (
     WorkloadSummary,
 )
 from batchscope.schedule import learning_rate_exponent, rescale
-from batchscope.seeding import derive, isolated
+from batchscope.seeding import current_device, derive, isolated
 from batchscope.study import statistics
 from batchscope.study.conclusion import conclude
 from batchscope.study.search import horizon, search_learning_rate
@@ -389,7 +389,7 @@ def _rescaled(workload: Workload, plan: Plan) -> float:
 
     Where there is no rule and none is insisted on, the rate as it is: a place for a search to begin.
     """
-    with isolated(0):
+    with isolated(0, current_device()):
         optimizer = workload.optimizer(workload.model().parameters(), workload.learning_rate)
     if plan.rescaled_from is not None:
         rescale(optimizer, from_batch_size=workload.batch_size, to_batch_size=plan.batch_size)
@@ -403,7 +403,7 @@ def _rescaled(workload: Workload, plan: Plan) -> float:
 
 def summarise(workload: Workload) -> WorkloadSummary:
     """Describe a workload for a record."""
-    with isolated(0):
+    with isolated(0, current_device()):
         model = workload.model()
         optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
     return WorkloadSummary(

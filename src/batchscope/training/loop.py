@@ -55,19 +55,22 @@ class Prepared:
         self.flops_per_example = flops_per_example(workload) if device.type == "cpu" else None
 
 
-def evaluation_distance(workload: Workload, examples: int) -> int:
+def evaluation_distance(workload: Workload, examples: int | None) -> int:
     """Examples between two evaluations: 40 in all, or fewer where they would cost more than half of the training.
 
     Evaluating V examples costs about a third of training on them, so n evaluations of a budget of E examples stay
-    below half of it for n ≤ 1.5·E/V. At least 10 are made all the same.
+    below half of it for n ≤ 1.5·E/V. At least 10 are made all the same. Without a budget, on the way to a target, four
+    in each pass over the data, as far as that allows.
 
     Args:
         workload: Whose validation set is evaluated.
-        examples: The budget.
+        examples: The budget; None where there is only a target.
 
     Returns:
         The distance, at least 1.
     """
+    if examples is None:
+        return max(1, workload.training_examples // 4, round(workload.validation_examples / 1.5))
     affordable = round(1.5 * examples / workload.validation_examples)
     return max(1, examples // min(MOST_EVALUATIONS, max(LEAST_EVALUATIONS, affordable)))
 
@@ -109,7 +112,7 @@ class Run:
         self.workload, self.device = prepared.workload, prepared.device
         self.budget = _budget(plan, self.workload)
         self.iterations = -(-self.budget // plan.batch_size)
-        self.evaluate_every = evaluate_every or evaluation_distance(self.workload, self.budget)
+        self.evaluate_every = evaluate_every or evaluation_distance(self.workload, plan.budget_examples)
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
-from batchscope.seeding import isolated
+from batchscope.seeding import current_device, isolated
 from batchscope.workload.batches import take, to_device
 from batchscope.workload.workload import Workload
 
@@ -36,7 +36,7 @@ def flops_per_example(workload: Workload) -> float | None:
     from torch.utils.flop_counter import FlopCounterMode
 
     try:
-        with isolated(0), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with isolated(0, current_device()), torch.no_grad(), FlopCounterMode(display=False) as counter:
             model = workload.model().eval()
             count = min(SAMPLE, workload.training_examples)
             batch = take(workload.train, range(count), workload.collate)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import IterableDataset
 
 from batchscope.errors import WorkloadError
-from batchscope.seeding import isolated
+from batchscope.seeding import current_device, isolated
 from batchscope.workload.batches import describe, take, to_device
 from batchscope.workload.workload import Batch, Examples, length
 
@@ -41,7 +41,7 @@ def check(workload: Workload) -> None:
     _examples("train", workload.train)
     _examples("validation", workload.validation)
     _reference(workload)
-    with isolated(0):
+    with isolated(0, current_device()):
         model = _fresh_models(workload)
         _optimizer(workload, model)
         _training_pass(workload, model)
@@ -119,10 +119,10 @@ def _reference(workload: Workload) -> None:
 
 def _fresh_models(workload: Workload) -> nn.Module:
     try:
-        torch.manual_seed(0)
-        model = workload.model()
-        torch.manual_seed(0)
-        again = workload.model()
+        with isolated(0, current_device()):
+            model = workload.model()
+        with isolated(0, current_device()):
+            again = workload.model()
     except Exception as error:
         raise WorkloadError(
             "model() must return a module without arguments", got=_said(error), mend="run it by itself to see more"
