@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,17 @@ settings.register_profile("batchscope", deadline=None, derandomize=True, databas
 settings.load_profile("batchscope")
 
 EXAMPLES, HELD_OUT, FEATURES, CLASSES = 45, 20, 6, 3
+
+
+@pytest.fixture(scope="session")
+def wanted() -> Callable[[bool, str], None]:
+    """Say what a test wants of the machine: where it is missing, CI fails, and a person's machine goes without it."""
+
+    def want(here: bool, what: str) -> None:
+        if not here:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {what}, which .ci/run installs")
+
+    return want
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,7 +25,6 @@ from batchscope.workload.catalogue import BUILTINS, load_builtin
 from batchscope.workload.workload import Workload
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-has_fashion = pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 
 
 def cifar_part(seed: int, records: int = 30) -> bytes:
@@ -66,13 +65,18 @@ def cifar_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def fashion_data(wanted: Callable[[bool, str], None]) -> None:
+    wanted(DEBIAN.is_dir(), "dataset-fashion-mnist")
+
+
 @pytest.fixture(scope="module")
-def load(cifar_folder: Path) -> Callable[[str], Workload]:
+def load(cifar_folder: Path, wanted: Callable[[bool, str], None]) -> Callable[[str], Workload]:
     loaded: dict[str, Workload] = {}
 
     def make(name: str) -> Workload:
-        if name.startswith("fashion") and not DEBIAN.is_dir():
-            pytest.skip("needs Debian's dataset-fashion-mnist")
+        if name.startswith("fashion"):
+            wanted(DEBIAN.is_dir(), "dataset-fashion-mnist")
         if name not in loaded:
             loaded[name] = load_builtin(name, cifar_folder if name == "cifar10" else None)
         return loaded[name]
@@ -185,7 +189,7 @@ def test_digits(load: Callable[[str], Workload]) -> None:
     assert len(torch.unique(torch.cat([x, vx]), dim=0)) == 1_797  # nothing on both sides
 
 
-@has_fashion
+@pytest.mark.usefixtures("fashion_data")
 def test_fashion(load: Callable[[str], Workload]) -> None:
     x, y, vx, vy = tensors(load("fashion"))
     assert (x.shape, vx.shape) == ((60_000, 1, 28, 28), (10_000, 1, 28, 28))
@@ -197,7 +201,7 @@ def test_fashion(load: Callable[[str], Workload]) -> None:
     assert scaled.std().item() == pytest.approx(fashion._DEVIATION, abs=1e-4)
 
 
-@has_fashion
+@pytest.mark.usefixtures("fashion_data")
 def test_fashion_from_debians_folder_by_name(load: Callable[[str], Workload]) -> None:
     workload = fashion.fashion(DEBIAN)
     assert workload.title == "fashion"
