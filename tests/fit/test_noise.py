@@ -124,6 +124,5 @@ def test_parts_of_all_rows_equal_the_whole() -> None:
         deviations=deviations,
         gram=centred @ centred.T,
         along_mean=centred @ mean / np.linalg.norm(mean),
-        deviations_of_kept=deviations,
     )
     assert astuple(parts) == pytest.approx(astuple(moments_of(gradients)), rel=1e-9)

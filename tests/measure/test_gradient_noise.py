@@ -193,6 +193,35 @@ def test_many_rows_are_measured_in_two_passes_with_the_same_result(monkeypatch: 
     assert dataclasses.astuple(parts.noise_scale) == pytest.approx(dataclasses.astuple(whole.noise_scale), rel=1e-6)
 
 
+def test_two_passes_see_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make(lambda: nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3)))
+    whole = bs.gradient_noise(workload, examples=EXAMPLES)
+    monkeypatch.setattr("batchscope.measure.noise.KEPT_BYTES", 0)
+    monkeypatch.setattr("batchscope.measure.noise.KEPT_ROWS", EXAMPLES)
+    parts = bs.gradient_noise(workload, examples=EXAMPLES)
+    for one, other in (
+        (whole.noise_scale, parts.noise_scale),
+        (whole.trace_covariance, parts.trace_covariance),
+    ):
+        assert dataclasses.astuple(other) == pytest.approx(dataclasses.astuple(one), rel=1e-6)
+
+
+def test_a_preconditioner_costs_no_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    chunks = GradientRows.chunks
+
+    def counted(self: GradientRows, indices: list[int]) -> Any:
+        seen.append(len(indices))
+        return chunks(self, indices)
+
+    monkeypatch.setattr(GradientRows, "chunks", counted)
+    workload = make(MODELS["perceptron"])
+    bs.gradient_noise(
+        workload, preconditioner={n: torch.ones_like(v) for n, v in _fresh(workload).state_dict().items()}
+    )
+    assert seen == [EXAMPLES]
+
+
 def test_dropout_adds_to_the_noise_and_the_seed_settles_it() -> None:
     def dropping() -> nn.Module:
         return nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3))

@@ -84,7 +84,6 @@ def moments_of(gradients: NDArray[np.float64], group_size: int = 1) -> GradientM
         deviations=np.einsum("ij,ij->i", centred, centred),
         gram=centred @ centred.T,
         along_mean=centred @ mean / max(float(np.linalg.norm(mean)), 1e-300),
-        deviations_of_kept=np.einsum("ij,ij->i", centred, centred),
     )
 
 
@@ -96,7 +95,6 @@ def moments_from_parts(
     deviations: NDArray[np.float64],
     gram: NDArray[np.float64],
     along_mean: NDArray[np.float64],
-    deviations_of_kept: NDArray[np.float64],
 ) -> GradientMoments:
     """The moments from what can be had without holding every gradient in memory at once.
 
@@ -106,8 +104,7 @@ def moments_from_parts(
         mean_norm_squared: ‖ḡ‖².
         deviations: ‖gᵢ − ḡ‖² of all n.
         gram: (gᵢ − ḡ)·(gⱼ − ḡ) of some of them, m×m.
-        along_mean: ū·(gᵢ − ḡ) of some of them.
-        deviations_of_kept: ‖gᵢ − ḡ‖² of those same ones.
+        along_mean: ū·(gᵢ − ḡ) of all n.
 
     Returns:
         The moments.
@@ -137,7 +134,7 @@ def moments_from_parts(
         along_mean=float(np.square(along_mean).sum()) / max(1, len(along_mean) - 1),
         norm_variance=float(np.square(spread).mean()),
         norm_third_moment=float((spread**3).mean()),
-        norm_covariance=float((along_mean * (deviations_of_kept - trace)).mean()),
+        norm_covariance=float((along_mean * spread).mean()),
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -86,14 +87,18 @@ def gradient_noise(
             got=f"{len(indices)} examples in {rows.source} of {rows.group_size}",
             mend=f"give examples={LEAST_ROWS * rows.group_size} or more, if the training set has as many",
         )
-    scale = None if preconditioner is None else _flat(preconditioner, model).to(chosen)
-    with isolated(derive(seed, "noise"), chosen), reporter(progress, "measuring gradient noise") as report:
-        measured = _Pass(rows, indices, None, lambda done: report.update(label="", done=done, total=len(indices)))
-        plain = estimate_noise(measured.moments())
-        preconditioned = None
-        if scale is not None:
-            again = _Pass(rows, indices, scale, lambda done: report.update(label="", done=done, total=len(indices)))
-            preconditioned = estimate_noise(again.moments()).noise_scale
+    scales = [None] if preconditioner is None else [None, _flat(preconditioner, model).to(chosen)]
+    with reporter(progress, "measuring gradient noise") as report:
+        tallies = _tallied(
+            rows,
+            indices,
+            scales,
+            # Every pass draws the same dropout, so that two of them are over the same gradients.
+            random=lambda: isolated(derive(seed, "noise"), chosen),
+            tell=lambda done: report.update(label="", done=done, total=len(indices)),
+        )
+    measured, plain = tallies[0], estimate_noise(tallies[0].moments())
+    preconditioned = None if preconditioner is None else estimate_noise(tallies[1].moments()).noise_scale
     return NoiseMeasurement(
         workload=workload.title,
         examples=measured.groups * rows.group_size,
@@ -112,62 +117,93 @@ def gradient_noise(
     )
 
 
-class _Pass:
-    """What is needed from the gradients of some examples: one pass over them, or two where they are many."""
-
-    def __init__(self, rows: GradientRows, indices: list[int], scale: Tensor | None, tell: Any) -> None:
-        self.group_size = rows.group_size
-        row_bytes = 4 * rows.parameters
-        keep_all = len(indices) // rows.group_size * row_bytes <= KEPT_BYTES
-        total = torch.zeros(rows.parameters, dtype=torch.float64)
-        squares: list[Tensor] = []
-        kept: list[Tensor] = []
-        kept_rows = 0
+def _tallied(
+    rows: GradientRows,
+    indices: list[int],
+    scales: Sequence[Tensor | None],
+    *,
+    random: Callable[[], AbstractContextManager[None]],
+    tell: Callable[[int], None],
+) -> list[_Tally]:
+    """What is needed from the gradients under each scale: one pass over them, or two where they are too many."""
+    count = len(indices) // rows.group_size
+    keep_all = count * 4 * rows.parameters * len(scales) <= KEPT_BYTES
+    tallies = [_Tally(rows, scale, count if keep_all else KEPT_ROWS) for scale in scales]
+    with random():
         for chunk in rows.chunks(indices):
-            scaled = (chunk if scale is None else chunk * scale).cpu()
-            if not torch.isfinite(scaled).all():
-                raise WorkloadError(
-                    "gradients must be finite", got="one that is not", mend="measure at weights that train"
-                )
-            total += scaled.sum(0, dtype=torch.float64)
-            squares.append(scaled.double().square().sum(1))
-            wanted = len(scaled) if keep_all else min(len(scaled), KEPT_ROWS - kept_rows)
-            if wanted:
-                kept.append(scaled[:wanted])
-                kept_rows += wanted
-            tell(sum(map(len, squares)) * rows.group_size)
-        norms = torch.cat(squares)
-        self.groups = len(norms)
-        self._kept = torch.cat(kept)
-        self._mean = total / self.groups
-        if keep_all:
-            projections = self._project(self._kept)
-        else:
-            again = rows.chunks(indices)
-            projections = torch.cat([self._project((c if scale is None else c * scale).cpu()) for c in again])
-        self._mean_square = float(self._mean @ self._mean)
-        self._deviations = (norms - 2 * projections + self._mean_square).clamp_min(0.0)
-        self._along = (projections - self._mean_square) / max(math.sqrt(self._mean_square), 1e-300)
+            for tally in tallies:
+                tally.add(chunk)
+            tell(tallies[0].groups * rows.group_size)
+    if keep_all:
+        for tally in tallies:
+            tally.project_kept()
+        return tallies
+    with random():
+        for chunk in rows.chunks(indices):
+            for tally in tallies:
+                tally.project(chunk)
+    return tallies
 
-    def _project(self, rows: Tensor) -> Tensor:
-        return torch.cat([part.double() @ self._mean for part in torch.split(rows, 64)])
+
+class _Tally:
+    """Sums over gradients, each coordinate scaled, and the first of them kept."""
+
+    def __init__(self, rows: GradientRows, scale: Tensor | None, most_kept: int) -> None:
+        self.group_size = rows.group_size
+        self.groups = 0
+        self._scale = scale
+        self._most_kept = most_kept
+        self._total = torch.zeros(rows.parameters, dtype=torch.float64)
+        self._squares: list[Tensor] = []
+        self._kept_chunks: list[Tensor] = []
+        self._projections: list[Tensor] = []
+
+    def add(self, chunk: Tensor) -> None:
+        """Take in some gradients, rows×parameters."""
+        scaled = self._scaled(chunk)
+        if not torch.isfinite(scaled).all():
+            raise WorkloadError("gradients must be finite", got="one that is not", mend="measure at weights that train")
+        self._total += scaled.sum(0, dtype=torch.float64)
+        self._squares.append(scaled.double().square().sum(1))
+        if self.groups < self._most_kept:
+            self._kept_chunks.append(scaled[: self._most_kept - self.groups])
+        self.groups += len(scaled)
+
+    def project(self, chunk: Tensor) -> None:
+        """Take in the same gradients once more, in the same order, when their mean is known."""
+        self._project(self._scaled(chunk))
+
+    def project_kept(self) -> None:
+        """The same, where all of them were kept."""
+        for chunk in self._kept_chunks:
+            self._project(chunk)
+
+    def _scaled(self, chunk: Tensor) -> Tensor:
+        return (chunk if self._scale is None else chunk * self._scale).cpu()
+
+    def _project(self, scaled: Tensor) -> None:
+        mean = self._total / self.groups
+        self._projections += [part.double() @ mean for part in torch.split(scaled, 64)]
 
     def moments(self) -> GradientMoments:
         """The moments, pairs of gradients taken among the first rows (the examples are in random order)."""
-        centred = self._kept[:KEPT_ROWS].double() - self._mean
+        mean = self._total / self.groups
+        square = float(mean @ mean)
+        projections = torch.cat(self._projections)
+        deviations = (torch.cat(self._squares) - 2 * projections + square).clamp_min(0.0)
+        centred = torch.cat(self._kept_chunks)[:KEPT_ROWS].double() - mean
         return moments_from_parts(
             groups=self.groups,
             group_size=self.group_size,
-            mean_norm_squared=self._mean_square,
-            deviations=_array(self._deviations),
+            mean_norm_squared=square,
+            deviations=_array(deviations),
             gram=_array(centred @ centred.T),
-            along_mean=_array(self._along),
-            deviations_of_kept=_array(self._deviations),
+            along_mean=_array((projections - square) / max(math.sqrt(square), 1e-300)),
         )
 
     def errors(self, estimate: NoiseEstimate) -> tuple[GradientError, ...]:
         """Root mean square error of batches of 1, 2, 4 … groups, each against the mean of all rows kept."""
-        means = self._kept
+        means = torch.cat(self._kept_chunks)
         count, found = len(means), []
         centre = means.mean(0)
         size = 1
