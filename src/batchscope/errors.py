@@ -90,6 +90,17 @@ class MissingPackageError(RunError):
     """An optional package is needed for what was asked."""
 
 
+def first_line(error: BaseException) -> str:
+    """The kind of an exception and the first line of what it says.
+
+    Examples:
+        >>> first_line(ValueError("  not here")), first_line(KeyError())
+        ('ValueError: not here', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def require(module: str, purpose: str, install: str) -> ModuleType:
     """Import an optional package, or say which one is missing and how to get it.
 

@@ -37,6 +37,11 @@ def version() -> str:
         return "unknown"
 
 
+def available_cores() -> int:
+    """Processor cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def provenance(workload: Workload, *, device: torch.device, seed: int) -> Provenance:
     """Describe the software, the machine and the seed behind a result.
 
@@ -57,7 +62,7 @@ def provenance(workload: Workload, *, device: torch.device, seed: int) -> Proven
         numpy=importlib.metadata.version("numpy"),
         platform=platform.platform(),
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=available_cores(),
         threads=torch.get_num_threads(),
         memory_bytes=_memory_bytes(),
         device=_device(device),
@@ -186,6 +191,7 @@ def _repr(value: object) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
+@functools.cache
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

@@ -10,6 +10,8 @@ from batchscope.records.plan import Plan
 from batchscope.records.provenance import Provenance
 
 Outcome = Literal["reached", "finished", "stopped early", "diverged", "interrupted", "out of memory"]
+# Outcomes of a run that did what its plan says, so that its final score counts.
+IN_ORDER: tuple[Outcome, ...] = ("reached", "finished", "stopped early")
 
 
 @dataclass(frozen=True)
@@ -103,4 +105,4 @@ class TrainResult(Record):
     @property
     def ended_in_order(self) -> bool:
         """Whether the run did what its plan says, so that its final score counts."""
-        return self.outcome in ("reached", "finished", "stopped early")
+        return self.outcome in IN_ORDER

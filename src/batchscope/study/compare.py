@@ -34,7 +34,7 @@ from batchscope.study.store import RunStore
 from batchscope.training import Prepared, Run
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.loop import evaluation_distance
-from batchscope.training.train import checked_seed, chosen_device
+from batchscope.training.train import checked_evaluate_every, checked_seed, chosen_device
 from batchscope.workload.workload import Workload
 
 # Trials of a search are not known beforehand; this many are reckoned with for the time left.
@@ -104,8 +104,7 @@ def compare(
     for name, value, kinds in (("learning_rate", learning_rate, RateHandling), ("shape", shape, Shape)):
         if value not in get_args(kinds):
             raise ArgumentError(f"{name} must be one of {', '.join(get_args(kinds))}", got=value)
-    if evaluate_every is not None and (type(evaluate_every) is not int or evaluate_every < 1):
-        raise ArgumentError("evaluate_every must be a whole number of examples, at least 1", got=evaluate_every)
+    evaluate_every = checked_evaluate_every(evaluate_every)
     study = _Study(
         workload,
         Prepared(workload, chosen_device(device), workers=workers),
@@ -144,13 +143,14 @@ class _Study:
         store: str | os.PathLike[str] | None,
     ) -> None:
         self.workload, self.prepared = workload, prepared
-        self.pairs, self.seeds, self.seed = pairs, seeds, seed
+        self.seeds, self.seed = seeds, seed
         self.evaluate_every = evaluate_every
+        self._rescaled_rates: dict[int, float] = {}
         self.plans = [plan(*pair) for pair in pairs]
         for one in self.plans:  # every plan is checked before the first one is trained
             prepared.training.feed(one, one.batch_size, seed=0)
             if one.rescaled_from is not None:
-                _rescaled(workload, one)
+                self._rescaled_rate(one)
         self.store = None
         if store is not None:
             self.store = RunStore(
@@ -207,6 +207,12 @@ class _Study:
             seconds=time.perf_counter() - began + self.restored_seconds,
         )
 
+    def _rescaled_rate(self, plan: Plan) -> float:
+        """The reference rate at a plan's batch size, found once: a model is built for it."""
+        if plan.batch_size not in self._rescaled_rates:
+            self._rescaled_rates[plan.batch_size] = _rescaled(self.workload, plan)
+        return self._rescaled_rates[plan.batch_size]
+
     def _searches(self, stop: StopRequest, report: Report, runs_ahead: int) -> tuple[RateSearch, ...]:
         seed = derive(self.seed, "search") % 2**31
         searches: dict[int, RateSearch] = {}
@@ -226,7 +232,7 @@ class _Study:
                 # Only its end is looked at.
                 return self._train(trial, seed, trial.examples or 1, report=report, label=label, ahead=ahead)
 
-            start = _rescaled(self.workload, plan)
+            start = self._rescaled_rate(plan)
             searches[plan.batch_size], _ = search_learning_rate(train, plan, start)
             expected[plan.batch_size].clear()
         sizes = dict.fromkeys(plan.batch_size for plan in self.plans)
@@ -300,7 +306,7 @@ class _Study:
                 statistics.row(
                     plan.batch_size,
                     plan.iterations or 0,
-                    _rescaled(self.workload, plan) if handling == "rescaled" else plan.learning_rate,
+                    self._rescaled_rate(plan) if handling == "rescaled" else plan.learning_rate,
                     row_runs,
                     target=target,
                     search=by_size.get(plan.batch_size),

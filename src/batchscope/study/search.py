@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from batchscope.fit import valley_bottom
 from batchscope.records import Plan, RateSearch, RateTrial, TrainResult
@@ -52,16 +53,7 @@ def search_learning_rate(
     exponent: int | None = 0
     while exponent is not None and len(runs) < MOST_TRIALS:
         rate = start * FACTOR**exponent
-        runs[exponent] = train(
-            Plan(
-                batch_size=plan.batch_size,
-                learning_rate=rate,
-                examples=examples,
-                shape=plan.shape,
-                order=plan.order,
-                micro_batch_size=plan.micro_batch_size,
-            )
-        )
+        runs[exponent] = train(replace(plan, learning_rate=rate, iterations=None, examples=examples))
         if runs[exponent].outcome in ("interrupted", "out of memory"):  # which no other rate would mend
             break
         exponent = next_exponent({e: loss_of(run) for e, run in runs.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from batchscope.errors import ArgumentError, PlanError, WorkloadError
+from batchscope.provenance import available_cores
 from batchscope.records import Plan
 from batchscope.seeding import derive, isolated
 from batchscope.training.order import ExampleOrder
@@ -90,6 +90,19 @@ class TrainingData:
             )
         return labels
 
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan that these examples cannot fill a batch of.
+
+        Raises:
+            PlanError: A batch that is larger than the data.
+        """
+        if plan.batch_size > self.examples:
+            raise PlanError(
+                "batch_size must be at most the number of training examples",
+                got=f"{plan.batch_size} > {self.examples}",
+                mend=f"the full batch is {self.examples}",
+            )
+
     def feed(self, plan: Plan, examples: int, *, seed: int, start_iteration: int = 0) -> Feed:
         """The batches of one run.
 
@@ -105,12 +118,7 @@ class TrainingData:
         Raises:
             PlanError: A batch that is larger than the data, or labels missing for a stratified order.
         """
-        if plan.batch_size > self.examples:
-            raise PlanError(
-                "batch_size must be at most the number of training examples",
-                got=f"{plan.batch_size} > {self.examples}",
-                mend=f"the full batch is {self.examples}",
-            )
+        self.check(plan)
         order = ExampleOrder(plan.order, self.examples, seed=seed, labels=self.labels)
         kind: type[Feed] = TensorFeed if self.tensors is not None else LoaderFeed
         return kind(self, plan, order, examples=examples, seed=seed, start=start_iteration)
@@ -271,7 +279,6 @@ def _resident(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor
 
 
 def _workers_that_pay(workload: Workload) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     indices = list(range(min(16, length(workload.train))))
     read = partial(take, workload.train, indices, workload.collate)
     with isolated(0):
@@ -279,4 +286,4 @@ def _workers_that_pay(workload: Workload) -> int:
         began = time.perf_counter()
         read()
     seconds = (time.perf_counter() - began) / len(indices)
-    return min(8, max(1, cores - 1)) if seconds > SLOW_EXAMPLE_SECONDS else 0
+    return min(8, max(1, available_cores() - 1)) if seconds > SLOW_EXAMPLE_SECONDS else 0

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchscope.errors import PlanError
 from batchscope.provenance import fingerprint, provenance
 from batchscope.records import CurvePoint, Outcome, Plan, TrainResult, encode
+from batchscope.records.training import IN_ORDER
 from batchscope.schedule import rate_factor, rescale, set_rate
 from batchscope.seeding import derive, isolated, set_random_state
 from batchscope.training import checkpoint
@@ -110,7 +110,8 @@ class Run:
         self.began = time.perf_counter()
         self.prepared, self.plan, self.seed = prepared, plan, seed
         self.workload, self.device = prepared.workload, prepared.device
-        self.budget = _budget(plan, self.workload)
+        prepared.training.check(plan)
+        self.budget = plan.budget_examples or MOST_EPOCHS * self.workload.training_examples
         self.iterations = -(-self.budget // plan.batch_size)
         self.evaluate_every = evaluate_every or evaluation_distance(self.workload, plan.budget_examples)
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
@@ -152,7 +153,7 @@ class Run:
                 outcome = self._loop(stop)
                 if outcome != "diverged":
                     self._save()
-                if outcome in ("finished", "reached", "stopped early"):
+                if outcome in IN_ORDER:
                     self.training_loss, self.training_score = evaluate(self.model, self.prepared.training_sample)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -298,7 +299,7 @@ class Run:
 
     def _result(self, outcome: Outcome) -> TrainResult:
         progress, best = self.progress, self.best
-        final = progress.curve[-1] if outcome in ("finished", "reached", "stopped early") else None
+        final = progress.curve[-1] if outcome in IN_ORDER else None
         return TrainResult(
             workload=self.workload.title,
             plan=self.plan,
@@ -327,13 +328,3 @@ class Run:
             provenance=provenance(self.workload, device=self.device, seed=self.seed),
             state=best.state,
         )
-
-
-def _budget(plan: Plan, workload: Workload) -> int:
-    if plan.batch_size > workload.training_examples:
-        raise PlanError(
-            "batch_size must be at most the number of training examples",
-            got=f"{plan.batch_size} > {workload.training_examples}",
-            mend=f"the full batch is {workload.training_examples}",
-        )
-    return plan.budget_examples or MOST_EPOCHS * workload.training_examples

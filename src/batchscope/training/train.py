@@ -55,8 +55,7 @@ def train(
         True
     """
     seed = checked_seed(seed)
-    if evaluate_every is not None and (type(evaluate_every) is not int or evaluate_every < 1):
-        raise ArgumentError("evaluate_every must be a whole number of examples, at least 1", got=evaluate_every)
+    evaluate_every = checked_evaluate_every(evaluate_every)
     prepared = Prepared(workload, chosen_device(device), workers=workers)
     with reporter(progress, "training") as report:
         budget = plan.budget_examples
@@ -100,6 +99,17 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen
+
+
+def checked_evaluate_every(evaluate_every: int | None) -> int | None:
+    """The distance of the evaluations, if it is a whole number of examples, or None.
+
+    Raises:
+        ArgumentError: It is neither.
+    """
+    if evaluate_every is not None and (type(evaluate_every) is not int or evaluate_every < 1):
+        raise ArgumentError("evaluate_every must be a whole number of examples, at least 1", got=evaluate_every)
+    return evaluate_every
 
 
 def checked_seed(seed: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import IterableDataset
 
-from batchscope.errors import WorkloadError
+from batchscope.errors import WorkloadError, first_line
 from batchscope.seeding import current_device, isolated
 from batchscope.workload.batches import describe, take, to_device
 from batchscope.workload.workload import Batch, Examples, length
@@ -96,7 +96,7 @@ def _examples(name: str, examples: Examples) -> None:
     except Exception as error:
         raise WorkloadError(
             f"{name} must say how many examples it holds",
-            got=_said(error),
+            got=first_line(error),
             mend="give it a __len__ that returns a number",
         ) from error
     if count == 0:
@@ -125,7 +125,7 @@ def _fresh_models(workload: Workload) -> nn.Module:
             again = workload.model()
     except Exception as error:
         raise WorkloadError(
-            "model() must return a module without arguments", got=_said(error), mend="run it by itself to see more"
+            "model() must return a module without arguments", got=first_line(error), mend="run it by itself to see more"
         ) from error
     for made in (model, again):
         if not isinstance(made, nn.Module):
@@ -167,7 +167,7 @@ def _optimizer(workload: Workload, model: nn.Module) -> None:
     except Exception as error:
         raise WorkloadError(
             "optimizer(parameters, learning_rate) must return a torch optimiser",
-            got=_said(error),
+            got=first_line(error),
             mend="as in optimizer=lambda params, lr: torch.optim.SGD(params, lr=lr)",
         ) from error
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -202,7 +202,7 @@ def _training_pass(workload: Workload, model: nn.Module) -> None:
     try:
         torch.autograd.backward(loss)
     except Exception as error:
-        raise WorkloadError("the loss must be differentiable", got=_said(error)) from error
+        raise WorkloadError("the loss must be differentiable", got=first_line(error)) from error
 
 
 def _validation_pass(workload: Workload, model: nn.Module) -> None:
@@ -215,7 +215,7 @@ def _validation_pass(workload: Workload, model: nn.Module) -> None:
             try:
                 score = float(workload.score(output, target))
             except Exception as error:
-                raise WorkloadError("score(output, target) must return a number", got=_said(error)) from error
+                raise WorkloadError("score(output, target) must return a number", got=first_line(error)) from error
             if math.isnan(score):
                 raise WorkloadError("score(output, target) must be a number at the start", got="nan")
         once = min(CHECK_EXAMPLES, workload.validation_examples)
@@ -236,7 +236,7 @@ def _few(workload: Workload, model: nn.Module, which: str) -> Batch:
     except Exception as error:
         raise WorkloadError(
             f"{which} must yield examples that can be made a batch",
-            got=_said(error),
+            got=first_line(error),
             mend="give collate=, if the examples differ in size",
         ) from error
     return to_device(batch, _device(model))
@@ -254,7 +254,7 @@ def _forward(workload: Workload, model: nn.Module, batch: Batch, which: str) -> 
     except Exception as error:
         raise WorkloadError(
             f"the model must take a batch of {which}",
-            got=f"{describe(batch)}: {_said(error)}",
+            got=f"{describe(batch)}: {first_line(error)}",
             mend="check the shapes, or give forward=lambda model, batch: (output, target)",
         ) from error
     if not isinstance(result, tuple) or len(result) != 2:
@@ -268,7 +268,7 @@ def _loss(workload: Workload, output: Any, target: Any, which: str) -> Tensor:
     except Exception as error:
         raise WorkloadError(
             f"loss(output, target) must take what the model returns on {which}",
-            got=f"output {describe(output)}, target {describe(target)}: {_said(error)}",
+            got=f"output {describe(output)}, target {describe(target)}: {first_line(error)}",
             mend="check shapes and number formats",
         ) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.dim() > 0:
@@ -281,8 +281,3 @@ def _loss(workload: Workload, output: Any, target: Any, which: str) -> Tensor:
             mend="look for a logarithm of zero, a division by zero or data that are not finite",
         )
     return loss
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

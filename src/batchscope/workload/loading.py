@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TypeVar
 
-from batchscope.errors import ArgumentError, BatchscopeError, WorkloadError
+from batchscope.errors import ArgumentError, BatchscopeError, WorkloadError, first_line
 from batchscope.workload.workload import Workload
 
 T = TypeVar("T")
@@ -143,9 +143,7 @@ def _said(error: BaseException) -> str:
     """The exception's first line, and the line of the person's own code that it came from."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
-    lines = str(error).strip().splitlines()
-    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return said + _place(error)
+    return first_line(error) + _place(error)
 
 
 def _place(error: BaseException) -> str:
