@@ -27,7 +27,20 @@ if TYPE_CHECKING:
     from batchscope.measure import gradient_noise
 
     # Records
-    from batchscope.records import Comparison, Interval, NoiseMeasurement, Plan, Record, TrainResult, load
+    from batchscope.records import (
+        BranchedRuns,
+        Comparison,
+        Interval,
+        MemoryUse,
+        NoiseMeasurement,
+        Plan,
+        Probe,
+        RangeTest,
+        Record,
+        StepTimes,
+        TrainResult,
+        load,
+    )
 
     # For people who keep their own loop
     from batchscope.schedule import rescale
@@ -58,6 +71,11 @@ _HOMES = {
     "Interval": "batchscope.records",
     "NoiseMeasurement": "batchscope.records",
     "Plan": "batchscope.records",
+    "BranchedRuns": "batchscope.records",
+    "MemoryUse": "batchscope.records",
+    "Probe": "batchscope.records",
+    "RangeTest": "batchscope.records",
+    "StepTimes": "batchscope.records",
     "Record": "batchscope.records",
     "TrainResult": "batchscope.records",
     "load": "batchscope.records",
@@ -74,28 +92,59 @@ _HOMES = {
 }
 
 __all__ = [
+    "Any:",
     "ArgumentError",
+    "AttributeError(fmodule",
     "BatchscopeError",
+    "BranchedRuns",
     "Comparison",
     "DataError",
     "Interval",
+    "MemoryUse",
     "MissingPackageError",
     "NoiseMeasurement",
     "Plan",
     "PlanError",
+    "Probe",
+    "RangeTest",
     "Record",
     "RecordError",
     "RunError",
+    "StepTimes",
     "StorageError",
     "TrainResult",
     "Workload",
     "WorkloadError",
+    "'batchscope'",
+    "->",
+    "=",
+    "]",
+    "_HOMES:",
+    "__dir__()",
+    "__getattr__(name:",
+    "attribute",
     "compare",
+    "def",
+    "getattr(importlib.import_module(_HOMES[name])",
+    "globals()[name]",
     "gradient_noise",
+    "has",
+    "if",
+    "in",
+    "list[str",
     "load",
     "load_workload",
+    "name",
+    "name)",
+    "no",
+    "not",
+    "raise",
     "rescale",
+    "return",
+    "str)",
     "train",
+    "value",
+    "{name!r})",
 ]
 
 

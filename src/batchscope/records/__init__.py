@@ -1,6 +1,7 @@
 """Result types, frozen, with units in their names and a versioned JSON form: the narrow waist of the package."""
 
 from batchscope.records.base import Record, decode, encode, load, write_atomically
+from batchscope.records.branches import Branch, BranchedRuns
 from batchscope.records.comparison import (
     Comparison,
     ComparisonRow,
@@ -11,29 +12,50 @@ from batchscope.records.comparison import (
     WorkloadSummary,
 )
 from batchscope.records.interval import Interval
+from batchscope.records.learning_rate import RangePoint, RangeTest
+from batchscope.records.memory import LimitSource, MemoryLaw, MemoryMeter, MemoryPoint, MemoryUse
 from batchscope.records.noise import GradientError, NoiseMeasurement, NoiseSource
 from batchscope.records.plan import Order, Plan, Shape
+from batchscope.records.probe import Limits, NoisePoint, Probe, Replanned
 from batchscope.records.provenance import Provenance
+from batchscope.records.step_time import Reading, StepTimeLaw, StepTimePoint, StepTimes
 from batchscope.records.training import CurvePoint, Outcome, TrainResult
 
 __all__ = [
+    "Branch",
+    "BranchedRuns",
     "Comparison",
     "ComparisonRow",
     "CurvePoint",
     "Difference",
     "GradientError",
     "Interval",
+    "LimitSource",
+    "Limits",
+    "MemoryLaw",
+    "MemoryMeter",
+    "MemoryPoint",
+    "MemoryUse",
     "NoiseMeasurement",
+    "NoisePoint",
     "NoiseSource",
     "Order",
     "Outcome",
     "Plan",
+    "Probe",
     "Provenance",
+    "RangePoint",
+    "RangeTest",
     "RateHandling",
     "RateSearch",
     "RateTrial",
+    "Reading",
     "Record",
+    "Replanned",
     "Shape",
+    "StepTimeLaw",
+    "StepTimePoint",
+    "StepTimes",
     "TrainResult",
     "WorkloadSummary",
     "decode",

@@ -9,7 +9,14 @@ from batchscope.records.base import Record
 from batchscope.records.interval import Interval
 from batchscope.records.provenance import Provenance
 
-NoiseSource = Literal["per-example gradients", "single backward passes", "micro-batches"]
+NoiseSource = Literal[
+    "per-example gradients",
+    "single backward passes",
+    "micro-batches",
+    "accumulated micro-batches",
+    "data-parallel ranks",
+    "replicas",
+]
 
 
 @dataclass(frozen=True)
