@@ -24,6 +24,7 @@ from batchscope.training.feed import TrainingData
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.memory import is_out_of_memory
 from batchscope.training.meters import MemoryPeak, Stopwatch
+from batchscope.training.start import Start
 from batchscope.training.step import TrainingStep
 from batchscope.training.threads import compute_threads, flops_per_example
 from batchscope.workload.workload import Workload
@@ -84,6 +85,7 @@ class Run:
         seed: Initial weights, data order and everything else random derive from it; the initial weights are the same
             for every plan with this seed.
         evaluate_every: Examples between two evaluations; None: :func:`evaluation_distance`.
+        start: Weights and optimiser state to begin with; None: fresh ones. A checkpoint that exists goes before it.
         checkpoint: File to resume from, where it exists, and to save to.
         checkpoint_every_seconds: Least time between two saves; one is always made at the end and when interrupted.
         keep_best_weights: Whether to copy the weights at every new best score.
@@ -101,6 +103,7 @@ class Run:
         *,
         seed: int,
         evaluate_every: int | None = None,
+        start: Start | None = None,
         checkpoint: Path | None = None,
         checkpoint_every_seconds: float = 60.0,
         keep_best_weights: bool = True,
@@ -121,6 +124,8 @@ class Run:
         with isolated(derive(seed, "weights"), self.device):
             self.model = self.workload.model().to(self.device)
             self.optimizer = self.workload.optimizer(self.model.parameters(), plan.learning_rate)
+        if start is not None:
+            start.load_into(self.model, self.optimizer)
         if plan.rescaled_from is not None:
             rescale(self.optimizer, from_batch_size=plan.rescaled_from, to_batch_size=plan.batch_size)
         self.full_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
