@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
 
     # Single measurements
-    from batchscope.measure import gradient_noise
+    from batchscope.measure import gradient_noise, step_times
 
     # Records
     from batchscope.records import (
@@ -64,6 +64,7 @@ _HOMES = {
     "train": "batchscope.training",
     # Single measurements
     "gradient_noise": "batchscope.measure",
+    "step_times": "batchscope.measure",
     # For people who keep their own loop
     "rescale": "batchscope.schedule",
     # Records
@@ -118,6 +119,7 @@ __all__ = [
     "load",
     "load_workload",
     "rescale",
+    "step_times",
     "train",
 ]
 

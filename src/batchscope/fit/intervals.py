@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import bdtr, stdtr, stdtrit
 
 from batchscope.records import Interval
 
@@ -96,3 +96,36 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         adjusted[index] = largest
     return adjusted
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The median with the interval between two order statistics, whatever the distribution.
+
+    x₍k₎ and x₍n+1−k₎ hold the median with probability 1 − 2·P(Binomial(n, ½) < k) (Conover 1999, section 3.2); k is the
+    largest that keeps this at the level. Below six values no k does: least and largest are given with the level that
+    they have.
+
+    Args:
+        values: Independent measurements.
+        level: How often intervals made this way should hold the median, at least.
+
+    Returns:
+        The interval. With one value, the value without ends; with none, unresolved.
+
+    Examples:
+        >>> print(median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 60.0]))
+        3.5 (1 to 60)
+        >>> median_interval([1.0, 2.0]).level
+        0.5
+    """
+    if not len(values):
+        return Interval.unresolved(level)
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    count, middle = len(ordered), float(np.median(ordered))
+    if count == 1:
+        return Interval(middle, None, None, level)
+    k = 1
+    while 2 * (k + 1) <= count and 2 * float(bdtr(k, count, 0.5)) <= 1 - level:
+        k += 1
+    reached = level if count >= 6 else 1 - 2.0 ** (1 - count)
+    return Interval(middle, float(ordered[k - 1]), float(ordered[count - k]), reached)

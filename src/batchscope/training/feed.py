@@ -131,6 +131,11 @@ class Feed(ABC):
         seconds: Time spent in getting batches so far.
     """
 
+    @property
+    def gathered_at_once(self) -> int:
+        """Updates whose batches are got in one go."""
+        return 1
+
     def __init__(
         self, data: TrainingData, plan: Plan, order: ExampleOrder, *, examples: int, seed: int, start: int
     ) -> None:
@@ -157,11 +162,16 @@ class Feed(ABC):
 class TensorFeed(Feed):
     """Batches gathered from tensors that stay on the device."""
 
+    @property
+    def gathered_at_once(self) -> int:
+        """As many small batches as ``GATHER_BATCHES`` and ``GATHER_BYTES`` allow."""
+        example_bytes = sum(t[:1].numel() * t.element_size() for t in self.data.tensors or ())
+        return max(1, min(GATHER_BATCHES, GATHER_BYTES // max(1, example_bytes * self.batch_size)))
+
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield one list of micro-batches for each update."""
         tensors = self.data.tensors or ()
-        example_bytes = sum(t[:1].numel() * t.element_size() for t in tensors)
-        group = max(1, min(GATHER_BATCHES, GATHER_BYTES // max(1, example_bytes * self.batch_size)))
+        group = self.gathered_at_once
         iteration = self.start
         while iteration < self.iterations:
             # Groups lie at fixed places whatever the start, so that a resumed run sees the same batches at the same
