@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from batchscope.records.base import Record
 from batchscope.records.branches import BranchedRuns
@@ -14,6 +14,8 @@ from batchscope.records.memory import MemoryUse
 from batchscope.records.noise import NoiseMeasurement
 from batchscope.records.provenance import Provenance
 from batchscope.records.step_time import StepTimes
+
+CriticalSource = Literal["branched runs", "noise scale", "preconditioned noise scale"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,23 @@ class NoisePoint:
 class Limits:
     """The three limits, and the batch size between them.
 
+    By the two laws, the time to a given loss at batch size B is in proportion to τ(B)·(1 + B_crit/B), with τ the time of
+    an update and what it waits for its data.
+
     Attributes:
         memory: Largest micro-batch that fits; None where that is not known.
         memory_sentence: What follows from it.
         knee: Throughput knee.
         knee_sentence: What follows from it.
-        critical: Critical batch size as far as gradients tell: the noise scale where training spends its time.
+        critical: Critical batch size: measured by branched runs, or else the noise scale at the last point.
+        critical_source: Which of the two, and for the noise scale whether after the optimiser's own scaling.
         critical_sentence: What follows from it.
-        worth_having: √(knee × critical), the batch size of least time to a target by the two laws; unresolved where
-            one of them is.
-        conclusion: All of it in two or three sentences.
+        worth_having: The batch size of least time to a given loss: √(knee × critical) where τ is one line; unresolved
+            where one of the two is.
+        worth_from: The least batch size that takes at most a tenth more time; None where it is not resolved.
+        worth_to: The largest one.
+        today_excess: Share by which the person's own batch size takes more time than the best; None likewise.
+        conclusion: All of it in a few sentences.
     """
 
     memory: int | None
@@ -69,6 +78,10 @@ class Limits:
     critical_sentence: str
     worth_having: Interval
     conclusion: str
+    critical_source: CriticalSource | None = None
+    worth_from: int | None = None
+    worth_to: int | None = None
+    today_excess: float | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from batchscope.records import (
     RateSearch,
     Shape,
     TrainResult,
-    WorkloadSummary,
 )
 from batchscope.schedule import learning_rate_exponent, rescale
 from batchscope.seeding import current_device, derive, isolated
@@ -35,6 +34,7 @@ from batchscope.training import Prepared, Run
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.loop import evaluation_distance
 from batchscope.training.train import checked_evaluate_every, checked_seed, chosen_device
+from batchscope.workload.summary import summarise
 from batchscope.workload.workload import Workload
 
 # Trials of a search are not known beforehand; this many are reckoned with for the time left.
@@ -405,26 +405,3 @@ def _rescaled(workload: Workload, plan: Plan) -> float:
     except PlanError:
         return workload.learning_rate
     return float(workload.learning_rate * (plan.batch_size / workload.batch_size) ** exponent)
-
-
-def summarise(workload: Workload) -> WorkloadSummary:
-    """Describe a workload for a record."""
-    with isolated(0, current_device()):
-        model = workload.model()
-        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
-    return WorkloadSummary(
-        name=workload.title,
-        parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        training_examples=workload.training_examples,
-        validation_examples=workload.validation_examples,
-        optimizer=type(optimizer).__name__,
-        loss=_name(workload.loss),
-        score="minus the loss" if workload.score is None else _name(workload.score),
-        batch_size=workload.batch_size,
-        learning_rate=float(workload.learning_rate),
-    )
-
-
-def _name(function: object) -> str:
-    name = getattr(function, "__name__", type(function).__name__)
-    return "a function" if name == "<lambda>" else str(name)
