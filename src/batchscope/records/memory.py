@@ -30,17 +30,20 @@ class MemoryPoint:
 
 @dataclass(frozen=True)
 class MemoryLaw:
-    """Peak bytes = state + micro-batch size × per example, fitted to measured peaks.
+    """Peak bytes = state + micro-batch size × per example, or a floor where that is more, fitted to measured peaks.
 
     Attributes:
         state_bytes: What does not depend on the micro-batch: weights, gradients, the optimiser's state, work space.
         bytes_per_example: Activations and what else each example adds.
         relative_error: Root mean square of the law's relative residuals.
+        floor_bytes: What even the smallest micro-batches cost, where an allocator's blocks or a library's work space
+            hide the line: the law is the larger of the two. 0 where no floor shows.
     """
 
     state_bytes: Interval
     bytes_per_example: Interval
     relative_error: float
+    floor_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
