@@ -1,6 +1,15 @@
 """Arithmetic on records and numbers alone: no torch, no clock, no device."""
 
 from batchscope.fit.intervals import holm, mean_interval, paired_p_value, ratio_interval
+from batchscope.fit.limits import find_limits, replan
 from batchscope.fit.valley import valley_bottom
 
-__all__ = ["holm", "mean_interval", "paired_p_value", "ratio_interval", "valley_bottom"]
+__all__ = [
+    "find_limits",
+    "holm",
+    "mean_interval",
+    "paired_p_value",
+    "ratio_interval",
+    "replan",
+    "valley_bottom",
+]
