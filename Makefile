@@ -7,7 +7,8 @@ DEV    := $(VENV)/.installed-dev
 BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format bench-loop bench-memory clean
+.PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
+    bench-probe
 
 # The question, answered on scikit-learn's handwritten digits: four ways to spend the same 32,768 examples.
 demo: $(CORE)
@@ -35,6 +36,26 @@ bench-loop: $(BENCH)
 bench-memory: $(BENCH)
 	$(BIN)/python benchmarks/memory.py
 
+# bias and cover of the noise scale's interval, 1,000 repetitions a setting; gns-pytorch beside it
+bench-noise: $(BENCH)
+	$(BIN)/python benchmarks/noise.py
+
+# what GradientNoise adds to a plain loop's time; gns-pytorch and backpack beside it
+bench-monitor: $(BENCH)
+	$(BIN)/python benchmarks/monitor.py
+
+# time and memory of per-example statistics over single backward passes; backpack beside it
+bench-per-example: $(BENCH)
+	$(BIN)/python benchmarks/per_example.py
+
+# the largest batch under 2 GiB: whether it holds, trials and seconds; Lightning and accelerate beside it
+bench-max-batch: $(BENCH)
+	$(BIN)/python benchmarks/max_batch_size.py
+
+# probing twice: whether the knee and the cost per example come out alike, and how long it takes
+bench-probe: $(BENCH)
+	$(BIN)/python benchmarks/probe.py
+
 # A stamp is written last, so that an interrupted installation is done again.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +70,8 @@ $(DEV): $(CORE)
 
 $(BENCH): $(DEV)
 	$(PIP) --editable '.[dev,bench]'
+	# backpack asks for torchvision, which would bring a torch of its own; it needs no more than what is here already
+	$(PIP) --no-deps 'backpack-for-pytorch>=1.6' einops unfoldNd
 	@touch $@
 
 clean:
