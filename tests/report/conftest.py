@@ -12,9 +12,8 @@ from batchscope.records import Record
 from batchscope.report import page
 
 
-@pytest.fixture(scope="session")
-def samples() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sample_records", Path(__file__).with_name("sample_records.py"))
+def neighbour(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,11 +22,23 @@ def samples() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def records(samples: ModuleType) -> dict[str, Record]:
-    """A plain comparison, plain runs, and everything awkward, by name."""
+def samples() -> ModuleType:
+    return neighbour("sample_records")
+
+
+@pytest.fixture(scope="session")
+def probes() -> dict[str, Record]:
+    """Probes and their parts, plain and awkward, by name."""
+    found: dict[str, Record] = neighbour("sample_probes").every()
+    return found
+
+
+@pytest.fixture(scope="session")
+def records(samples: ModuleType, probes: dict[str, Record]) -> dict[str, Record]:
+    """A plain comparison, plain runs, probes, and everything awkward, by name."""
     outcomes = ("finished", "diverged", "out of memory", "interrupted")
     runs: dict[str, Record] = {f"run {outcome}": samples.train_result(outcome=outcome) for outcome in outcomes}
-    return {"plain": samples.comparison(), **runs, **samples.awkward()}
+    return {"plain": samples.comparison(), **runs, **samples.awkward(), **probes}
 
 
 @pytest.fixture(scope="session")

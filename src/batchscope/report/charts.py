@@ -6,8 +6,27 @@ from collections.abc import Callable
 from typing import Any
 
 from batchscope.errors import ArgumentError, require
-from batchscope.records import Comparison, Record, TrainResult
-from batchscope.report import comparison_charts, curves, palette, training_charts
+from batchscope.records import (
+    BranchedRuns,
+    Comparison,
+    MemoryUse,
+    NoiseMeasurement,
+    Probe,
+    RangeTest,
+    Record,
+    StepTimes,
+    TrainResult,
+)
+from batchscope.report import (
+    comparison_charts,
+    curves,
+    marks,
+    palette,
+    probe_charts,
+    probe_content,
+    probe_gradient_charts,
+    training_charts,
+)
 
 Spec = dict[str, Any]
 
@@ -15,11 +34,17 @@ TITLES = {
     "final_scores": "Final score",
     "learning_curves": "Learning curves",
     "trade_off": "Score against time",
+    "limits": "How large a batch is worth having",
     "time": "Time of a run",
+    "step_time": "Time of an update",
     "throughput": "Examples per second",
     "memory": "Peak memory",
     "rate_search": "Learning-rate search",
     "cost_split": "Where the time went",
+    "noise_scale": "Noise scale along training",
+    "gradient_error": "Error of a batch's gradient",
+    "branches": "Branched runs",
+    "rate_range": "Learning-rate range test",
 }
 """Every chart by name, in the order of the page."""
 
@@ -33,6 +58,17 @@ _OF_COMPARISON: dict[str, Callable[[Comparison], Spec | None]] = {
     "throughput": comparison_charts.throughput,
     "memory": comparison_charts.memory,
 }
+_OF_PROBE: dict[str, tuple[type[Record], Callable[[Any], Spec | None]]] = {
+    "limits": (Probe, probe_charts.limits),
+    "step_time": (StepTimes, probe_charts.step_time),
+    "throughput": (StepTimes, probe_charts.throughput),
+    "memory": (MemoryUse, probe_charts.memory),
+    "noise_scale": (Probe, probe_gradient_charts.noise_scale),
+    "gradient_error": (NoiseMeasurement, probe_gradient_charts.gradient_error),
+    "branches": (BranchedRuns, probe_gradient_charts.branches),
+    "rate_range": (RangeTest, probe_gradient_charts.rate_range),
+}
+"""Charts of a probe, each with the part of it that it shows."""
 _WIDTH = 640  # of an image; on a page a chart is as wide as its card
 
 
@@ -40,7 +76,7 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
     """One chart of a record, without the width and the colours that depend on where it is shown.
 
     Args:
-        record: A comparison or a training run.
+        record: A comparison, a training run, a probe or a part of one.
         name: One of :data:`TITLES`.
         legend: Whether the chart names the rows itself, where it does not name them along an axis.
 
@@ -62,6 +98,10 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
         spec = _OF_COMPARISON[name](record)
     elif isinstance(record, TrainResult) and name == "cost_split":
         spec = training_charts.cost_split(record)
+    elif name in _OF_PROBE:
+        kind, draw = _OF_PROBE[name]
+        parts = (record, *probe_content.parts_of(record)) if isinstance(record, Probe) else (record,)
+        spec = next((draw(part) for part in parts if isinstance(part, kind)), None)
     return None if spec is None else {**spec, "width": "container", "description": TITLES[name]}
 
 
@@ -72,14 +112,16 @@ def names(record: Record) -> tuple[str, ...]:
 
 def rows_to_colour(record: Record) -> int:
     """How many colours the record's charts need."""
-    return len(record.rows) if isinstance(record, Comparison) else 1
+    if isinstance(record, Comparison):
+        return len(record.rows)
+    return marks.COLOURS if isinstance(record, Probe | probe_content.Part) else 1
 
 
 def svg(record: Record, name: str, *, theme: palette.Theme = "light", width: int = _WIDTH) -> str:
     """A chart as SVG.
 
     Args:
-        record: A comparison or a training run.
+        record: A comparison, a training run, a probe or a part of one.
         name: One of :data:`TITLES`, or :data:`OVERVIEW`.
         theme: Light or dark.
         width: Width of the plotting area in pixels.
@@ -100,7 +142,7 @@ def png(record: Record, name: str, *, theme: palette.Theme = "light", width: int
     """A chart as PNG.
 
     Args:
-        record: A comparison or a training run.
+        record: A comparison, a training run, a probe or a part of one.
         name: One of :data:`TITLES`, or :data:`OVERVIEW`.
         theme: Light or dark.
         width: Width of the plotting area in pixels.

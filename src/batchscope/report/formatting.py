@@ -10,6 +10,7 @@ from typing import TypeGuard
 from batchscope.records import Interval
 
 UNKNOWN = "–"
+UNRESOLVED = "not resolved"
 MINUS = "−"
 
 
@@ -191,6 +192,72 @@ def estimate(interval: Interval, places: int, *, sign: bool = False) -> str:
     if half is None:
         return f"{value} ({fixed(interval.low, places)} to {fixed(interval.high, places)})"
     return f"{value} ± {fixed(half, places)}"
+
+
+def size(value: float | None) -> str:
+    """A batch size: as it is where it is one that was tried, to three digits where it was estimated.
+
+    Examples:
+        >>> size(2048.0), size(2047.7), size(0.3124)
+        ('2,048', '2,050', '0.312')
+    """
+    exact = known(value) and value == round(value) and abs(value) < 1e6
+    return count(value) if exact else number(value, 3)
+
+
+def sized(interval: Interval) -> str:
+    """A batch size with its interval.
+
+    Examples:
+        >>> sized(Interval(812.3, 640.2, 1021.4)), sized(Interval(5.0, None, None))
+        ('812 (640 to 1,020)', '5')
+        >>> sized(Interval.unresolved(low=900.0)), sized(Interval.unresolved())
+        ('not resolved: 900 or more', 'not resolved')
+    """
+    ends = between(interval)
+    if interval.value is None:
+        return UNRESOLVED + ("" if ends == UNKNOWN else f": {ends}")
+    return size(interval.value) + ("" if ends == UNKNOWN else f" ({ends})")
+
+
+def between(interval: Interval) -> str:
+    """The ends of an interval of positive numbers, in words where one is missing.
+
+    Examples:
+        >>> between(Interval(5.0, 2.0, 9.0)), between(Interval.unresolved(low=900.0)), between(Interval.unresolved())
+        ('2 to 9', '900 or more', '–')
+    """
+    low = interval.low if known(interval.low) and interval.low > 0 else None
+    high = interval.high if known(interval.high) else None
+    if high is None:
+        return UNKNOWN if low is None else f"{size(low)} or more"
+    return f"{size(high)} or less" if low is None else f"{size(low)} to {size(high)}"
+
+
+def within(interval: Interval, unit: Unit) -> str:
+    """A measured quantity in a unit that its column names, with its interval.
+
+    Examples:
+        >>> within(Interval(0.0123, 0.012, 0.0127), Unit("ms", 1e-3))
+        '12.3 (12.0–12.7)'
+    """
+    value = unit.of(interval.value)
+    if interval.value is None or not (known(interval.low) and known(interval.high)):
+        return value
+    return f"{value} ({unit.of(interval.low)}–{unit.of(interval.high)})"
+
+
+def off(measured: float | None, predicted: float | None) -> str:
+    """The relative residual of a law: measured over predicted, less one.
+
+    Examples:
+        >>> off(1.02, 1.0), off(1.0, None)
+        ('+2.0%', '–')
+    """
+    if not known(measured) or not known(predicted) or predicted == 0:
+        return UNKNOWN
+    percent = 100 * (measured / predicted - 1)
+    return f"{fixed(percent, 1, sign=True)}%" if abs(percent) < 1000 else f"{number(percent, 2)}%"
 
 
 def probability(value: float | None) -> str:

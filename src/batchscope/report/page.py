@@ -4,82 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 from batchscope.errors import require
-from batchscope.records import Comparison, Record, TrainResult, encode
-from batchscope.report import charts, curves, palette, sheets, training_sheets
+from batchscope.records import Comparison, Probe, Record, TrainResult, encode
+from batchscope.report import charts, curves, palette, probe_content, sheets, training_sheets
 from batchscope.report import formatting as f
-from batchscope.report.sheets import Sheet
-
-Facts = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart on the page.
-
-    Attributes:
-        name: Its name in :data:`batchscope.report.charts.TITLES`.
-        title: What stands above it.
-        legend: Whether the rows' colours are to be named above it.
-        switches: Whether its axes can be switched, as those of the learning curves.
-        alone: Whether the section's heading is title enough.
-    """
-
-    name: str
-    title: str
-    legend: bool = False
-    switches: bool = False
-    alone: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands under it, each part drawn where it is not empty.
-
-    Attributes:
-        title: The heading.
-        lead: A sentence on how to read it.
-        sheets: Tables.
-        figures: Charts, side by side where there is room.
-        folded: A table to be opened by those who want it.
-        facts: Lists of names and values, each with its title.
-        always: Whether the lead says enough to stand alone.
-    """
-
-    title: str
-    lead: str = ""
-    sheets: tuple[Sheet, ...] = ()
-    figures: tuple[Figure, ...] = ()
-    folded: Sheet | None = None
-    facts: tuple[tuple[str, Facts], ...] = ()
-    always: bool = False
-
-
-@dataclass(frozen=True)
-class Content:
-    """Everything on the page that differs between records.
-
-    Attributes:
-        name: What was trained: above the title.
-        title: The question.
-        answer: The answer.
-        summary: The few facts that a reader wants beside the answer.
-        warnings: What to know before trusting the numbers.
-        sections: The rest.
-        rows: Labels of the lines that have a colour.
-    """
-
-    name: str
-    title: str
-    answer: str
-    summary: Facts = ()
-    warnings: tuple[str, ...] = ()
-    sections: tuple[Section, ...] = field(default=())
-    rows: tuple[str, ...] = ()
+from batchscope.report.content import Content, Figure, Section
 
 
 def render(record: Record) -> str:
@@ -99,6 +31,10 @@ def render(record: Record) -> str:
         content = _comparison(record)
     elif isinstance(record, TrainResult):
         content = _training(record)
+    elif isinstance(record, Probe):
+        content = probe_content.of_probe(record, charts.names(record))
+    elif isinstance(record, probe_content.Part):
+        content = probe_content.of_part(record, charts.names(record))
     else:
         content = _other(record)
     header = {"record": record.kind, "schema": record.schema_version}
@@ -206,7 +142,7 @@ def _comparison(record: Comparison) -> Content:
             ("on", record.provenance.device),
         ),
         warnings=sheets.warnings(record),
-        sections=tuple(section for section in sections if _holds_something(section)),
+        sections=tuple(section for section in sections if section.holds_something()),
         rows=sheets.row_labels(record),
     )
 
@@ -243,7 +179,7 @@ def _training(run: TrainResult) -> Content:
             ("on", run.provenance.device),
         ),
         warnings=() if run.ended_in_order else (broke,),
-        sections=tuple(section for section in sections if _holds_something(section)),
+        sections=tuple(section for section in sections if section.holds_something()),
         rows=(f"seed {run.seed}",),
     )
 
@@ -264,10 +200,6 @@ def _question(record: Comparison) -> str:
     parts = [f"{f.count(row.batch_size)}\u00a0for\u00a0{f.count(row.iterations)}" for row in others]
     opening = f"Batch size {f.count(first.batch_size)} for {f.count(first.iterations)} updates"
     return ", ".join([opening, *parts[:-1]]) + f"{',' if len(parts) > 1 else ''} or {parts[-1]}?"
-
-
-def _holds_something(section: Section) -> bool:
-    return bool(section.sheets or section.figures or section.facts or section.always)
 
 
 def _charts(record: Record, content: Content) -> dict[str, Any]:

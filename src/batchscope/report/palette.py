@@ -123,6 +123,7 @@ def vega_config(rows: int, theme: Theme, font: str = SCREEN_FONT) -> dict[str, A
         # Marks that stand for a row are coloured by the range above; these are for the others.
         "text": {"color": c["ink"], "font": font, "fontSize": 12},
         "line": {"color": c["axis"]},
+        "rule": {"color": c["axis"]},
         "bar": {"color": c["accent"]},
         # Lifted off what they lie on: points by a rim, words by a shadow of the background.
         "style": {

@@ -11,8 +11,20 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from batchscope.records import Comparison, Plan, Record, TrainResult, encode
-from batchscope.report import sheets, training_sheets
+from batchscope.records import (
+    BranchedRuns,
+    Comparison,
+    MemoryUse,
+    NoiseMeasurement,
+    Plan,
+    Probe,
+    Record,
+    StepTimes,
+    TrainResult,
+    encode,
+)
+from batchscope.report import formatting as f
+from batchscope.report import probe_content, probe_sheets, sheets, training_sheets
 from batchscope.report.sheets import Sheet
 
 if TYPE_CHECKING:
@@ -37,6 +49,10 @@ def render(record: Record) -> RenderableType:
         return _ComparisonTable(record)
     if isinstance(record, TrainResult):
         return _TrainingTable(record)
+    if isinstance(record, Probe):
+        return _ProbeTable(record)
+    if isinstance(record, probe_content.Part):
+        return _PartTable(record)
     title = "Plan" if isinstance(record, Plan) else record.kind
     return _pairs(title, tuple((str(name), str(value)) for name, value in encode(record).items() if value is not None))
 
@@ -49,10 +65,7 @@ class _ComparisonTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         record = self.record
-        first, rest = sheets.headline(record.conclusion)
-        yield Text(first, style="bold")
-        if rest:
-            yield Text(rest)
+        yield from _said(record.conclusion)
         yield _aside(
             f"{record.workload.name}: {_plural(len(record.rows), 'row')}, {_plural(len(record.seeds), 'seed')} each, "
             f"{record.rows[0].examples:,} examples a run"
@@ -90,6 +103,77 @@ class _TrainingTable:
         if run.curve:
             yield from _sheet(training_sheets.curve(run, LAST_POINTS), console, options)
         yield _aside(_origin(run))
+
+
+class _ProbeTable:
+    """A probe: the answer, the three limits with what follows from them, and a table for each part."""
+
+    def __init__(self, record: Probe) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        record, found = self.record, self.record.limits
+        if record.replanned is not None:
+            yield Text(probe_sheets.replanned(record.replanned), style="bold yellow")
+        yield from _said(found.conclusion)
+        yield _aside(f"{record.workload.name}: {record.workload.optimizer}, probed in {f.seconds(record.seconds)}")
+        for warning in record.warnings:
+            yield Text(f"! {warning}", style="yellow")
+        yield Text()
+        yield from _sheet(probe_sheets.limits(record), console, options)
+        for sentence in (found.memory_sentence, found.knee_sentence, found.critical_sentence):
+            yield _item(sentence)
+        for part in probe_content.parts_of(record):
+            yield Text()
+            if isinstance(part, NoiseMeasurement):
+                yield from _sheet(probe_sheets.noise_points(record.noise), console, options)
+            else:
+                yield from _measured(part, console, options)
+        yield _aside(_origin(record))
+
+
+class _PartTable:
+    """A part of a probe on its own."""
+
+    def __init__(self, record: probe_content.Part) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        record = self.record
+        yield from _said(probe_content.answer(record))
+        yield Text()
+        yield from _measured(record, console, options)
+        if isinstance(record, NoiseMeasurement) and record.note:
+            yield _aside(record.note)
+        yield _aside(_origin(record))
+
+
+def _measured(part: probe_content.Part, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    """What was measured as a table, and what was made of it as names and values."""
+    if isinstance(part, StepTimes):
+        yield from _sheet(probe_sheets.step_times(part), console, options)
+        yield _pairs("The law of computing, and reading", probe_sheets.step_time_facts(part))
+    elif isinstance(part, MemoryUse):
+        yield from _sheet(probe_sheets.memory(part), console, options)
+        yield _pairs("The law, and the limit", probe_sheets.memory_facts(part))
+    elif isinstance(part, NoiseMeasurement):
+        yield _pairs("Gradient noise", probe_sheets.noise_facts(part))
+        if part.gradient_error:
+            yield Text()
+            yield from _sheet(probe_sheets.gradient_errors(part), console, options)
+    elif isinstance(part, BranchedRuns):
+        yield from _sheet(probe_sheets.branches(part), console, options)
+        yield _pairs("Where they branch", probe_sheets.branch_facts(part))
+    else:
+        yield _pairs("Learning-rate range test", probe_sheets.range_facts(part))
+
+
+def _said(text: str) -> Iterator[Text]:
+    """A text with its first sentence in bold."""
+    first, rest = sheets.headline(text)
+    yield Text(first, style="bold")
+    if rest:
+        yield Text(rest)
 
 
 def _sheet(sheet: Sheet, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -137,12 +221,16 @@ def _beside(left: Sheet, right: Sheet) -> Sheet:
     return Sheet(title, left.columns + right.columns[1:], lines, f"{left.note} {right.note}")
 
 
-def _origin(record: Comparison | TrainResult) -> str:
+def _origin(record: Comparison | TrainResult | Probe | probe_content.Part) -> str:
     origin = record.provenance
     return (
         f"batchscope {origin.batchscope}, torch {origin.torch}, Python {origin.python}, {origin.device}, "
         f"{origin.dtype}, {origin.processor}, {_plural(origin.threads, 'thread')}, seed {origin.seed}, {origin.created}"
     )
+
+
+def _item(text: str) -> RenderableType:
+    return Padding(Text(text), (0, 0, 0, 2))
 
 
 def _aside(text: str) -> Text:

@@ -1,0 +1,103 @@
+"""What stands on a page, whatever the record: a title, an answer, and sections of cards, charts and tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from batchscope.report.sheets import Sheet
+
+Facts = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart on the page.
+
+    Attributes:
+        name: Its name in :data:`batchscope.report.charts.TITLES`.
+        title: What stands above it.
+        legend: Whether the rows' colours are to be named above it.
+        switches: Whether its axes can be switched, as those of the learning curves.
+        alone: Whether the section's heading is title enough.
+        note: How to read it, in small print below; may be empty.
+    """
+
+    name: str
+    title: str
+    legend: bool = False
+    switches: bool = False
+    alone: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One number that matters, and what follows from it.
+
+    Attributes:
+        title: What it is.
+        value: The number.
+        detail: Its interval or unit; may be empty.
+        text: What follows from it.
+        colour: Index of the colour that stands for it in the charts; None for none.
+    """
+
+    title: str
+    value: str
+    detail: str
+    text: str
+    colour: int | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it, each part drawn where it is not empty.
+
+    Attributes:
+        title: The heading.
+        lead: A sentence on how to read it.
+        sheets: Tables.
+        figures: Charts, side by side where there is room.
+        folded: A table to be opened by those who want it.
+        facts: Lists of names and values, each with its title.
+        always: Whether the lead says enough to stand alone.
+        cards: Numbers side by side, after the charts.
+    """
+
+    title: str
+    lead: str = ""
+    sheets: tuple[Sheet, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    folded: Sheet | None = None
+    facts: tuple[tuple[str, Facts], ...] = ()
+    always: bool = False
+    cards: tuple[Card, ...] = ()
+
+    def holds_something(self) -> bool:
+        """Whether anything stands under the heading."""
+        return bool(self.sheets or self.figures or self.facts or self.cards or self.folded or self.always)
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything on the page that differs between records.
+
+    Attributes:
+        name: What was trained: above the title.
+        title: The question.
+        answer: The answer.
+        summary: The few facts that a reader wants beside the answer.
+        warnings: What to know before trusting the numbers.
+        sections: The rest.
+        rows: Labels of the lines that have a colour.
+        notice: What must be known before even the answer is read; may be empty.
+    """
+
+    name: str
+    title: str
+    answer: str
+    summary: Facts = ()
+    warnings: tuple[str, ...] = ()
+    sections: tuple[Section, ...] = field(default=())
+    rows: tuple[str, ...] = ()
+    notice: str = ""
