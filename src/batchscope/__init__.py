@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
 
     # Single measurements
-    from batchscope.measure import gradient_noise, step_times
+    from batchscope.measure import GradientNoise, gradient_noise, step_times
 
     # Records
     from batchscope.records import (
@@ -66,6 +66,7 @@ _HOMES = {
     "gradient_noise": "batchscope.measure",
     "step_times": "batchscope.measure",
     # For people who keep their own loop
+    "GradientNoise": "batchscope.measure",
     "rescale": "batchscope.schedule",
     # Records
     "BranchedRuns": "batchscope.records",
@@ -98,6 +99,7 @@ __all__ = [
     "BranchedRuns",
     "Comparison",
     "DataError",
+    "GradientNoise",
     "Interval",
     "MemoryUse",
     "MissingPackageError",

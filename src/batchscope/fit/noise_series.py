@@ -9,8 +9,8 @@ without bias (McCandlish et al. 2018, arXiv 1812.06162, appendix A.1). Both are 
 before they are divided: at a single step ‖G‖² comes out negative as often as not, and a mean of ratios is biased.
 
 The interval is Fieller's (1954, J. R. Stat. Soc. B 16), taken for ‖G‖²/tr Σ, whose denominator stands far from zero,
-and turned over: where it reaches down to zero the noise scale has no upper end, and is not resolved. Given the path that
-the weights take, the errors of the steps are independent, or at least martingale differences, for each step draws its
+and turned over: where it reaches down to zero the noise scale has no upper end, and is not resolved. Given the path
+that the weights take, the errors of the steps are independent, or at least martingale differences: each step draws its
 own batch; so they add up without correlations. What drifts from step to step is the truth itself. The variance is
 therefore taken from successive differences (von Neumann 1941), which a slow drift hardly enters, and the interval is
 one for the mean of tr Σ over the mean of ‖G‖² along the path, weighted as the steps are.

@@ -14,7 +14,7 @@ from batchscope.records.comparison import (
 from batchscope.records.interval import Interval
 from batchscope.records.learning_rate import RangePoint, RangeTest
 from batchscope.records.memory import LimitSource, MemoryLaw, MemoryMeter, MemoryPoint, MemoryUse
-from batchscope.records.noise import GradientError, NoiseMeasurement, NoiseSource
+from batchscope.records.noise import GradientError, MonitoredNoise, NoiseMeasurement, NoiseSource
 from batchscope.records.plan import Order, Plan, Shape
 from batchscope.records.probe import Limits, NoisePoint, Probe, Replanned
 from batchscope.records.provenance import Provenance
@@ -36,6 +36,7 @@ __all__ = [
     "MemoryMeter",
     "MemoryPoint",
     "MemoryUse",
+    "MonitoredNoise",
     "NoiseMeasurement",
     "NoisePoint",
     "NoiseSource",

@@ -12,6 +12,7 @@ from batchscope.records.provenance import Provenance
 NoiseSource = Literal[
     "per-example gradients",
     "single backward passes",
+    "half batches",
     "micro-batches",
     "accumulated micro-batches",
     "data-parallel ranks",
@@ -74,3 +75,55 @@ class NoiseMeasurement(Record):
     gradient_error: tuple[GradientError, ...]
     seconds: float
     provenance: Provenance
+
+
+@dataclass(frozen=True)
+class MonitoredNoise(Record):
+    """Gradient noise of a training run, measured from inside of a person's own loop.
+
+    Attributes:
+        steps: Updates of the optimiser so far.
+        steps_measured: Those of them that gave a measurement.
+        examples: Examples in the measured steps.
+        batch_size: Examples in the last measured step; None before the first.
+        group_size: Examples in each of the gradients that the batch's is compared with, at the last measured step.
+        half_life: Steps after which a measurement counts for half; None where all count alike.
+        source: Where the gradients of fewer examples come from.
+        note: Why that source; None where there is nothing to say.
+        parameters: Numbers in the gradient.
+        trace_covariance: tr Σ, the summed variance of single examples' gradients.
+        gradient_norm_squared: ‖G‖², squared length of the true gradient.
+        noise_scale: tr Σ/‖G‖², the simple noise scale, in examples: means over the window, divided.
+        preconditioned_noise_scale: The same after the optimiser's own scaling of every coordinate; None where it has
+            none.
+        examples_needed: Examples in measured steps from which on the noise scale would be resolved; None where it is.
+        overhead: The share of the time that measuring took.
+        overhead_allowed: The largest share that it was allowed.
+        seconds: The time of training, measuring included.
+        device: Where the model trained.
+        batchscope: Version of this package.
+        torch: Version of torch.
+    """
+
+    kind: ClassVar[str] = "monitored gradient noise"
+
+    steps: int
+    steps_measured: int
+    examples: int
+    batch_size: int | None
+    group_size: float
+    half_life: float | None
+    source: NoiseSource
+    note: str | None
+    parameters: int
+    trace_covariance: Interval
+    gradient_norm_squared: Interval
+    noise_scale: Interval
+    preconditioned_noise_scale: Interval | None
+    examples_needed: int | None
+    overhead: float
+    overhead_allowed: float
+    seconds: float
+    device: str
+    batchscope: str
+    torch: str
