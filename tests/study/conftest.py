@@ -64,7 +64,7 @@ def workload(make_workload: Callable[..., Workload]) -> Workload:
 
 
 class _CannotHold(nn.Linear):
-    """Runs out of memory in training at more than 32 examples."""
+    """Runs out of memory in training at more than 32 examples at once."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and len(x) > 32:
@@ -74,7 +74,8 @@ class _CannotHold(nn.Linear):
 
 @pytest.fixture
 def memory_for_32(make_workload: Callable[..., Workload]) -> Workload:
-    return make_workload(model=lambda: _CannotHold(5, 3))
+    # Batch norm ties the examples, so that training does not go on in micro-batches by itself.
+    return make_workload(model=lambda: nn.Sequential(nn.BatchNorm1d(5), _CannotHold(5, 3)))
 
 
 @pytest.fixture

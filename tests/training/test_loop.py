@@ -603,6 +603,15 @@ def test_it_trains_outside_the_main_thread(make: Make) -> None:
     assert untimed(results[0]) == untimed(train(workload))
 
 
+class Exhausting(Interrupting):
+    """A loss that raises from one update on, however few examples are in it."""
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        if output.requires_grad and self.calls >= self.at:
+            self.press()
+        return super().__call__(output, target)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -616,7 +625,7 @@ def test_running_out_of_memory_is_a_result(make: Make, error: Exception, at: int
     def press() -> None:
         raise error
 
-    result = train(make(loss=Interrupting(at, press)))
+    result = train(make(loss=Exhausting(at, press)))
     assert result.outcome == "out of memory"
     assert result.message == str(error).splitlines()[0]
     assert result.iterations == at - 1
@@ -628,7 +637,7 @@ def test_running_out_of_memory_without_a_word_is_a_result_too(make: Make) -> Non
     def press() -> None:
         raise MemoryError
 
-    result = train(make(loss=Interrupting(2, press)))
+    result = train(make(loss=Exhausting(2, press)))
     assert result.outcome == "out of memory"
     assert result.message
 

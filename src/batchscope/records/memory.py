@@ -10,7 +10,7 @@ from batchscope.records.interval import Interval
 from batchscope.records.provenance import Provenance
 
 MemoryMeter = Literal["CUDA allocator", "resident memory of a child process", "resident memory of this process"]
-LimitSource = Literal["given", "CUDA device", "control group", "free memory", "unknown"]
+LimitSource = Literal["given", "CUDA device", "control group", "process limit", "free memory", "unknown"]
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,8 @@ class TrainResult(Record):
         message: Why it ended, where the outcome alone does not say.
         curve: The evaluations, the one before the first update included.
         provenance: Software, machine and seed.
+        micro_batch_size: Examples that passed through the model at once at the end: as planned, or fewer where memory
+            ran out. None where that was not recorded.
         state: Weights at the best validation score (a state dict); in memory only.
     """
 
@@ -100,6 +102,7 @@ class TrainResult(Record):
     message: str | None
     curve: tuple[CurvePoint, ...]
     provenance: Provenance
+    micro_batch_size: int | None = None
     state: dict[str, Any] | None = field(default=None, metadata={"json": False}, repr=False, compare=False)
 
     @property

@@ -46,6 +46,10 @@ def results(run: TrainResult) -> tuple[tuple[str, str], ...]:
         ("examples per second", f.number(run.examples / run.step_seconds, 3) if run.step_seconds > 0 else f.UNKNOWN),
         ("peak memory", f.memory(run.peak_memory_bytes)),
     ]
+    planned = run.plan.micro_batch_size or run.plan.batch_size
+    if run.micro_batch_size is not None and run.micro_batch_size < planned:
+        cut = f"{f.count(run.micro_batch_size)} (of {f.count(planned)}, since memory ran out)"
+        facts.append(("examples at once", cut))
     return (("outcome", run.outcome + (f" ({run.message})" if run.message else "")), *facts)
 
 

@@ -37,6 +37,7 @@ class Progress:
         total_seconds: Everything, until the last save.
         losses: Losses of the updates since the last evaluation.
         curve: Evaluations so far.
+        micro_batch_size: Examples at once since memory ran out; None: it has not.
     """
 
     iterations: int = 0
@@ -47,6 +48,7 @@ class Progress:
     total_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
+    micro_batch_size: int | None = None
 
 
 def save(

@@ -24,8 +24,8 @@ from batchscope.training.feed import TrainingData
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.memory import is_out_of_memory
 from batchscope.training.meters import MemoryPeak, Stopwatch
+from batchscope.training.micro_batching import MicroBatchingStep
 from batchscope.training.start import Start
-from batchscope.training.step import TrainingStep
 from batchscope.training.threads import compute_threads, flops_per_example
 from batchscope.workload.workload import Workload
 
@@ -132,6 +132,7 @@ class Run:
         self.progress = Progress()
         self.best = BestSoFar(tolerance=plan.tolerance, patience=plan.patience)
         self.clock = Stopwatch(self.device)
+        self.step: MicroBatchingStep | None = None
         self.diverged_at: int | None = None
         self.message: str | None = None
         self.training_score: float | None = None
@@ -168,7 +169,13 @@ class Run:
 
     def _loop(self, stop: StopRequest) -> Outcome:
         plan, progress, groups = self.plan, self.progress, self.optimizer.param_groups
-        step = TrainingStep(self.workload, self.model, self.optimizer, micro_batch_size=plan.micro_batch_size)
+        step = self.step = MicroBatchingStep(
+            self.workload,
+            self.model,
+            self.optimizer,
+            micro_batch_size=plan.micro_batch_size,
+            cut_to=progress.micro_batch_size,
+        )
         feed = self.prepared.training.feed(
             plan, self.budget, seed=derive(self.seed, "data"), start_iteration=progress.iterations
         )
@@ -279,6 +286,7 @@ class Run:
     def _save(self) -> None:
         if self.checkpoint is not None:
             self.progress.total_seconds = time.perf_counter() - self.began
+            self.progress.micro_batch_size = self.step.cut_to if self.step else None
             checkpoint.save(
                 self.checkpoint,
                 identity=self._identity(),
@@ -329,6 +337,7 @@ class Run:
             peak_memory_bytes=self.memory.peak_bytes() if self.memory else None,
             diverged_at_iteration=self.diverged_at,
             message=self.message,
+            micro_batch_size=(self.step and self.step.cut_to) or self.plan.micro_batch_size or self.plan.batch_size,
             curve=tuple(progress.curve),
             provenance=provenance(self.workload, device=self.device, seed=self.seed),
             state=best.state,

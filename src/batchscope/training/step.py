@@ -47,17 +47,33 @@ class TrainingStep:
         Returns:
             The batch's mean loss before the update, detached and on the device: reading it would wait for the GPU.
         """
-        if len(micro_batches) == 1:
-            loss = self._backward(micro_batches[0], 1.0, first=True)
-        else:
-            size, left = self.micro_batch_size or examples, examples
-            parts: list[Tensor] = []
-            for micro_batch in micro_batches:
-                parts.append(self._backward(micro_batch, min(size, left) / examples, first=not parts))
-                left -= size
-            loss = torch.stack(parts).sum()
+        loss = self.gradient(micro_batches, self.sizes(examples))
         self.optimizer.step()
         return loss
+
+    def sizes(self, examples: int) -> list[int]:
+        """Examples in each micro-batch of a batch."""
+        size = self.micro_batch_size or examples
+        full, rest = divmod(examples, size)
+        return [size] * full + ([rest] if rest else [])
+
+    def gradient(self, micro_batches: list[Batch], sizes: list[int]) -> Tensor:
+        """Leave the batch's gradient in the parameters, and the weights as they are.
+
+        Args:
+            micro_batches: The batch, cut.
+            sizes: Examples in each part.
+
+        Returns:
+            The batch's mean loss, as :meth:`__call__` returns it.
+        """
+        if len(micro_batches) == 1:
+            return self._backward(micro_batches[0], 1.0, first=True)
+        examples = sum(sizes)
+        parts: list[Tensor] = []
+        for micro_batch, size in zip(micro_batches, sizes, strict=True):
+            parts.append(self._backward(micro_batch, size / examples, first=not parts))
+        return torch.stack(parts).sum()
 
     def _backward(self, batch: Batch, weight: float, *, first: bool) -> Tensor:
         output, target = self.workload.output_and_target(self.model, batch)
