@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
 
     # Single measurements
-    from batchscope.measure import GradientNoise, gradient_noise, step_times
+    from batchscope.measure import GradientNoise, gradient_noise, range_test, step_times
 
     # Records
     from batchscope.records import (
@@ -64,6 +64,7 @@ _HOMES = {
     "train": "batchscope.training",
     # Single measurements
     "gradient_noise": "batchscope.measure",
+    "range_test": "batchscope.measure",
     "step_times": "batchscope.measure",
     # For people who keep their own loop
     "GradientNoise": "batchscope.measure",
@@ -120,6 +121,7 @@ __all__ = [
     "gradient_noise",
     "load",
     "load_workload",
+    "range_test",
     "rescale",
     "step_times",
     "train",

@@ -2,6 +2,7 @@
 
 from batchscope.measure.monitor import GradientNoise
 from batchscope.measure.noise import gradient_noise
+from batchscope.measure.range_test import range_test
 from batchscope.measure.step_time import step_times
 
-__all__ = ["GradientNoise", "gradient_noise", "step_times"]
+__all__ = ["GradientNoise", "gradient_noise", "range_test", "step_times"]

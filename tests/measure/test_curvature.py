@@ -1,0 +1,193 @@
+"""λ_max against dense Hessians in float64, and the bound against gradient descent itself."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev
+
+from batchscope.errors import ArgumentError, WorkloadError
+from batchscope.measure.curvature import BATCH_SIZE, Hessian, curvature_bound, largest_eigenvalue
+from batchscope.seeding import isolated
+from batchscope.workload import Workload, quadratic
+
+Make = Callable[..., Workload]
+
+
+def dense_hessian(workload: Workload, model: nn.Module, count: int) -> Tensor:
+    """The Hessian of the loss over the first examples, in float64 and evaluation mode, reverse over reverse.
+
+    torch.func.hessian goes forward over reverse, which is wrong for layer_norm's weight in torch 2.13: its matrix is
+    not even symmetric.
+    """
+    model = copy.deepcopy(model).double().eval()
+    x, y = (part[:count] for part in workload.train)  # type: ignore[union-attr]
+    x = x.double() if x.is_floating_point() else x
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    sizes = [p.numel() for p in trained.values()]
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = torch.split(flat, sizes)
+        named = {name: part.view_as(p) for part, (name, p) in zip(parts, trained.items(), strict=True)}
+        return workload.loss(functional_call(model, named, (x,)), y)
+
+    flat = torch.cat([p.detach().flatten() for p in trained.values()])
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        dense: Tensor = jacrev(grad(loss))(flat)
+    assert (dense - dense.T).abs().max() < 1e-10
+    return dense
+
+
+@pytest.mark.parametrize("kind", ["mlp", "dropout", "batch norm", "frozen norm", "tied", "cnn", "transformer"])
+def test_the_largest_eigenvalue_is_that_of_the_dense_hessian(make: Make, kind: str) -> None:
+    workload = make(kind)
+    with isolated(0):
+        model = workload.model()
+    dense = dense_hessian(workload, model, 45)
+    found = largest_eigenvalue(workload, model.state_dict(), examples=45, tolerance=1e-6)
+    largest = torch.linalg.eigvalsh(dense)[-1].item()
+    assert found.value == pytest.approx(largest, rel=1e-4)
+    assert found.converged
+    assert found.residual < 1e-3 * abs(largest)
+    assert found.products > 1
+
+
+def test_products_weight_a_ragged_last_batch_by_its_examples(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchscope.measure.curvature.BATCH_SIZE", 32)  # 45 = 32 + 13
+    workload = make("mlp")
+    with isolated(0):
+        model = workload.model()
+    operator = Hessian(workload, model, list(range(45)), seed=0)
+    vector = np.random.default_rng(0).standard_normal(operator.parameters)
+    expected = dense_hessian(workload, model, 45).numpy() @ vector
+    np.testing.assert_allclose(operator @ vector, expected, rtol=1e-4, atol=1e-5)
+    assert BATCH_SIZE != 32
+
+
+def test_largest_is_the_largest_value_and_not_the_largest_size(make: Make) -> None:
+    # −½‖θ‖² + a little: every eigenvalue but one is about −1.
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return -0.5 * output.square().sum(-1).mean() + 0.2 * output[..., 0].square().mean()
+
+    class Position(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theta = nn.Parameter(torch.ones(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.theta.expand(len(x), -1)
+
+    workload = make("mlp", model=Position, loss=loss, score=None)
+    assert largest_eigenvalue(workload, tolerance=1e-6).value == pytest.approx(-0.6, abs=1e-5)
+
+
+def test_the_quadratic_has_its_known_eigenvalue() -> None:
+    workload = quadratic.quadratic(dimensions=40, examples=500, condition=30)
+    found = largest_eigenvalue(workload, tolerance=1e-6)
+    assert found.value == pytest.approx(1.0, rel=1e-5)
+    assert found.examples == 500
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_very_small_models_have_eigenvalues_too(dimensions: int) -> None:
+    workload = quadratic.quadratic(dimensions=dimensions, examples=50)
+    assert largest_eigenvalue(workload).value == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_seed_settles_it_and_nothing_of_the_persons_is_changed(make: Make) -> None:
+    workload = make("augmented", model=make("batch norm").model)
+    with isolated(0):
+        state = workload.model().state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # type: ignore[index]  # noqa: NPY002
+    once, again = (largest_eigenvalue(workload, state, seed=3) for _ in range(2))
+    assert once == again
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()  # type: ignore[index]  # noqa: NPY002
+    for name, value in state.items():
+        assert torch.equal(value, before[name])
+
+
+def test_an_operator_leaves_modes_gradients_and_buffers_alone(make: Make) -> None:
+    workload = make("batch norm")
+    model = workload.model()
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    operator = Hessian(workload, model, list(range(20)), seed=0)
+    _ = operator @ np.ones(operator.parameters)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+
+
+def test_refusals(make: Make) -> None:
+    workload = make("mlp")
+    with pytest.raises(ArgumentError, match="examples"):
+        largest_eigenvalue(workload, examples=0)
+    with pytest.raises(ArgumentError, match="tolerance"):
+        largest_eigenvalue(workload, tolerance=0.0)
+    with pytest.raises(WorkloadError, match="state dict"):
+        largest_eigenvalue(workload, {"nothing": torch.zeros(1)})
+    broken = {name: value * float("nan") for name, value in workload.model().state_dict().items()}
+    with pytest.raises(WorkloadError, match="finite"):
+        largest_eigenvalue(workload, broken)
+
+
+SGD: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "damped": {"momentum": 0.9, "dampening": 0.5},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+    "slow nesterov": {"momentum": 0.3, "nesterov": True},
+    "decay": {"momentum": 0.5, "weight_decay": 0.7},
+}
+
+
+def grows(rate: float, settings: dict[str, Any], curvature: float) -> bool:
+    theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([theta], lr=rate, **settings)
+    for _ in range(3000):
+        theta.grad = curvature * theta.detach()
+        optimizer.step()
+        if not abs(theta.item()) < 1e6:
+            return True
+    return abs(theta.item()) > 1e-2
+
+
+@pytest.mark.parametrize("kind", SGD)
+def test_gradient_descent_is_stable_just_below_the_bound_and_not_just_above(kind: str) -> None:
+    curvature = 3.0
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1, **SGD[kind])
+    bound = curvature_bound(optimizer, curvature)
+    assert bound is not None
+    assert not grows(0.99 * bound, SGD[kind], curvature)
+    assert grows(1.01 * bound, SGD[kind], curvature)
+
+
+def test_the_bound_of_the_quadratic_workload_is_where_its_training_breaks() -> None:
+    workload = quadratic.quadratic(dimensions=8, examples=64, noise=0.0)
+    with isolated(0):
+        model = workload.model()
+    bound = curvature_bound(
+        workload.optimizer(model.parameters(), 0.1), largest_eigenvalue(workload, tolerance=1e-6).value
+    )
+    assert bound is not None
+    assert bound == pytest.approx(2.0, rel=1e-4)
+    start = model.state_dict()["theta"]
+    for factor, stable in ((0.99, True), (1.01, False)):
+        loss = quadratic.expected_loss(workload, start, learning_rate=factor * bound, batch_size=64, iterations=500)
+        assert (loss < quadratic.true_loss(workload, start)) == stable
+
+
+def test_no_bound_where_there_is_none() -> None:
+    weights = [torch.zeros(1)]
+    assert curvature_bound(torch.optim.Adam(weights), 1.0) is None
+    assert curvature_bound(torch.optim.SGD(weights, lr=0.1), -1.0) is None
+    assert curvature_bound(torch.optim.SGD(weights, lr=0.1), float("nan")) is None
