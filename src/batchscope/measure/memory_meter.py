@@ -30,7 +30,6 @@ class ResidentPeak:
     """
 
     def __init__(self) -> None:
-        gc.collect()
         trim_heap()
         self._level: int | None = None
         if sys.platform == "linux":
