@@ -25,9 +25,12 @@ FLAGS = (
 )
 NAMES = ("plain", "diverged", "single seed", "no run finished", "nothing ran", "hostile", "long name", "twelve rows")
 RUNS = ("run finished", "run diverged", "run out of memory")
+PROBES = ("probe", "probe cnn", "probe transformer", "probe bare", "probe hostile", "probe replanned", "probe extremes")
+PARTS = ("part step time", "part memory", "part noise", "part branches", "part branches lost", "part range flat")
 DRAWN = """
 return Array.from(document.querySelectorAll('.chart'), (place) => {
-  const marks = Array.from(place.querySelectorAll('svg .mark-symbol path, svg .mark-rect path, svg .mark-line path'));
+  const kinds = '.mark-symbol path, .mark-rect path, .mark-line path, .mark-rule.role-mark line';
+  const marks = Array.from(place.querySelectorAll(kinds));
   const boxes = marks.map((mark) => mark.getBoundingClientRect()).filter((box) => box.width + box.height > 0);
   return [place.dataset.chart, place.dataset.drawn !== undefined, boxes.length];
 });
@@ -37,7 +40,7 @@ return Array.from(document.querySelectorAll('.chart'), (place) => {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, pages: dict[str, str]) -> Path:
     folder = tmp_path_factory.mktemp("pages")
-    for name in (*NAMES, *RUNS):
+    for name in (*NAMES, *RUNS, *PROBES, *PARTS):
         (folder / f"{name}.html").write_text(pages[name], encoding="utf-8")
     return folder
 
@@ -90,7 +93,7 @@ def axis_titles(browser: Any) -> list[str]:
     return titles
 
 
-@pytest.mark.parametrize("name", [*NAMES, *RUNS])
+@pytest.mark.parametrize("name", [*NAMES, *RUNS, *PROBES, *PARTS])
 def test_every_chart_is_drawn_and_nothing_complains(browser: Any, folder: Path, name: str) -> None:
     show(browser, folder, name)
     charts = browser.execute_script(DRAWN)
@@ -101,7 +104,7 @@ def test_every_chart_is_drawn_and_nothing_complains(browser: Any, folder: Path, 
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["plain", "long name", "hostile", "twelve rows", "run finished"])
+@pytest.mark.parametrize("name", ["plain", "long name", "hostile", "twelve rows", "run finished", *PROBES])
 def test_a_phone_needs_no_sideways_scrolling(browser: Any, folder: Path, name: str, theme: str) -> None:
     show(browser, folder, name, width=375, theme=theme)
     scroll, inner = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")

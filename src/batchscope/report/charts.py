@@ -107,7 +107,13 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
 
 def names(record: Record) -> tuple[str, ...]:
     """The charts that have something to show for a record."""
-    return tuple(name for name in TITLES if specification(record, name) is not None)
+    return tuple(every(record))
+
+
+def every(record: Record, *, legend: bool = True) -> dict[str, Spec]:
+    """All charts that have something to show for a record, by name, as :func:`specification` gives each."""
+    specs = {name: specification(record, name, legend=legend) for name in TITLES}
+    return {name: spec for name, spec in specs.items() if spec is not None}
 
 
 def rows_to_colour(record: Record) -> int:

@@ -40,6 +40,7 @@ class Upright:
         colour: Place in the range of colours; None for that of plain lines.
         interval: Shaded around it; None for none.
         dashed: Whether the line is dashed.
+        left: Whether its label stands to the left of it; None: on the side where there is more room.
     """
 
     where: float | None
@@ -47,6 +48,7 @@ class Upright:
     colour: int | None = None
     interval: Interval | None = None
     dashed: bool = False
+    left: bool | None = None
 
 
 def altair() -> Any:
@@ -56,7 +58,7 @@ def altair() -> Any:
 
 def done(chart: Any, height: int = HEIGHT) -> Spec:
     """The chart as a specification of a height."""
-    spec: Spec = chart.properties(height=height).to_dict()
+    spec: Spec = chart.properties(height=height).to_dict(validate=False)
     return spec
 
 
@@ -72,8 +74,12 @@ def colours(alt: Any, names: dict[int, str], legend: Sequence[int] = ()) -> Any:
         An encoding; all layers of a chart must use the same one, since they share a scale.
     """
     domain = [names.get(i, f"({i})") for i in range(COLOURS)]
-    look = {"symbolType": "circle", "symbolSize": 90, "symbolStrokeWidth": 0, "symbolOpacity": 1, "labelLimit": 260}
-    shown = alt.Legend(title=None, orient="top", values=[names[i] for i in legend], **look) if legend else None
+    shown = None
+    if legend:
+        values = [names[i] for i in legend]
+        look = {"symbolType": "circle", "symbolSize": 90, "symbolStrokeWidth": 0, "symbolOpacity": 1}
+        two = {"columns": 2} if sum(map(len, values)) > 34 else {}  # a phone has no room for more side by side
+        shown = alt.Legend(title=None, orient="top", values=values, **look, **two)
     return alt.Color("kind:N", scale=alt.Scale(domain=domain), legend=shown)
 
 
@@ -124,7 +130,7 @@ def value_axis(alt: Any, domain: list[float], title: str, *, log: bool) -> dict[
         ticks["labelExpr"] = "datum.value < 10000 ? format(datum.value, ',.6~g') : format(datum.value, '~s')"
     return {
         "title": title + (curves.LOGARITHMIC if log else ""),
-        "scale": alt.Scale(type="log" if log else "linear", domain=domain, nice=False, zero=False),
+        "scale": alt.Scale(type="log" if log else "linear", domain=domain, nice=False),
         "axis": alt.Axis(**ticks),
     }
 
@@ -217,8 +223,8 @@ def uprights(
         if inside:
             dash = {"strokeDash": [5, 4]} if mark.dashed else {}
             lines.append(data.mark_rule(strokeWidth=1.5, **dash).encode(x=alt.X("x:Q", **along)))
-        right = math.log(place / first) < 0.5 * math.log(last / first)
-        lettering = {"align": "left" if right else "right", "dx": 6 if right else -6, "baseline": "middle"}
+        left = math.log(place / first) >= 0.5 * math.log(last / first) if mark.left is None else mark.left
+        lettering = {"align": "right" if left else "left", "dx": -6 if left else 6, "baseline": "middle"}
         for style in ({"style": "under"}, {}):
             labels.append(
                 alt.Chart(alt.Data(values=[datum]))

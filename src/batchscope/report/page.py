@@ -27,18 +27,19 @@ def render(record: Record) -> str:
         The text of an HTML file.
     """
     jinja: Any = require("jinja2", "write a page", "altair")
+    specs = charts.every(record, legend=False)
     if isinstance(record, Comparison):
-        content = _comparison(record)
+        content = _comparison(record, set(specs))
     elif isinstance(record, TrainResult):
-        content = _training(record)
+        content = _training(record, set(specs))
     elif isinstance(record, Probe):
-        content = probe_content.of_probe(record, charts.names(record))
+        content = probe_content.of_probe(record, specs)
     elif isinstance(record, probe_content.Part):
-        content = probe_content.of_part(record, charts.names(record))
+        content = probe_content.of_part(record, specs)
     else:
         content = _other(record)
     header = {"record": record.kind, "schema": record.schema_version}
-    shown = _charts(record, content)
+    shown = _charts(record, content, specs)
     environment = jinja.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja.StrictUndefined
     )
@@ -80,9 +81,7 @@ def json_for_html(value: Any) -> str:
     return text
 
 
-def _comparison(record: Comparison) -> Content:
-    available = set(charts.names(record))
-
+def _comparison(record: Comparison, available: set[str]) -> Content:
     def figures(*wanted: Figure) -> tuple[Figure, ...]:
         return tuple(figure for figure in wanted if figure.name in available)
 
@@ -147,8 +146,7 @@ def _comparison(record: Comparison) -> Content:
     )
 
 
-def _training(run: TrainResult) -> Content:
-    available = set(charts.names(run))
+def _training(run: TrainResult, available: set[str]) -> Content:
     curve = Figure("learning_curves", "Learning curve", switches=True, alone=True)
     split = Figure("cost_split", "Where the time went")
     sections = [
@@ -202,7 +200,7 @@ def _question(record: Comparison) -> str:
     return ", ".join([opening, *parts[:-1]]) + f"{',' if len(parts) > 1 else ''} or {parts[-1]}?"
 
 
-def _charts(record: Record, content: Content) -> dict[str, Any]:
+def _charts(record: Record, content: Content, drawn: dict[str, Any]) -> dict[str, Any]:
     """What the page's script needs: every definition, the curves' points once, and both themes."""
     figures = [figure for section in content.sections for figure in section.figures]
     specs: dict[str, Any] = {}
@@ -213,7 +211,7 @@ def _charts(record: Record, content: Content) -> dict[str, Any]:
             for axes, spec in curves.variants(record, legend=False).items():
                 specs[".".join((figure.name, *axes))] = {**spec, "width": "container", "description": figure.title}
         else:
-            specs[figure.name] = charts.specification(record, figure.name, legend=False)
+            specs[figure.name] = drawn[figure.name]
     rows = charts.rows_to_colour(record)
     return {
         "figures": [{"name": figure.name, "title": figure.title, "switches": figure.switches} for figure in figures],

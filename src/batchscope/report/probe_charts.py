@@ -32,7 +32,7 @@ from batchscope.report.marks import (
 LIMITS = {BLUE: "throughput knee", TEAL: "gradient noise", AMBER: "memory", RED: "worth having"}
 """What the colours stand for, here and on the cards."""
 
-COMPUTING, READING = "forward, backward, update", "getting the batch"
+COMPUTING, READING = "computing", "getting the batch"
 WAITING = "waits for data"
 
 _ROW = 62  # pixels
@@ -68,8 +68,11 @@ def limits(record: Probe) -> Spec | None:
     base = alt.Chart(alt.Data(values=data)).encode(y=y, color=colour)
     drawn = base.transform_filter("isValid(datum.low)")
     valued = base.transform_filter("isValid(datum.value)")
+    worth = cut(found.worth_having, domain)
+    # The label of today's size keeps off the band where there is room on the other side.
+    left = bool(worth and domain[0] * (domain[1] / domain[0]) ** 0.22 < today < worth["high"]) or None
     layers = [
-        *uprights(alt, [Upright(today, f"today {f.count(today)}", dashed=True)], along),
+        *uprights(alt, [Upright(today, f"today {f.count(today)}", dashed=True, left=left)], along),
         drawn.transform_filter(f"datum.kind != '{LIMITS[AMBER]}'")
         .mark_rule(strokeWidth=5, strokeCap="round", opacity=0.55)
         .encode(x=alt.X("low:Q", **along), x2="high:Q"),
@@ -84,7 +87,6 @@ def limits(record: Probe) -> Spec | None:
         ),
         valued.mark_point(size=150, filled=True, opacity=1, style="halo").encode(x=x, tooltip=["kind:N", "text:N"]),
     ]
-    worth = cut(found.worth_having, domain)
     if found.worth_having.resolved and worth and not (worth["below"] or worth["above"]):
         band = {**worth, "kind": LIMITS[RED]}
         shade = alt.Chart(alt.Data(values=[band])).mark_rect(opacity=0.1)
@@ -116,6 +118,8 @@ def step_time(steps: StepTimes) -> Spec | None:
     law = _law(steps, across, lambda size, seconds: seconds / unit.size)
     values = [point.get(key) for point in [*data, *law] for key in ("value", "low", "high")]
     upward = with_headroom(domain_around(values), 2, log=True)
+    for point in data:
+        point["low"] = point["low"] and max(point["low"], upward[0])  # an end at zero is off the axis
     along = size_axis(alt, across, "batch size", sizes)
     up = value_axis(alt, upward, f"time of an update, {unit.name}", log=True)
     colour = colours(alt, names, (BLUE, AMBER))
@@ -189,6 +193,7 @@ def memory(use: MemoryUse) -> Spec | None:
     if use.law is not None and use.law.state_bytes.value is not None and use.law.bytes_per_example.value is not None:
         state, each = use.law.state_bytes.value, use.law.bytes_per_example.value
         law = [{"batch": size, "value": state + each * size} for size in geometric(across)]
+        law = [point for point in law if point["value"] > 0]
     walls = _walls(use)
     values = [point["value"] for point in [*data, *law, *walls]]
     upward = with_headroom(domain_around(values, room=1.5), 2, log=True)

@@ -170,7 +170,9 @@ def _time(steps: StepTimes, shown: frozenset[str]) -> Section:
     figures = _figures(
         shown,
         Figure(
-            "step_time", "Time of an update", note="Medians with 95% intervals" + ("; line: the law." if law else ".")
+            "step_time",
+            "Time of an update",
+            note="Medians with 95% intervals" + ("; line: the law of computing." if law else "."),
         ),
         Figure("throughput", "Examples per second", note="Line: computing alone, by the law." if law else ""),
     )
@@ -199,6 +201,8 @@ def _gradients(record: Probe, shown: frozenset[str]) -> Section:
     """The noise scale along training, and the last of its points in full."""
     last = _noise(record.gradient_noise, shown)
     note = "Band and bars: 95% intervals. Dashed, with an arrow: not resolved, known to one side alone."
+    if any(point.preconditioned_noise_scale is not None for point in record.noise):
+        note += " Preconditioned: after the optimiser's own scaling of every coordinate."
     along = _figures(shown, Figure("noise_scale", "Noise scale along training", note=note))
     table = (probe_sheets.noise_points(record.noise),) if record.noise else ()
     return replace(last, title="Gradient noise", figures=along + last.figures, sheets=table)

@@ -28,7 +28,7 @@ from batchscope.report.marks import (
     with_headroom,
 )
 
-SCALE, SCALED, BRANCHED = "noise scale", "after the optimiser's scaling", "branched runs"
+SCALE, SCALED, BRANCHED = "noise scale", "preconditioned", "branched runs"
 RECOVERED, FAILED, OPEN = "came back", "did not", "cannot be told"
 
 _ASIDE = 8  # pixels
@@ -218,7 +218,8 @@ def rate_range(test: RangeTest) -> Spec | None:
     first = finite[0].loss
     least = min(p.loss for p in finite)
     # What has diverged leaves the plot: it would flatten the part that is read.
-    top = min(max(p.loss for p in finite), max(first, finite[0].loss) + 0.6 * max(first - least, 0.1 * abs(first)))
+    top = min(max(p.loss for p in finite), first + 0.6 * max(first - least, 0.1 * abs(first)))
+    top = max([top, *(p.high for p in finite if f.known(p.high) and p.high < top + 0.3 * (top - least))])
     bottom = min([least, *(p.low for p in finite if f.known(p.low) and p.low > least - (top - least))])
     pad = 0.05 * (top - bottom) or 0.1 * abs(top) or 0.1
     upward = with_headroom([bottom - pad, top + pad], 4, log=False)
