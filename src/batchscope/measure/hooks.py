@@ -105,7 +105,7 @@ class Capture(TorchFunctionMode):
         if self.probing:
             spread = rules.by_example(gradient, self.batch_size)
             self.leaks.append((spread[self._others] != 0).any())
-        else:
+        elif self.has_rows(gradient):  # of any other, the check finds that something is missing
             rows = self.pick(gradient)
             for use in uses:
                 use.gradient = rows

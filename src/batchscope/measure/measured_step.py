@@ -6,22 +6,22 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from batchscope.errors import first_line
 from batchscope.fit.noise_series import from_two_sizes
+from batchscope.measure.agreement import ELSEWHERE, TIED, Probe, gradients_of_rows, length_of
 from batchscope.measure.budget import Stopwatch
 from batchscope.measure.hooks import Capture, hook
 from batchscope.measure.preconditioner import preconditioner
-from batchscope.measure.uses import Use, by_example, single_gradients, squared_norms
+from batchscope.measure.uses import Use, squared_norms
 
+Parameters = ParamSpec("Parameters")
 Way = Literal["single", "halves", "micro-batches", "ranks"]
-
-# How far a sum of single gradients may lie from autograd's: of its own length, and of the whole gradient's.
-RELATIVE, OF_ALL = 0.05, 0.01
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,30 @@ class _Norms:
 
 @dataclass
 class _Backward:
-    """What one backward pass brought."""
+    """What one backward pass brought, and the forward pass that it belongs to."""
 
     batch_size: int | None
+    capture: Capture | None
+    probe: Probe | None
     whole: _Norms = field(default_factory=_Norms)
     single: _Norms = field(default_factory=_Norms)
     halves: tuple[_Norms, _Norms] = field(default_factory=lambda: (_Norms(), _Norms()))
 
 
-@dataclass
-class _Probe:
-    """Gradients of some of the examples and of the others, by autograd, and what came of comparing with them."""
+def _harmless(
+    method: Callable[Concatenate[MeasuredStep, Parameters], None],
+) -> Callable[Concatenate[MeasuredStep, Parameters], None]:
+    """Let an error of ours end the measuring and not the training."""
 
-    chosen: dict[int, Tensor]
-    others: dict[int, Tensor] | None
-    names: list[str] = field(default_factory=list)
-    rows_off: list[Tensor] = field(default_factory=list)
-    sum_off: list[Tensor] = field(default_factory=list)
-    sizes: list[Tensor] = field(default_factory=list)
+    @functools.wraps(method)
+    def guarded(self: MeasuredStep, *args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        if self.broken is None:
+            try:
+                method(self, *args, **kwargs)
+            except Exception as error:
+                self.broken = first_line(error)
+
+    return guarded  # type: ignore[return-value]
 
 
 class MeasuredStep:
@@ -113,6 +119,9 @@ class MeasuredStep:
         loss_scale: What the loss was multiplied by.
         generator: Draws the examples.
         stopwatch: Told of the time that this takes.
+
+    Attributes:
+        broken: The first error of a hook; those after it do nothing.
     """
 
     def __init__(
@@ -139,6 +148,7 @@ class MeasuredStep:
         self._loss_scale = loss_scale
         self._generator = generator
         self._stopwatch = stopwatch
+        self.broken: str | None = None
         self._scale: float | None = None
         self._backwards: list[_Backward] = []
         self._arrivals: dict[int, int] = {}
@@ -151,7 +161,7 @@ class MeasuredStep:
         self._batch_size: int | None = None
         self._chosen: Tensor | None = None
         self._capture: Capture | None = None
-        self._probe: _Probe | None = None
+        self._probe: Probe | None = None
         self._probing = False
         self._output_seen = False
         self._handles: list[Any] = [
@@ -169,6 +179,7 @@ class MeasuredStep:
 
     # The forward pass
 
+    @_harmless
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
             return
@@ -193,6 +204,7 @@ class MeasuredStep:
         if self._capture is not None and self._capture.entered:
             self._capture.leave()
 
+    @_harmless
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         began = self._stopwatch.now()
         self._leave()
@@ -205,6 +217,7 @@ class MeasuredStep:
 
     # The backward pass
 
+    @_harmless
     def _at_output(self, output: Tensor, gradient: Tensor) -> None:
         """Before the backward pass goes below the output: the gradients of some of its rows, by one more pass."""
         if self._probing or self._output_seen or self._batch_size is None or self._chosen is None:
@@ -217,27 +230,22 @@ class MeasuredStep:
         if self._capture is not None:
             self._capture.probing = True
         try:
-            first = self._gradients_of(output, gradient, chosen)
+            parameters = [t.parameter for t in self._trained]
+            first = gradients_of_rows(output, gradient, chosen, parameters)
             if self._capture is not None:
                 self._capture.probing = False
                 self._capture.ignoring = True
-            others = self._gradients_of(output, gradient, ~chosen) if self.check else None
+            others = gradients_of_rows(output, gradient, ~chosen, parameters) if self.check else None
         finally:
             self._probing = False
             if self._capture is not None:
                 self._capture.probing = self._capture.ignoring = False
-        self._probe = _Probe(first, others)
+        self._probe = Probe(first, others)
         self._stopwatch.take()  # what hooks took inside of these passes is part of them
         self._stopwatch.add(inside)
         self._stopwatch.add_since(began)
 
-    def _gradients_of(self, output: Tensor, gradient: Tensor, rows: Tensor) -> dict[int, Tensor]:
-        spread = by_example(gradient, len(rows))
-        masked = (spread * rows.view(-1, *[1] * (spread.dim() - 1))).flatten(0, 1)
-        parameters = [t.parameter for t in self._trained]
-        found = torch.autograd.grad(output, parameters, masked, retain_graph=True, allow_unused=True)
-        return {id(p): g.detach() for p, g in zip(parameters, found, strict=True) if g is not None}
-
+    @_harmless
     def _arrived(self, trained: Trained, gradient: Tensor) -> None:
         """A parameter's gradient of this backward pass, before it is added to ``.grad``, reduced or clipped."""
         if self._probing:
@@ -249,7 +257,7 @@ class MeasuredStep:
         index = self._arrivals.get(id(parameter), 0)
         self._arrivals[id(parameter)] = index + 1
         if index == len(self._backwards):
-            self._backwards.append(_Backward(self._batch_size))
+            self._backwards.append(_Backward(self._batch_size, self._capture, self._probe))
         backward = self._backwards[index]
         factor = preconditioner(self._optimizer, parameter, trained.group) if self._adaptive else None
         self._adaptive = factor is not None
@@ -257,7 +265,7 @@ class MeasuredStep:
         backward.whole.add(*_squares(gradient, factor))
         before = parameter.grad
         if before is not None and index == 0:
-            self._left.append(torch.linalg.vector_norm(before.detach(), dtype=torch.float32))
+            self._left.append(torch.linalg.vector_norm(before.detach()))
         whole = gradient if before is None else before.detach() + gradient
         self._totals[id(parameter)] = (
             (backward.whole.plain[-1], backward.whole.scaled[-1] if factor is not None else None)
@@ -266,36 +274,22 @@ class MeasuredStep:
         )
         if self.way == "ranks":
             self._queue(index)
-        if self.way == "single" and self._capture is not None:
-            self._take_single(backward, trained, self._capture.uses.pop(id(parameter), []), factor)
-        if self._probe is not None:
-            self._take_probe(backward, trained, gradient, factor, self._probe)
+        if self.way == "single" and backward.capture is not None:
+            self._take_single(backward, trained, backward.capture.uses.pop(id(parameter), []), factor)
+        if backward.probe is not None:
+            parts = backward.probe.split(parameter, gradient)
+            if self.way == "halves":
+                for norms, part in zip(backward.halves, parts, strict=True):
+                    norms.add(*_squares(part, factor))
         self._stopwatch.add_since(began)
 
     def _take_single(self, backward: _Backward, trained: Trained, uses: list[Use], factor: Tensor | None) -> None:
         if not uses:
             self._uncovered = self._uncovered or trained.name
             return
-        shape = trained.parameter.shape
-        backward.single.add(*squared_norms(uses, shape, factor))
-        chosen = self._probe.chosen.get(id(trained.parameter)) if self._probe is not None else None
-        if self._probe is not None and chosen is not None:
-            total = torch.stack([rows.sum(0) for rows in single_gradients(uses, shape)]).sum(0)
-            self._probe.names.append(trained.name)
-            self._probe.rows_off.append(torch.linalg.vector_norm(total - chosen))
-            self._probe.sizes.append(torch.linalg.vector_norm(chosen))
-
-    def _take_probe(
-        self, backward: _Backward, trained: Trained, gradient: Tensor, factor: Tensor | None, probe: _Probe
-    ) -> None:
-        zero = torch.zeros_like(gradient)
-        chosen = probe.chosen.pop(id(trained.parameter), zero)
-        others = gradient - chosen
-        if probe.others is not None:
-            probe.sum_off.append(torch.linalg.vector_norm(others - probe.others.pop(id(trained.parameter), zero)))
-        if self.way == "halves":
-            for norms, part in zip(backward.halves, (chosen, others), strict=True):
-                norms.add(*_squares(part, factor))
+        backward.single.add(*squared_norms(uses, trained.parameter.shape, factor))
+        if backward.probe is not None:
+            backward.probe.compare_rows(trained.name, trained.parameter, uses)
 
     def _queue(self, index: int) -> None:
         """After the ranks' gradients have been averaged, which is itself queued for the end of the pass, take those."""
@@ -305,6 +299,7 @@ class MeasuredStep:
         engine = torch.autograd.Variable._execution_engine
         engine.queue_callback(lambda: engine.queue_callback(self._reduced))
 
+    @_harmless
     def _reduced(self) -> None:
         began = self._stopwatch.now()
         norms = _Norms()
@@ -336,6 +331,8 @@ class MeasuredStep:
         return len(self._backwards)
 
     def _of_one_process(self) -> Sample | Void:
+        if self.broken is not None:
+            return Void(f"measuring failed: {self.broken}", lasting=True)
         first = self._backwards[0] if self._backwards else None
         if first is None:
             return Void("no gradient of a trained parameter was seen")
@@ -356,7 +353,7 @@ class MeasuredStep:
             return Void("a step of a single backward pass after steps of several", next_way="single")
         if first.batch_size < 2:
             return Void("a batch of one example", lasting=True)
-        wrong = self._wrong()
+        wrong = self._wrong(first)
         if wrong is not None:
             return wrong
         batch = first.batch_size
@@ -367,29 +364,20 @@ class MeasuredStep:
         parts = [n.means(self._adaptive) * (scale / s) ** 2 for n, s in zip(first.halves, sizes, strict=True)]
         return self._sample(torch.stack(parts).mean(0), 2 / (1 / sizes[0] + 1 / sizes[1]), batch)
 
-    def _wrong(self) -> Void | None:
+    def _wrong(self, backward: _Backward) -> Void | None:
         """What the comparison with autograd's own gradients found."""
-        probe = self._probe
+        probe, capture = backward.probe, backward.capture
         if probe is None and (self.check or self.way == "halves"):
             reason = "the model's output holds no tensor with rows for each example that the loss depends on"
             return Void(reason, lasting=True)
         if self.check and probe is not None:
-            if self._capture is not None and any(bool(leak) for leak in self._capture.leaks):
-                reason = (
-                    "the gradient of one example reaches another: something in the model ties the examples of a batch"
-                )
-                return Void(reason, lasting=True)
-            whole = math.sqrt(sum(float(plain) for plain, _ in self._totals.values()))
-            if any(float(off) > RELATIVE * whole for off in probe.sum_off):
-                reason = (
-                    "part of the gradient does not come through the model's output, from a penalty on the weights or a "
-                    "second output in the loss"
-                )
-                return Void(reason, lasting=True)
+            if capture is not None and any(bool(leak) for leak in capture.leaks):
+                return Void(TIED, lasting=True)
+            length = length_of(backward.whole.plain)
+            if not probe.all_comes_through_the_output(length):
+                return Void(ELSEWHERE, lasting=True)
             if self.way == "single":
-                for name, off, size in zip(probe.names, probe.rows_off, probe.sizes, strict=True):
-                    if not float(off) <= RELATIVE * float(size) + OF_ALL * whole:
-                        self._uncovered = self._uncovered or name
+                self._uncovered = self._uncovered or probe.first_that_differs(length)
         if self.way == "single" and self._uncovered is not None:
             return Void(f"no rule gives single examples' gradients of {self._uncovered}", next_way="halves")
         return None
@@ -399,7 +387,7 @@ class MeasuredStep:
         device = self._trained[0].parameter.device
         size = sum(b.batch_size or 0 for b in self._backwards)
         complete = bool(self._backwards) and len(self._after) > 0 and all(b.batch_size for b in self._backwards)
-        complete = complete and not any(float(norm) > 0 for norm in self._left)
+        complete = complete and self.broken is None and not any(float(norm) > 0 for norm in self._left)
         local = self._whole().tolist() if complete else []
         local += [math.nan] * (2 - len(local))
         message = torch.tensor([*local, float(size), float(size) ** 2, *shared], dtype=torch.float64, device=device)

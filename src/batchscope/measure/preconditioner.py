@@ -32,7 +32,7 @@ def preconditioner(optimizer: torch.optim.Optimizer, parameter: Tensor, group: d
         tensor([1.0000, 0.1000])
     """
     state = optimizer.state.get(parameter)
-    if not state:
+    if not state or float(state.get("step", 1)) == 0:
         return None
     correction = 1.0
     if "exp_avg_sq" in state and "betas" in group and "step" in state:

@@ -100,7 +100,7 @@ def squared_norms(uses: Sequence[Use], shape: torch.Size, factor: Tensor | None 
                 return plain, scaled
     plains, scaleds = [], []
     for rows in single_gradients(uses, shape):
-        squares = rows.square().flatten(1)
+        squares = rows.square().reshape(len(rows), -1)
         plains.append(squares.sum(1))
         if factor is not None:
             scaleds.append(squares @ factor.flatten().to(squares.dtype))
