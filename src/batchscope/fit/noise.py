@@ -3,29 +3,50 @@
 Let g₁ … gₙ be gradients of n groups of b examples each (b = 1: single examples) at one point, with mean G and
 covariance Σ/b. Their mean ḡ has E‖ḡ‖² = ‖G‖² + tr Σ/(bn), and the unbiased estimates are
 
-    tr Σ ≈ b·Σᵢ‖gᵢ − ḡ‖²/(n − 1),        ‖G‖² ≈ ‖ḡ‖² − tr Σ/(bn),
+    tr Σ ≈ b·Σᵢ‖gᵢ − ḡ‖²/(n − 1),        ‖G‖² ≈ U = ‖ḡ‖² − tr Σ/(bn),
 
-each taken by itself before they are divided (McCandlish et al. 2018, arXiv 1812.06162, appendix A). The interval of
-the noise scale B = tr Σ/‖G‖² is the set of values that a test does not reject: under B, T = ‖ḡ‖² − t(1/B' + 1/n), with
-t the trace among groups and B' = B/b, has mean zero, and the variance and third cumulant of a quadratic form in about
-normal variables plus those of t. A gamma law of these three cumulants (Hall, Buckley and Eagleson) gives its
-quantiles. Near the noise floor ‖ḡ‖² is far from normal when few directions carry the noise, and an interval whose
-variance is itself taken from ‖ḡ‖² can hold the truth no more than half of the time there.
+each taken by itself before they are divided (McCandlish et al. 2018, arXiv 1812.06162, appendix A). G and Σ are those
+of the distribution that the examples come from, not those of the examples alone.
+
+An interval of ‖G‖², or of the noise scale B = tr Σ/‖G‖², holds the values that a test does not reject. Write t for the
+trace among groups, and let s be a value of ‖G‖². The test of s asks whether U − s is nearer to zero than chance makes
+it; the test of B takes s = t/B', B' = B/b, and allows for the error of t as well. To leading order
+
+    U − s = L + W,    L = mean of yᵢ,  yᵢ = 2√s·uᵀ(gᵢ − G) − (s/t)·(‖gᵢ − G‖² − t)    (the last term for B alone),
+
+where u = G/‖G‖, and W is the U-statistic of pairs (gᵢ − G)·(gⱼ − G), of variance 2 tr Σ²/n² and third cumulant
+8 tr Σ³/n³ (in units of groups) whatever the law of the gradients. Near the noise floor W is all there is, and far from
+normal when few directions carry the noise, as χ² with one degree of freedom is at worst; a gamma law of three
+cumulants follows it (Buckley and Eagleson 1988). Well above the floor L is all, the mean of skew variables over its
+estimated error, whose skewness is −2 times that of the mean, about −½ of it (Hall 1992, "The bootstrap and Edgeworth
+expansion", chapter 2): the law's third cumulant and its mean are corrected by what the estimate and its estimated
+error share. The interval of tr Σ, where L is all always, uses Hall's cubic transformation (Hall 1992, "On the removal
+of skewness by transformation"). Quantiles are widened as Student's are over the normal law's.
+
+‖G‖² cannot be negative. How the 5% are split between the tails follows Feldman and Cousins (1998, physics/9711021):
+evenly far above the floor, all on one side at it, so that an interval is never empty, and holds the truth no more
+often than it says where ‖G‖² is nearly 0. The noise scale is *resolved* where ‖G‖² = 0 is rejected.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaincinv, ndtri
+from scipy.optimize import brentq
+from scipy.special import gammaincinv, ndtr, ndtri, stdtrit
 
 from batchscope.records import Interval
 
-# Noise scales, in groups, among which the ends of an interval are looked for.
-_GRID = np.concatenate([np.logspace(-4, 10, 1401), [np.inf]])
+# Of more gradients than this, pairs are taken among the first ones only: their number grows as the square.
+PAIRED_ROWS = 256
+# The most that is asked for, over what was there. From gradients without a trace of G nothing more can be told.
+MOST_TIMES_MORE = 16
+# More standard deviations than any test counts.
+_ANY = 1e6
 
 
 @dataclass(frozen=True)
@@ -39,10 +60,10 @@ class GradientMoments:
         trace: t = Σ‖gᵢ − ḡ‖²/(n − 1), the trace of the covariance among groups, Σ/b.
         trace_of_square: Estimate of tr (Σ/b)².
         trace_of_cube: Estimate of tr (Σ/b)³.
-        along_mean: ūᵀ(Σ/b)ū along the direction ū = ḡ/‖ḡ‖.
-        norm_variance: Variance of rᵢ = ‖gᵢ − ḡ‖² over i.
-        norm_third_moment: Its third central moment.
-        norm_covariance: Covariance of rᵢ and ū·(gᵢ − ḡ).
+        along_mean: Variance of pᵢ = ū·(gᵢ − ḡ) over i, ūᵀ(Σ/b)ū, along the direction ū = ḡ/‖ḡ‖.
+        norm_variance: Variance of rᵢ = ‖gᵢ − ḡ‖².
+        norm_covariance: Covariance of pᵢ and rᵢ.
+        third_moments: Means of p³, p²ρ, pρ² and ρ³, with ρᵢ = rᵢ − r̄.
     """
 
     groups: int
@@ -53,15 +74,15 @@ class GradientMoments:
     trace_of_cube: float
     along_mean: float
     norm_variance: float
-    norm_third_moment: float
     norm_covariance: float
+    third_moments: tuple[float, float, float, float]
 
 
 def moments_of(gradients: NDArray[np.float64], group_size: int = 1) -> GradientMoments:
     """The moments of a matrix of gradients, all of them in memory.
 
     Args:
-        gradients: n×P, one gradient a row.
+        gradients: n×P, one gradient a row, in random order.
         group_size: Examples whose mean each row is.
 
     Returns:
@@ -82,7 +103,7 @@ def moments_of(gradients: NDArray[np.float64], group_size: int = 1) -> GradientM
         group_size=group_size,
         mean_norm_squared=float(mean @ mean),
         deviations=np.einsum("ij,ij->i", centred, centred),
-        gram=centred @ centred.T,
+        gram=centred[:PAIRED_ROWS] @ centred[:PAIRED_ROWS].T,
         along_mean=centred @ mean / max(float(np.linalg.norm(mean)), 1e-300),
     )
 
@@ -123,7 +144,8 @@ def moments_from_parts(
     triples = float(np.sum((off_diagonal @ off_diagonal) * off_diagonal)) / (m * (m - 1) * (m - 2))
     # For every covariance, (tr Σ²)²/tr Σ ≤ tr Σ³ ≤ (tr Σ²)^(3/2); a noisy estimate may lie outside.
     cube = min(max(triples, square**2 / max(trace, 1e-300)), square**1.5)
-    spread = deviations - trace
+    along, spread = along_mean - along_mean.mean(), deviations - deviations.mean()
+    along_squared, spread_squared = np.square(along), np.square(spread)
     return GradientMoments(
         groups=groups,
         group_size=group_size,
@@ -131,10 +153,15 @@ def moments_from_parts(
         trace=trace,
         trace_of_square=square,
         trace_of_cube=cube,
-        along_mean=float(np.square(along_mean).sum()) / max(1, len(along_mean) - 1),
-        norm_variance=float(np.square(spread).mean()),
-        norm_third_moment=float((spread**3).mean()),
-        norm_covariance=float((along_mean * spread).mean()),
+        along_mean=float(along_squared.sum()) / (groups - 1),
+        norm_variance=float(spread_squared.sum()) / (groups - 1),
+        norm_covariance=float(along @ spread) / (groups - 1),
+        third_moments=(
+            float(along_squared @ along) / groups,
+            float(along_squared @ spread) / groups,
+            float(along @ spread_squared) / groups,
+            float(spread_squared @ spread) / groups,
+        ),
     )
 
 
@@ -146,7 +173,8 @@ class NoiseEstimate:
         trace_covariance: tr Σ, for single examples.
         gradient_norm_squared: ‖G‖².
         noise_scale: tr Σ/‖G‖²; not resolved where the upper end is infinite.
-        examples_needed: Examples in all from which on the noise scale would be resolved; None where it is.
+        examples_needed: Examples in all of which about half of such measurements, or more, would resolve the noise
+            scale, as far as this one can tell: at most 16 times as many as it had. None where it is resolved.
     """
 
     trace_covariance: Interval
@@ -156,14 +184,15 @@ class NoiseEstimate:
 
 
 def estimate_noise(moments: GradientMoments, level: float = 0.95) -> NoiseEstimate:
-    """Estimate the noise scale and its interval.
+    """Estimate tr Σ, ‖G‖² and the noise scale, each with its interval.
 
     Args:
         moments: Of gradients at one point.
-        level: How often the interval should hold the truth.
+        level: How often an interval should hold the truth.
 
     Returns:
-        The estimates. A noise scale whose upper end is infinite is not resolved: it has a lower end and no value.
+        The estimates. A noise scale whose upper end is infinite is not resolved: it has a lower end and no value, and
+        ‖G‖² has an upper end.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -172,66 +201,146 @@ def estimate_noise(moments: GradientMoments, level: float = 0.95) -> NoiseEstima
         >>> estimate.noise_scale.low < 100 < estimate.noise_scale.high
         True
     """
-    n, b, t = moments.groups, moments.group_size, moments.trace
+    b, t = moments.group_size, moments.trace
     if t <= 1e-12 * moments.mean_norm_squared:  # gradients that are all alike
         q = moments.mean_norm_squared
         trace, norm, scale = (Interval(value, value, value, level) for value in (b * t, q, b * t / q))
         return NoiseEstimate(trace, norm, scale, None)
-    accepted = _accepted(moments, level)
-    half = float(ndtri((1 + level) / 2)) * math.sqrt(moments.norm_variance / n)
-    trace = Interval(b * t, b * max(0.0, t - half), b * (t + half), level)
-    signal = moments.mean_norm_squared - t / n
-    # The mean gradient can come out shorter than noise alone makes it likely to be; then nothing is told.
-    low, high = (float(accepted[0]) * b, float(accepted[-1]) * b) if len(accepted) else (0.0, math.inf)
-    norm_low, norm_high = (0.0 if math.isinf(high) else b * t / high), (b * t / low if low else math.inf)
+    signal = moments.mean_norm_squared - t / moments.groups
+    norm_low, norm_high = _not_rejected(moments, level, trace_is_known=True)
+    least, most = _not_rejected(moments, level, trace_is_known=False)
+    low, high = b * t / most, (b * t / least if least > 0 else math.inf)
     if math.isinf(high) or signal <= 0:
-        return NoiseEstimate(
-            trace,
-            Interval.unresolved(level, low=norm_low, high=norm_high),
-            Interval.unresolved(level, low=low, high=math.inf),
-            b * _groups_needed(moments, signal),
-        )
+        norm = Interval.unresolved(level, low=0.0, high=norm_high)
+        scale = Interval.unresolved(level, low=low, high=math.inf)
+        return NoiseEstimate(_trace_interval(moments, level), norm, scale, _examples_needed(moments, signal, level))
     return NoiseEstimate(
-        trace, Interval(signal, norm_low, norm_high, level), Interval(b * t / signal, low, high, level), None
+        _trace_interval(moments, level),
+        Interval(signal, norm_low, norm_high, level),
+        Interval(b * t / signal, low, high, level),
+        None,
     )
 
 
-def _accepted(moments: GradientMoments, level: float) -> NDArray[np.float64]:
-    """The noise scales, in groups, that a two-sided test at this level does not reject."""
-    n, t = moments.groups, moments.trace
-    inverse = 1.0 / _GRID
-    k = inverse + 1.0 / n
-    signal = inverse * t
-    form = 4 * signal * moments.along_mean / n + 2 * moments.trace_of_square / n**2
-    cross = -4 * k * np.sqrt(signal) * moments.norm_covariance / n
-    variance = form + np.maximum(k**2 * moments.norm_variance / n + cross, -0.5 * form)
-    third = (
-        8 * moments.trace_of_cube / n**3
-        + 24 * signal * moments.along_mean**2 / n**2
-        - k**3 * moments.norm_third_moment / n**2
+def _trace_interval(moments: GradientMoments, level: float) -> Interval:
+    """The interval of a mean of skew variables, by Hall's cubic transformation of Student's statistic."""
+    n, b, t = moments.groups, moments.group_size, moments.trace
+    error = math.sqrt(moments.norm_variance / n)
+    student = float(stdtrit(n - 1, (1 + level) / 2))
+    # Of the mean: that of one of them, Fisher's G₁, over √n.
+    third = moments.third_moments[3] * n**2 / ((n - 1) * (n - 2))
+    skewness: float = third / max(moments.norm_variance, 1e-300) ** 1.5 / math.sqrt(n)
+
+    def untransformed(x: float) -> float:
+        if abs(skewness) < 1e-6:
+            return x
+        return 3 / skewness * (float(np.cbrt(1 + skewness * (x - skewness / 6))) - 1)
+
+    low, high = t - error * untransformed(student), t - error * untransformed(-student)
+    return Interval(b * t, b * max(0.0, low), b * high, level)
+
+
+def _not_rejected(moments: GradientMoments, level: float, *, trace_is_known: bool) -> tuple[float, float]:
+    """The least and the greatest ‖G‖² that the test does not reject: 0 and infinity where there is no such end."""
+    signal = moments.mean_norm_squared - moments.trace / moments.groups
+
+    def too_high(s: float) -> float:
+        return _distances(moments, s, level, trace_is_known=trace_is_known)[0]
+
+    def too_low(s: float) -> float:
+        return _distances(moments, s, level, trace_is_known=trace_is_known)[1]
+
+    middle = max(signal, 0.0)
+    low = _crossing(too_high, 0.0, middle) if too_high(0.0) > 0 else 0.0
+    far = middle + moments.trace / moments.groups
+    for _ in range(40):
+        if too_low(far) > 0:
+            return low, _crossing(too_low, middle, far)
+        far *= 2
+    return low, math.inf
+
+
+def _crossing(function: Callable[[float], float], start: float, end: float) -> float:
+    """Where the function changes its sign, to 1e-6 of ``end``; ``start`` or ``end`` where it does not."""
+    at_start, at_end = function(start), function(end)
+    if at_start * at_end > 0:
+        return end if abs(at_end) < abs(at_start) else start
+    return float(brentq(function, start, end, xtol=1e-9 * end, rtol=1e-6))
+
+
+def _distances(moments: GradientMoments, s: float, level: float, *, trace_is_known: bool) -> tuple[float, float]:
+    """How far, in standard deviations, U − s lies above and below what is accepted if ‖G‖² = s: negative within."""
+    n = moments.groups
+    # yᵢ = a·pᵢ − w·ρᵢ
+    a, w = (
+        2 * math.sqrt(_mean_variance(moments, s) / max(moments.along_mean, 1e-300)),
+        0.0 if trace_is_known else s / moments.trace,
     )
-    deviation = (moments.mean_norm_squared - t * k) / np.sqrt(variance)
-    skewness = third / variance**1.5
-    low = _gamma_quantile((1 - level) / 2, skewness)
-    high = _gamma_quantile((1 + level) / 2, skewness)
-    accepted: NDArray[np.float64] = _GRID[(low <= deviation) & (deviation <= high)]
-    return accepted
+    ppp, ppr, prr, rrr = moments.third_moments
+    linear = (a**2 * moments.along_mean - 2 * a * w * moments.norm_covariance + w**2 * moments.norm_variance) / n
+    linear_third = (a**3 * ppp - 3 * a**2 * w * ppr + 3 * a * w**2 * prr - w**3 * rrr) / n**2
+    pairs, pairs_third = 2 * moments.trace_of_square / n**2, 8 * moments.trace_of_cube / n**3
+    both_third = 6 * ((a * moments.along_mean - w * moments.norm_covariance) / n) ** 2
+    deviation = math.sqrt(max(linear, 0.0) + pairs)
+    # What U and the estimate of its variance share: it moves Student's ratio by −½ and its third moment by −3.
+    shared = linear_third / deviation**3
+    skewness = (linear_third + pairs_third + both_third) / deviation**3 - 3 * shared
+    ratio = (moments.mean_norm_squared - moments.trace / n - s) / deviation + shared / 2
+    below, above = _tails(s / deviation, level)
+    wider = float(stdtrit(n - 1, (1 + level) / 2) / ndtri((1 + level) / 2))
+    return (
+        ratio - wider * _gamma_quantile(1 - above, skewness),
+        # At the floor no deviation downwards speaks against it.
+        wider * _gamma_quantile(below, skewness) - ratio if below > 1e-9 else -_ANY,
+    )
 
 
-def _gamma_quantile(probability: float, skewness: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quantiles of a shifted gamma law of mean 0, variance 1 and the given skewness (Pearson's type III)."""
-    size = np.maximum(np.abs(skewness), 1e-3)
-    shape = 4 / size**2
-    upper = (gammaincinv(shape, probability) - shape) / np.sqrt(shape)
-    lower = -(gammaincinv(shape, 1 - probability) - shape) / np.sqrt(shape)
-    quantile: NDArray[np.float64] = np.where(skewness >= 0, upper, lower)
-    return quantile
+def _mean_variance(moments: GradientMoments, s: float) -> float:
+    """Gᵀ(Σ/b)G where ‖G‖² = s.
+
+    ḡᵀΣḡ less its expectation without G, tr Σ²/n, is an unbiased estimate, at ‖G‖² = U. As s departs from U, ḡ is taken
+    to have been moved along the directions that carry the noise, of variance tr Σ³/tr Σ².
+    """
+    noisiest = moments.trace_of_cube / moments.trace_of_square
+    signal = moments.mean_norm_squared - moments.trace / moments.groups
+    here = moments.mean_norm_squared * moments.along_mean - moments.trace_of_square / moments.groups
+    return min(max(here + (s - signal) * noisiest, 0.0), s * max(moments.along_mean, noisiest))
 
 
-def _groups_needed(moments: GradientMoments, signal: float) -> int:
-    """Groups from which on ‖G‖² stands about three standard deviations above zero."""
-    if signal <= 0:
-        return 16 * moments.groups  # a lower bound is all that can be said
-    # 9·(2·tr Σ²/n² + 4·‖G‖²·λ/n) = ‖G‖⁴, solved for n.
-    linear, constant = 36 * moments.along_mean / signal, 18 * moments.trace_of_square / signal**2
-    return math.ceil((linear + math.sqrt(linear**2 + 4 * constant)) / 2)
+def _tails(mean: float, level: float) -> tuple[float, float]:
+    """Probabilities left out below and above: Feldman and Cousins' order for a normal mean that is not negative.
+
+    Values x are accepted in order of their likelihood over that of the best mean, max(x, 0). Those from below zero,
+    down to x₁, and from above up to mean + a have equal ratios where x₁ = (mean² − a²)/(2·mean).
+    """
+    a = float(ndtri((1 + level) / 2))
+    if mean >= a:
+        return (1 - level) / 2, (1 - level) / 2
+    if mean <= 0:
+        return 0.0, 1 - level
+    for _ in range(10):
+        below = float(ndtr(-(mean**2 + a**2) / (2 * mean)))
+        a = float(ndtri(level + below))
+    return below, 1 - level - below
+
+
+def _gamma_quantile(probability: float, skewness: float) -> float:
+    """Quantile of a shifted gamma law of mean 0, variance 1 and the given skewness (Pearson's type III)."""
+    if abs(skewness) < 1e-3:
+        return float(ndtri(probability))
+    shape = 4 / skewness**2
+    if skewness > 0:
+        return float(gammaincinv(shape, probability) - shape) / math.sqrt(shape)
+    return -float(gammaincinv(shape, 1 - probability) - shape) / math.sqrt(shape)
+
+
+def _examples_needed(moments: GradientMoments, signal: float, level: float) -> int:
+    """Examples of which U would reject ‖G‖² = 0, were it to come out as it did here, which half of the time it does.
+
+    Without G the quantile of U falls as 1/n.
+    """
+    n, square = moments.groups, moments.trace_of_square
+    bound = math.sqrt(2 * square) * _gamma_quantile(level, 8 * moments.trace_of_cube / (2 * square) ** 1.5)
+    most = MOST_TIMES_MORE * n
+    groups = max(n + 1, math.ceil(bound / signal)) if signal * most > bound else most
+    return moments.group_size * groups
