@@ -89,6 +89,7 @@ class Run:
         checkpoint: File to resume from, where it exists, and to save to.
         checkpoint_every_seconds: Least time between two saves; one is always made at the end and when interrupted.
         keep_best_weights: Whether to copy the weights at every new best score.
+        evaluate_training: Whether to evaluate on training examples at the end, for the generalisation gap.
         measure_memory: Whether to take the peak of memory; on a CPU the first updates then find the heap cold.
         on_evaluation: Called after each evaluation, off the clock, with the point and the seconds left, if known.
 
@@ -107,6 +108,7 @@ class Run:
         checkpoint: Path | None = None,
         checkpoint_every_seconds: float = 60.0,
         keep_best_weights: bool = True,
+        evaluate_training: bool = True,
         measure_memory: bool = True,
         on_evaluation: Callable[[CurvePoint, float | None], None] | None = None,
     ) -> None:
@@ -119,6 +121,7 @@ class Run:
         self.evaluate_every = evaluate_every or evaluation_distance(self.workload, plan.budget_examples)
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
+        self.evaluate_training = evaluate_training
 
         self.memory = MemoryPeak(self.device) if measure_memory else None
         with isolated(derive(seed, "weights"), self.device):
@@ -159,7 +162,7 @@ class Run:
                 outcome = self._loop(stop)
                 if outcome != "diverged":
                     self._save()
-                if outcome in IN_ORDER:
+                if outcome in IN_ORDER and self.evaluate_training:
                     self.training_loss, self.training_score = evaluate(self.model, self.prepared.training_sample)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
