@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
 
     # Single measurements
-    from batchscope.measure import GradientNoise, gradient_noise, range_test, step_times
+    from batchscope.measure import GradientNoise, branched_runs, gradient_noise, range_test, step_times
 
     # Records
     from batchscope.records import (
@@ -63,6 +63,7 @@ _HOMES = {
     # Training
     "train": "batchscope.training",
     # Single measurements
+    "branched_runs": "batchscope.measure",
     "gradient_noise": "batchscope.measure",
     "range_test": "batchscope.measure",
     "step_times": "batchscope.measure",
@@ -117,6 +118,7 @@ __all__ = [
     "TrainResult",
     "Workload",
     "WorkloadError",
+    "branched_runs",
     "compare",
     "gradient_noise",
     "load",

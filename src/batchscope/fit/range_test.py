@@ -69,7 +69,7 @@ def estimate_range(rates: Array, losses: Array, *, level: float = 0.95, seed: in
     Where the steepest fall lies depends on how long the test is, as it takes about as much ε·updates to get there;
     where the loss turns up is the model's own, but too close to the edge for a long run. Half their geometric mean is
     suggested. The half is not derived: so it came within a factor 1.7 of the built-in workloads' own rates on all five
-    that were tried (256 updates over 8 decades; digits 0.64, quadratic 1.3, fashion-mlp 1.4, fashion 1.2, text 0.62).
+    that were tried (256 updates over 8 decades; digits 0.64, quadratic 1.3, fashion-mlp 1.4, fashion 1.2, text 0.60).
 
     Losses above the start by more than the whole fall, and those after a divergence, count as that much above it, so
     that an explosion in one repeat is a turn for the worse and not the whole of the mean.
