@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from batchscope.records import Interval, Probe, Record
+from batchscope.records import BranchedRuns, Interval, MemoryUse, Probe, Record
 from batchscope.report import charts, content, marks, page, probe_content, probe_sheets
 from batchscope.report import formatting as f
 
@@ -186,11 +186,23 @@ def test_a_band_is_not_drawn_across_what_is_unresolved(probes: dict[str, Record]
 def test_branches_that_diverged_are_crosses(probes: dict[str, Record]) -> None:
     points = {p["batch"]: p for p in data(drawn(probes["part branches"], "branches"), "rate")}
     assert points[2_048]["value"] is None
+    assert not points[2_048]["far"]
     assert points[64]["kind"] == "came back"
     assert points[1_024]["kind"] == "cannot be told"
     texts = {p["text"] for p in data(drawn(probes["part branches"], "branches"), "text")}
     assert {"tolerance 0.01", "critical 512"} <= texts
     assert "critical –" not in {p["text"] for p in data(drawn(probes["part branches lost"], "branches"), "text")}
+
+
+def test_a_branch_far_above_the_tolerance_does_not_flatten_the_others(probes: dict[str, Record]) -> None:
+    runs = probes["part branches"]
+    assert isinstance(runs, BranchedRuns)
+    far = replace(runs.branches[-1], excess=Interval(0.9, 0.8, 1.0))
+    spec = drawn(replace(runs, branches=(*runs.branches[:-1], far)), "branches")
+    points = {p["batch"]: p for p in data(spec, "rate")}
+    assert (points[2_048]["value"], points[2_048]["far"]) == (None, True)
+    axes = [layer["encoding"].get("y", {}) for layer in layers(spec)]
+    assert {axis["scale"]["domain"][1] < 0.1 for axis in axes if "scale" in axis} == {True}
 
 
 def test_a_flat_range_test_marks_no_rate(probes: dict[str, Record]) -> None:
@@ -320,6 +332,10 @@ def test_answers_of_parts(probes: dict[str, Record]) -> None:
     assert answer("part memory") == (
         "Micro-batches of up to 8,192 ran here. By the law, 31,859 fit into 80 GiB with 10% left free."
     )
+    use = probes["part memory"]
+    assert isinstance(use, MemoryUse)
+    whole = replace(use, largest_executed=60_000, largest_predicted=60_000, holds_all=True)
+    assert probe_content.answer(whole) == "The full training set ran as one batch of 60,000 here."
     assert answer("part step time").endswith("From 512 on, getting a batch takes longer than computing with it.")
     assert answer("part noise unresolved") == (
         "The noise scale is not resolved: 1,300 or more with 512 examples. About 23,000 examples would settle it."

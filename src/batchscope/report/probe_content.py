@@ -156,6 +156,8 @@ def _speed(steps: StepTimes) -> str:
 def _room(use: MemoryUse) -> str:
     ran = f.count(use.largest_executed)
     first = f"Micro-batches of up to {ran} ran here." if use.largest_executed else "No micro-batch ran here."
+    if use.holds_all and use.largest_executed and use.largest_executed >= (use.largest_predicted or 0):
+        return f"The full training set ran as one batch of {ran} here."
     if use.holds_all:
         return f"{first} By the law, even the full training set fits as one batch."
     if use.largest_predicted is None:
@@ -220,7 +222,7 @@ def _noise(noise: NoiseMeasurement, shown: frozenset[str]) -> Section:
 
 
 def _branches(runs: BranchedRuns, shown: frozenset[str]) -> Section:
-    note = "Bars: 95% intervals over the repeats. A cross: the branch diverged."
+    note = "Bars: 95% intervals over the repeats. An arrow: far above; a cross: the branch diverged."
     return Section(
         "Branched runs",
         runs.verdict,

@@ -32,6 +32,7 @@ SCALE, SCALED, BRANCHED = "noise scale", "preconditioned", "branched runs"
 RECOVERED, FAILED, OPEN = "came back", "did not", "cannot be told"
 
 _ASIDE = 8  # pixels
+_CEILING = 8.0  # tolerances
 _LOOK = ({"size": 80}, {"shape": "diamond", "size": 170})
 _FAR = 300.0  # an end of an interval so many times away from every value is beyond the axis
 
@@ -149,18 +150,20 @@ def branches(runs: BranchedRuns) -> Spec | None:
     alt = altair()
     names = {TEAL: RECOVERED, BLUE: OPEN, RED: FAILED}
     verdict = {True: RECOVERED, False: FAILED, None: OPEN}
-    known = [branch for branch in runs.branches if f.known(branch.excess.value)]
-    lost = [branch for branch in runs.branches if not f.known(branch.excess.value)]
     if not runs.branches:
         return None
+    # What lies far above the tolerance would flatten all that is near it: it is an arrow at the top.
+    ceiling = _CEILING * runs.tolerance if runs.tolerance > 0 else math.inf
+    known = [b for b in runs.branches if f.known(b.excess.value) and b.excess.value <= ceiling]
     values = [v for b in known for v in (b.excess.value, b.excess.low, b.excess.high) if f.known(v)]
-    largest = max([v for v in (b.excess.value for b in known) if f.known(v)] + [runs.tolerance])
+    largest = max([runs.tolerance, *(b.excess.value for b in known if f.known(b.excess.value))])
     high = min(max([*values, runs.tolerance * 1.5]), 3 * largest)
     low = max(min([*values, 0.0]), -high)
     data: list[Point] = [
         {
             "batch": b.batch_size,
-            "value": b.excess.value if f.known(b.excess.value) else None,
+            "value": b.excess.value if b in known else None,
+            "far": f.known(b.excess.value) and b not in known,
             "low": None if not f.known(b.excess.low) else max(b.excess.low, low),
             "high": None if not f.known(b.excess.high) else min(b.excess.high, high),
             "kind": verdict[b.recovered],
@@ -171,8 +174,8 @@ def branches(runs: BranchedRuns) -> Spec | None:
     ]
     sizes = [branch.batch_size for branch in runs.branches]
     across = domain_around(sizes, room=1.35)
-    pad = 0.06 * (high - low)
-    upward = with_headroom([low - pad, high + pad], 2 + bool(lost), log=False)
+    pad = 0.06 * (high - low) or 0.01
+    upward = with_headroom([low - pad, high + pad], 2 + (len(known) < len(runs.branches)), log=False)
     along = size_axis(alt, across, "batch size of the branch", sizes)
     up = value_axis(alt, upward, "loss above the best branch", log=False)
     here = {point["kind"] for point in data}
@@ -196,9 +199,12 @@ def branches(runs: BranchedRuns) -> Spec | None:
         .encode(y=alt.Y("low:Q", **up), y2="high:Q"),
         inside.mark_point(size=95, filled=True, opacity=1, style="halo").encode(y=alt.Y("value:Q", **up), tooltip=tips),
         *uprights(alt, marks, along),
-        base.transform_filter("!isValid(datum.value)")
-        .mark_point(shape="cross", angle=45, size=90, filled=True, opacity=1)
-        .encode(y=alt.value(8 + LABEL_HEIGHT * 2), tooltip=tips),
+        *(
+            base.transform_filter(f"!isValid(datum.value) && {which}datum.far")
+            .mark_point(**look, size=90, filled=True, opacity=1)
+            .encode(y=alt.value(8 + LABEL_HEIGHT * 2), tooltip=tips)
+            for which, look in (("", {"shape": "triangle-up"}), ("!", {"shape": "cross", "angle": 45}))
+        ),
         *(
             tolerance.mark_text(align="left", baseline="bottom", dy=-5, **look).encode(
                 x=alt.value(6), y=level, text="text:N"
