@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     )
 
     # Single measurements
-    from batchscope.measure import GradientNoise, branched_runs, gradient_noise, range_test, step_times
+    from batchscope.measure import (
+        GradientNoise,
+        branched_runs,
+        find_max_batch_size,
+        gradient_noise,
+        range_test,
+        step_times,
+    )
 
     # Records
     from batchscope.records import (
@@ -69,6 +76,7 @@ _HOMES = {
     "step_times": "batchscope.measure",
     # For people who keep their own loop
     "GradientNoise": "batchscope.measure",
+    "find_max_batch_size": "batchscope.measure",
     "rescale": "batchscope.schedule",
     # Records
     "BranchedRuns": "batchscope.records",
@@ -120,6 +128,7 @@ __all__ = [
     "WorkloadError",
     "branched_runs",
     "compare",
+    "find_max_batch_size",
     "gradient_noise",
     "load",
     "load_workload",

@@ -22,8 +22,8 @@ class LongestExamples:
     """Batches of the training examples that take most room, where examples of a Dataset differ in length.
 
     As many examples as can be read in a second, 4,096 at most, are drawn at random and put in order of their size:
-    bytes of tensors and arrays, lengths of text and lists. A batch of m holds the m longest, over again where m is more.
-    Tensors are all of one length, and their first m stand for any.
+    bytes of tensors and arrays, lengths of text and lists. A batch of m holds the m longest, over again where there are
+    fewer. Tensors are all of one length, and their first m stand for any.
 
     Args:
         workload: Whose training examples.
