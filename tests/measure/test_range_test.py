@@ -16,10 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import batchscope as bs
-from batchscope.errors import ArgumentError, PlanError
+from batchscope.errors import ArgumentError, PlanError, RunError
 from batchscope.fit.range_test import estimate_range
 from batchscope.measure.range_test import _Test
 from batchscope.progress import ProgressEvent
+from batchscope.training.step import TrainingStep
 from batchscope.workload import Workload, load_workload, quadratic
 
 Make = Callable[..., Workload]
@@ -178,6 +179,20 @@ def test_a_model_that_cannot_be_differentiated_twice_has_no_eigenvalue(make: Mak
     test = bs.range_test(make("mlp", model=Model, loss=F.cross_entropy), updates=64)
     assert test.largest_eigenvalue is None
     assert test.curvature_bound is None
+
+
+def test_running_out_of_memory_is_said_as_such(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, *arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(TrainingStep, "__call__", full)
+    with pytest.raises(RunError, match="memory"):
+        bs.range_test(make("mlp"), updates=64)
+
+
+def test_an_eigenvalue_that_takes_too_long_is_left_out(make: Make) -> None:
+    assert bs.range_test(make("mlp"), seconds=1e-6, repeats=3).largest_eigenvalue is None
+    assert bs.range_test(make("mlp"), updates=64, repeats=3).largest_eigenvalue is not None
 
 
 def test_it_tells_of_its_progress_and_its_record_round_trips(found: bs.RangeTest, make: Make, tmp_path: Path) -> None:

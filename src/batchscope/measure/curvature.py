@@ -2,7 +2,8 @@
 
 Computed by SciPy's Lanczos method from exact products Hv, each a gradient of gᵀv (Pearlmutter 1994), on a sample of
 training examples. The model is in evaluation mode, so that the loss is a function: dropout is off and batch norm uses
-its running statistics. Products are in the model's own precision, vectors in float64.
+its running statistics. Products are in the model's own precision, vectors in float64. (On CUDA torch's default is
+TF32 in convolutions, good for about 1e-3.)
 """
 
 from __future__ import annotations

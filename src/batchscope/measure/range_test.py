@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from batchscope.errors import ArgumentError, PlanError
+from batchscope.errors import ArgumentError, PlanError, RunError, WorkloadError
 from batchscope.fit.range_test import RangeEstimate, estimate_range
 from batchscope.measure.curvature import curvature_bound, largest_eigenvalue
 from batchscope.progress import Report, Reporter, reporter
@@ -29,6 +29,7 @@ from batchscope.records.learning_rate import RangePoint, RangeTest
 from batchscope.schedule import set_rate
 from batchscope.seeding import derive, isolated
 from batchscope.training.feed import TrainingData
+from batchscope.training.memory import is_out_of_memory
 from batchscope.training.step import TrainingStep
 from batchscope.training.threads import compute_threads, flops_per_example
 from batchscope.training.train import checked_seed, chosen_device
@@ -46,6 +47,8 @@ DIVERGED = 10.0
 READ_AT_ONCE = 8
 CURVATURE_EXAMPLES = 256
 CURVATURE_TOLERANCE = 1e-2
+# What λ_max costs: about so many products, each some times what training on as many examples does.
+PRODUCTS, PRODUCT_COST = 22, 4
 
 
 def range_test(
@@ -77,7 +80,8 @@ def range_test(
         least: The rate at the first update; None: the workload's over 10,000.
         most: The rate at the last one; None: 10,000 times the workload's.
         curvature: Whether to compute λ_max where the test starts, on 256 examples, and the bound that it puts on the
-            rate. It is left out all the same where the model cannot be differentiated twice.
+            rate. It is left out all the same where the model cannot be differentiated twice, and, unless ``updates``
+            are given, where it would take longer than ``seconds``.
         seconds: What the test may take, as far as 64 updates allow; λ_max comes on top.
         seed: Initial weights, data orders and the bootstrap derive from it.
         device: "cpu", "cuda" …; None: CUDA where there is one.
@@ -89,6 +93,7 @@ def range_test(
     Raises:
         ArgumentError: Too few repeats or updates, or a range that is none.
         PlanError: A batch size that the workload cannot fill.
+        RunError: Memory runs out.
 
     Examples:
         >>> import batchscope as bs
@@ -107,8 +112,9 @@ def range_test(
     flops = flops_per_example(workload) if chosen.type == "cpu" else None
     with compute_threads(None if flops is None else flops * size, chosen), reporter(progress, "range test") as report:
         if updates is None:
-            affordable = seconds / (repeats * test.seconds_per_update(least))
-            updates = max((n for n in UPDATES if n <= affordable), default=UPDATES[0])
+            each = test.seconds_per_update(least)
+            updates = max((n for n in UPDATES if n * repeats * each <= seconds), default=UPDATES[0])
+            curvature = curvature and PRODUCTS * PRODUCT_COST * CURVATURE_EXAMPLES / size * each <= seconds
         rates = np.geomspace(least, most, updates)
         losses = np.stack([test.repeat(rates, repeat, _teller(report, repeat, repeats)) for repeat in range(repeats)])
         found = estimate_range(rates, losses, seed=derive(seed, "bootstrap"))
@@ -189,9 +195,19 @@ class _Test:
             for rate, batches in zip(rates, feed, strict=True):
                 for group, factor in zip(optimizer.param_groups, factors, strict=True):
                     set_rate(group, float(rate) * factor)
-                with torch.random.fork_rng(devices), torch.no_grad():  # so that both draw the same dropout
-                    reference = self._loss(first, batches[0])
-                yield step(batches, size), reference
+                try:
+                    with torch.random.fork_rng(devices), torch.no_grad():  # so that both draw the same dropout
+                        reference = self._loss(first, batches[0])
+                    loss = step(batches, size)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise RunError(
+                        "a range test needs memory for an update and a second copy of the weights",
+                        got=f"none left at batch size {size}",
+                        mend="give a smaller batch_size",
+                    ) from error
+                yield loss, reference
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         output, target = self.workload.output_and_target(model, batch)
@@ -229,7 +245,7 @@ def _eigenvalue(workload: Workload, seed: int, device: torch.device) -> float | 
         found = largest_eigenvalue(
             workload, examples=CURVATURE_EXAMPLES, tolerance=CURVATURE_TOLERANCE, seed=seed, device=device
         )
-    except RuntimeError:  # an operation without a second derivative
+    except (RuntimeError, WorkloadError):  # an operation without a second derivative, or without a finite one
         return None
     return found.value if math.isfinite(found.value) else None
 
