@@ -57,9 +57,10 @@ def memory_use(
     when it is first used is not in that. A child computes with one thread; more threads add their work space.
     Elsewhere the sizes run in this process.
 
-    A heap is less regular than a GPU's memory: peaks of one size differ by some per cent, up to 15, with the order in
-    which blocks of unlike size are given back. Against the same updates in a fresh process, the built-in convolutional
-    network's peaks in a child are 1 to 2 MiB lower, which libraries take once, and 2 to 6% lower from 256 examples on.
+    A heap is less regular than a GPU's memory, since freed blocks stay on it. Peaks of one size mostly differ by some
+    per cent; with few tensors of megabytes each they are up to three times what is in use, until at 32 MiB glibc maps
+    every block by itself. Against the same updates in a fresh process, the built-in convolutional network's peaks in a
+    child are 1 to 2 MiB lower, which libraries take once, and 2 to 6% lower from 256 examples on.
 
     Args:
         workload: What is trained.
