@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 import batchscope as bs
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import estimate_noise, moments_of
+from batchscope.measure.noise import preconditioner_of
 from batchscope.measure.per_example import MICRO_BATCH, GradientRows
 from batchscope.seeding import derive, isolated
 from batchscope.workload import quadratic
@@ -253,6 +255,70 @@ def test_preconditioned_noise_scale_is_that_of_scaled_gradients() -> None:
     norm = float(g.mean(0).square().sum()) - trace / EXAMPLES
     assert partial is not None
     assert partial.value == pytest.approx(trace / norm, rel=1e-3)
+
+
+def stepped(optimizer: Callable[..., torch.optim.Optimizer], steps: int) -> tuple[nn.Module, Any, list[list[Tensor]]]:
+    """A model after some steps, its optimiser, and each parameter's gradients."""
+    with isolated(3):
+        model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        held = optimizer(model.parameters())
+        seen: list[list[Tensor]] = [[] for _ in model.parameters()]
+        for _ in range(steps):
+            held.zero_grad()
+            F.cross_entropy(model(torch.randn(8, 4)), torch.randint(2, (8,))).backward()  # type: ignore[no-untyped-call]
+            for parameter, gradients in zip(model.parameters(), seen, strict=True):
+                assert parameter.grad is not None
+                gradients.append(parameter.grad.clone())
+            held.step()
+    return model, held, seen
+
+
+def of_adam(gradients: list[Tensor]) -> Tensor:
+    mean = sum(0.1 * 0.9 ** (len(gradients) - 1 - i) * g.square() for i, g in enumerate(gradients))
+    return 1 / (torch.as_tensor(mean / (1 - 0.9 ** len(gradients))).sqrt() + 1e-8)
+
+
+def of_rmsprop(gradients: list[Tensor]) -> Tensor:
+    mean = sum(0.2 * 0.8 ** (len(gradients) - 1 - i) * g.square() for i, g in enumerate(gradients))
+    return 1 / (torch.as_tensor(mean).sqrt() + 1e-8)
+
+
+def of_adagrad(gradients: list[Tensor]) -> Tensor:
+    return 1 / (torch.stack(gradients).square().sum(0).sqrt() + 1e-10)
+
+
+BY_HAND: dict[str, tuple[Callable[..., torch.optim.Optimizer], Callable[[list[Tensor]], Tensor]]] = {
+    "Adam": (lambda p: torch.optim.Adam(p, betas=(0.8, 0.9)), of_adam),
+    "AdamW": (lambda p: torch.optim.AdamW(p, betas=(0.8, 0.9)), of_adam),
+    "NAdam": (lambda p: torch.optim.NAdam(p, betas=(0.8, 0.9)), of_adam),
+    "RAdam": (lambda p: torch.optim.RAdam(p, betas=(0.8, 0.9)), of_adam),
+    "RMSprop": (lambda p: torch.optim.RMSprop(p, alpha=0.8), of_rmsprop),
+    "Adagrad": (torch.optim.Adagrad, of_adagrad),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_an_optimisers_own_scaling_is_what_a_hand_computes(name: str) -> None:
+    make_optimizer, by_formula = BY_HAND[name]
+    model, held, seen = stepped(make_optimizer, steps=4)
+    factors = preconditioner_of(held, model)
+    assert factors is not None
+    for (parameter, _), gradients in zip(model.named_parameters(), seen, strict=True):
+        torch.testing.assert_close(factors[parameter], by_formula(gradients), rtol=1e-4, atol=0.0)
+    model, held, _ = stepped(make_optimizer, steps=0)
+    assert preconditioner_of(held, model) is None
+
+
+def test_sgd_has_no_scaling_of_its_own_and_what_it_does_not_hold_counts_for_nothing() -> None:
+    model, held, _ = stepped(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), steps=2)
+    assert preconditioner_of(held, model) is None
+    model, held, _ = stepped(lambda p: torch.optim.Adam(list(p)), steps=2)
+    model.register_parameter("unheld", nn.Parameter(torch.ones(2)))
+    model.register_parameter("frozen", nn.Parameter(torch.ones(2), requires_grad=False))
+    factors = preconditioner_of(held, model)
+    assert factors is not None
+    assert factors["unheld"].tolist() == [0.0, 0.0]
+    assert set(factors) == {"0.weight", "0.bias", "1.weight", "1.bias", "unheld"}
 
 
 def test_nothing_of_the_persons_is_changed() -> None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from batchscope.errors import ArgumentError, WorkloadError
-from batchscope.fit.noise import GradientMoments, NoiseEstimate, estimate_noise, moments_from_parts
+from batchscope.fit.noise import PAIRED_ROWS, GradientMoments, NoiseEstimate, estimate_noise, moments_from_parts
 from batchscope.measure.per_example import GradientRows
+from batchscope.measure.preconditioner import preconditioner
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records.noise import GradientError, NoiseMeasurement
@@ -24,7 +25,7 @@ from batchscope.training.train import checked_seed, chosen_device
 from batchscope.workload.workload import Workload
 
 # Rows kept for the moments that need pairs of gradients.
-KEPT_ROWS = 256
+KEPT_ROWS = PAIRED_ROWS
 LEAST_ROWS = 16
 # Where all rows fit into this, nothing is computed twice.
 KEPT_BYTES = 512 << 20
@@ -45,14 +46,18 @@ def gradient_noise(
     tr Σ and ‖G‖² are estimated without bias from single examples' gradients and divided afterwards; see
     :mod:`batchscope.fit.noise` for the formulas and the interval. The model is in training mode, dropout included,
     since that is the noise that training sees. Batch norm ties the examples of a batch together; there the gradients of
-    micro-batches stand in.
+    micro-batches stand in. G and Σ are those of the distribution that the training examples come from.
+
+    The step θ − εPg is plain gradient descent in the coordinates P^(−½)θ, where the gradient is P^½g: its simple noise
+    scale there (McCandlish et al. 2018, arXiv 1812.06162, section 2.2) is tr(P^½ΣP^½)/‖P^½G‖² = tr(PΣ)/(GᵀPG).
 
     Args:
         workload: What is trained.
         state: A state dict; None: fresh weights under the seed.
         examples: Training examples to use, drawn without replacement; all of them where there are fewer.
-        preconditioner: A factor for every coordinate of the gradient by parameter name, such as 1/(√v + ε) of Adam, for
-            the preconditioned noise scale; None: only the plain one.
+        preconditioner: A factor for every coordinate of the gradient by parameter name, such as 1/(√v̂ + ε) of Adam
+            (:func:`preconditioner_of` reads it from an optimiser), for the preconditioned noise scale
+            tr(PΣ)/(GᵀPG), P the diagonal matrix of the factors; None: only the plain one.
         seed: Draws the examples, fresh weights and dropout.
         device: "cpu", "cuda" …; None: CUDA where there is one.
         progress: True shows progress on stderr; or a function that is told of every step.
@@ -115,6 +120,43 @@ def gradient_noise(
         seconds=time.perf_counter() - began,
         provenance=provenance(workload, device=chosen, seed=seed),
     )
+
+
+def preconditioner_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor] | None:
+    """What an optimiser multiplies each coordinate of the gradient by, for :func:`gradient_noise`.
+
+    For Adam, AdamW, NAdam and RAdam 1/(√v̂ + ε), v̂ the mean square of the gradient, corrected for its start at zero
+    (Kingma and Ba 2015, arXiv 1412.6980); for RMSprop 1/(√v + ε); for Adagrad 1/(√Σg² + ε).
+
+    Args:
+        optimizer: The model's optimiser, after at least one step.
+        model: The model.
+
+    Returns:
+        A factor for every coordinate that is trained, by parameter name: 0 for parameters that the optimiser does not
+        hold or has had no gradient for. None for an optimiser that scales all coordinates alike, such as SGD, and
+        before the first step.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> adam = torch.optim.Adam(model.parameters())
+        >>> preconditioner_of(adam, model) is None
+        True
+        >>> model.weight.grad = torch.tensor([[1.0, 10.0]])
+        >>> adam.step()
+        >>> preconditioner_of(adam, model)
+        {'weight': tensor([[1.0000, 0.1000]])}
+    """
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    factors = {
+        name: preconditioner(optimizer, parameter, groups[id(parameter)]) if id(parameter) in groups else None
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    if all(factor is None for factor in factors.values()):
+        return None
+    parameters = dict(model.named_parameters())
+    return {name: torch.zeros_like(parameters[name]) if f is None else f.detach() for name, f in factors.items()}
 
 
 def _tallied(
