@@ -23,12 +23,16 @@ if TYPE_CHECKING:
         WorkloadError,
     )
 
-    # Single measurements
+    # What a machine and the gradients say, as saved
+    from batchscope.fit import replan
+
+    # Single measurements, the probe of them all, and what goes into a person's own loop
     from batchscope.measure import (
         GradientNoise,
         branched_runs,
         find_max_batch_size,
         gradient_noise,
+        probe,
         range_test,
         step_times,
     )
@@ -67,6 +71,9 @@ _HOMES = {
     "load_workload": "batchscope.workload",
     # The question
     "compare": "batchscope.study",
+    # What this machine and these gradients say
+    "probe": "batchscope.measure",
+    "replan": "batchscope.fit",
     # Training
     "train": "batchscope.training",
     # Single measurements
@@ -132,7 +139,9 @@ __all__ = [
     "gradient_noise",
     "load",
     "load_workload",
+    "probe",
     "range_test",
+    "replan",
     "rescale",
     "step_times",
     "train",

@@ -4,7 +4,16 @@ from batchscope.measure.branches import branched_runs
 from batchscope.measure.max_batch_size import find_max_batch_size
 from batchscope.measure.monitor import GradientNoise
 from batchscope.measure.noise import gradient_noise
+from batchscope.measure.probe import probe
 from batchscope.measure.range_test import range_test
 from batchscope.measure.step_time import step_times
 
-__all__ = ["GradientNoise", "branched_runs", "find_max_batch_size", "gradient_noise", "range_test", "step_times"]
+__all__ = [
+    "GradientNoise",
+    "branched_runs",
+    "find_max_batch_size",
+    "gradient_noise",
+    "probe",
+    "range_test",
+    "step_times",
+]

@@ -51,8 +51,8 @@ class NoisePoint:
 class Limits:
     """The three limits, and the batch size between them.
 
-    By the two laws, the time to a given loss at batch size B is in proportion to τ(B)·(1 + B_crit/B), with τ the time of
-    an update and what it waits for its data.
+    By the two laws, the time to a given loss at batch size B is in proportion to τ(B)·(1 + B_crit/B), with τ the time
+    of an update and what it waits for its data.
 
     Attributes:
         memory: Largest micro-batch that fits; None where that is not known.
