@@ -242,7 +242,7 @@ def loop(
 
 def last(noise: bs.GradientNoise) -> tuple[float, float]:
     """What the last measured step said; the first is checked on half of the examples."""
-    return noise._samples[-1][1], noise._samples[-1][2]
+    return noise._window.samples[-1][1], noise._window.samples[-1][2]
 
 
 @pytest.mark.parametrize("kind", SINGLE)
@@ -267,7 +267,7 @@ def test_the_optimisers_own_scaling(kind: str) -> None:
         if p.grad is not None
     }
     want = expected(model, *batch, factors=factors)  # type: ignore[arg-type]
-    assert noise._samples[-1][3:5] == pytest.approx(want, rel=1e-5)
+    assert noise._window.samples[-1][3:5] == pytest.approx(want, rel=1e-5)
     assert last(noise) == pytest.approx(expected(model, *batch), rel=1e-5)
 
 
@@ -279,9 +279,9 @@ def test_uses_without_a_rule_are_measured_from_halves(kind: str) -> None:
     assert noise.note is not None
     assert ("attention." if kind == "attention" else "lstm.") in noise.note
     # Random halves of 3 and 4 of one batch: over all halves, exactly what single examples say.
-    traces, norms = (sum(sample[i] for sample in noise._samples) / len(noise._samples) for i in (1, 2))
+    traces, norms = (sum(sample[i] for sample in noise._window.samples) / len(noise._window.samples) for i in (1, 2))
     singles = expected(model, x, y)
-    spread = math.sqrt(sum((s[1] - traces) ** 2 for s in noise._samples)) / len(noise._samples)
+    spread = math.sqrt(sum((s[1] - traces) ** 2 for s in noise._window.samples)) / len(noise._window.samples)
     assert abs(traces - singles[0]) < 3.5 * spread
     assert abs(norms - singles[1]) < 3.5 * spread / 3
 
@@ -297,7 +297,7 @@ def test_some_examples_stand_for_all(kind: str) -> None:
     model, batch = seeded(SINGLE[kind]), data(kind)
     noise = loop(model, batch, 600, examples=2)
     singles = expected(model, *batch)
-    traces = [sample[1] for sample in noise._samples]
+    traces = [sample[1] for sample in noise._window.samples]
     spread = math.sqrt(sum((t - sum(traces) / len(traces)) ** 2 for t in traces)) / len(traces)
     assert abs(sum(traces) / len(traces) - singles[0]) < 3.5 * spread
 
@@ -388,7 +388,7 @@ def test_a_gradient_scaler_that_changes_its_scale_and_meets_infinities() -> None
     assert scaler.get_scale() != 2.0**10
     assert noise.steps_measured >= 8
     want = expected(model, x, y)
-    for sample in noise._samples[1:]:
+    for sample in noise._window.samples[1:]:
         assert sample[1:3] == pytest.approx(want, rel=1e-5)
 
 
@@ -500,7 +500,7 @@ def test_resuming_goes_on_exactly(kind: str, cut: int) -> None:
                     optimizer.zero_grad()
                     backward(F.cross_entropy(model(x), y))
                     optimizer.step()
-                state, samples = noise.state_dict(), list(noise._samples)
+                state, samples = noise.state_dict(), list(noise._window.samples)
         return samples
 
     assert run([20]) == run([cut, 20 - cut])
@@ -508,7 +508,7 @@ def test_resuming_goes_on_exactly(kind: str, cut: int) -> None:
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
     def samples(seed: int) -> list[tuple[float, ...]]:
-        return loop(seeded(SINGLE["perceptron"]), data(), examples=2, seed=seed)._samples
+        return loop(seeded(SINGLE["perceptron"]), data(), examples=2, seed=seed)._window.samples
 
     assert samples(1) == samples(1)
     assert samples(1) != samples(2)
@@ -517,9 +517,9 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 def test_the_window_forgets() -> None:
     model, batch = seeded(SINGLE["perceptron"]), data()
     short = loop(model, batch, 60, half_life=3)
-    assert len(short._samples) <= 6 * 3 + 1
+    assert len(short._window.samples) <= 6 * 3 + 1
     assert short.steps_measured == 58
-    assert len(loop(model, batch, 60, half_life=None)._samples) == 58
+    assert len(loop(model, batch, 60, half_life=None)._window.samples) == 58
 
 
 def test_the_record_can_be_kept(tmp_path: Path) -> None:
@@ -587,6 +587,22 @@ def test_measuring_keeps_to_its_share(share: float, costs: list[float]) -> None:
     usual = statistics.median(costs[-9:])
     assert (budget.spent + usual) / (budget.seconds + 1 + usual) <= share * (1 + 1e-9) + 1e-12
     assert gaps == 1 or (budget.spent + usual) / (budget.seconds - 2 + usual) > share * 0.99
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.2])
+@pytest.mark.parametrize("cost", [0.05, 0.4])
+def test_the_share_is_kept_from_the_first_measurement_on(share: float, cost: float) -> None:
+    budget = Budget(share)
+    due = budget.first()
+    for step in range(3000):
+        spent = (2.0 if step == budget.first() else cost) if step == due else 0.0
+        budget.step(1.0 + spent, spent)
+        if spent:
+            if spent < 2:
+                budget.sampled(spent)
+            due = step + budget.gap()
+            assert budget.overhead <= share * 1.01
+    assert budget.overhead > 0.9 * min(share, cost / (1 + cost))
 
 
 def test_a_pause_is_not_training() -> None:

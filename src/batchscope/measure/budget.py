@@ -10,6 +10,8 @@ from typing import Any
 
 # A step of more than so many usual ones is a pause, an evaluation say, and not all of it training.
 PAUSE = 10.0
+# What a measurement is taken to cost, in steps, before one has been seen; and the first, which is checked as well.
+USUAL, FIRST = 0.5, 2.5
 
 
 class Stopwatch:
@@ -51,6 +53,7 @@ class Budget:
         seconds: The time of training, measuring included; of a pause, ten usual steps.
         spent: The part of it that measuring took.
         steps: Steps seen.
+        costs: Of the last few measurements, in seconds.
 
     Examples:
         >>> budget = Budget(0.05)
@@ -67,7 +70,7 @@ class Budget:
         self.seconds = 0.0
         self.spent = 0.0
         self.steps = 0
-        self._costs: deque[float] = deque(maxlen=9)
+        self.costs: deque[float] = deque(maxlen=9)
 
     def step(self, seconds: float, spent: float = 0.0) -> None:
         """Take note of a step.
@@ -83,9 +86,13 @@ class Budget:
         self.spent += spent
         self.steps += 1
 
+    def first(self) -> int:
+        """Steps before the first measurement, so that even it, which is checked, keeps to the share."""
+        return max(2, math.ceil(FIRST * (1 / self.share - 1)))
+
     def sampled(self, seconds: float) -> None:
         """Take note of what one measurement cost."""
-        self._costs.append(seconds)
+        self.costs.append(seconds)
 
     @property
     def step_seconds(self) -> float:
@@ -99,17 +106,17 @@ class Budget:
 
     def gap(self) -> int:
         """Steps from a measured one to the next, so that after it the share is kept: at least 1."""
-        if not self._costs or self.step_seconds <= 0:
+        if self.step_seconds <= 0:
             return 1
-        cost = statistics.median(self._costs)
+        cost = statistics.median(self.costs) if self.costs else USUAL * self.step_seconds
         wait = (self.spent + cost) / self.share - self.seconds - cost
         return max(1, math.ceil(wait / self.step_seconds))
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs."""
-        return {"seconds": self.seconds, "spent": self.spent, "steps": self.steps, "costs": list(self._costs)}
+        return {"seconds": self.seconds, "spent": self.spent, "steps": self.steps, "costs": list(self.costs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.seconds, self.spent, self.steps = state["seconds"], state["spent"], state["steps"]
-        self._costs = deque(state["costs"], maxlen=9)
+        self.costs = deque(state["costs"], maxlen=9)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
 from torch.overrides import TorchFunctionMode
 
+from batchscope.errors import first_line
 from batchscope.measure import uses as rules
 from batchscope.measure.budget import Stopwatch
 from batchscope.measure.uses import Pull, Use
@@ -38,6 +39,7 @@ class Capture(TorchFunctionMode):
         entered: Whether functions are seen at present.
         probing: While True, arriving gradients are those of the chosen examples alone.
         ignoring: While True, arriving gradients are of no interest.
+        error: The first error of this class's own, none of which stop a pass.
         leaks: Whether, of those, any reached another example: one flag for each result.
     """
 
@@ -47,6 +49,7 @@ class Capture(TorchFunctionMode):
         self.probing = False
         self.ignoring = False
         self.entered = False
+        self.error: str | None = None
         self.leaks: list[Tensor] = []
         self.batch_size = batch_size
         self.examples = examples
@@ -69,21 +72,27 @@ class Capture(TorchFunctionMode):
         began = self._stopwatch.now()
         try:
             found = reader(self, func, args, kwargs)
-        except (_NoRuleError, TypeError):
+        except Exception:  # of no rule, or of a call that none expects
             # Unseen, a parameter shows as one without uses, or with too few of them, which the check finds.
             found = None
         self._stopwatch.add_since(began)
         result = func(*args, **kwargs)
         if found:
             began = self._stopwatch.now()
-            if callable(found):
-                found(result)
-            elif isinstance(result, Tensor) and result.requires_grad:
-                hook(result, functools.partial(self._arrived, [use for _, use in found]))
-                for parameter, use in found:
-                    self.uses[parameter].append(use)
+            try:
+                self._note(found, result)
+            except Exception as error:
+                self.error = self.error or first_line(error)
             self._stopwatch.add_since(began)
         return result
+
+    def _note(self, found: Any, result: Any) -> None:
+        if callable(found):
+            found(result)
+        elif isinstance(result, Tensor) and result.requires_grad:
+            hook(result, functools.partial(self._arrived, [use for _, use in found]))
+            for parameter, use in found:
+                self.uses[parameter].append(use)
 
     def __enter__(self) -> Self:
         """Begin to see functions."""
@@ -102,13 +111,16 @@ class Capture(TorchFunctionMode):
         if self.ignoring:
             return
         began = self._stopwatch.now()
-        if self.probing:
-            spread = rules.by_example(gradient, self.batch_size)
-            self.leaks.append((spread[self._others] != 0).any())
-        elif self.has_rows(gradient):  # of any other, the check finds that something is missing
-            rows = self.pick(gradient)
-            for use in uses:
-                use.gradient = rows
+        try:
+            if self.probing:
+                spread = rules.by_example(gradient, self.batch_size)
+                self.leaks.append((spread[self._others] != 0).any())
+            elif self.has_rows(gradient):  # of any other, the check finds that something is missing
+                rows = self.pick(gradient)
+                for use in uses:
+                    use.gradient = rows
+        except Exception as error:
+            self.error = self.error or first_line(error)
         self._stopwatch.add_since(began)
 
     def has_rows(self, tensor: Any) -> TypeGuard[Tensor]:

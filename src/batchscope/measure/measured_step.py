@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -18,63 +18,11 @@ from batchscope.measure.agreement import ELSEWHERE, TIED, Probe, gradients_of_ro
 from batchscope.measure.budget import Stopwatch
 from batchscope.measure.hooks import Capture, hook
 from batchscope.measure.preconditioner import preconditioner
+from batchscope.measure.sample import Norms, Sample, Void, Way, squares
+from batchscope.measure.trained import Trained
 from batchscope.measure.uses import Use, squared_norms
 
 Parameters = ParamSpec("Parameters")
-Way = Literal["single", "halves", "micro-batches", "ranks"]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A parameter, its name and the optimiser's group that holds it."""
-
-    name: str
-    parameter: nn.Parameter
-    group: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What one step says of tr Σ and ‖G‖², plain and in the optimiser's own scaling."""
-
-    trace: float
-    norm_squared: float
-    scaled: tuple[float, float] | None
-    group_size: float
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Void:
-    """A step that says nothing, and why.
-
-    Attributes:
-        reason: What stood in the way.
-        lasting: Whether it would at every step.
-        next_way: What to try instead; None: the same again.
-    """
-
-    reason: str
-    lasting: bool = False
-    next_way: Way | None = None
-
-
-@dataclass
-class _Norms:
-    """Squared norms, one entry for each parameter: numbers, or one for each example."""
-
-    plain: list[Tensor] = field(default_factory=list)
-    scaled: list[Tensor] = field(default_factory=list)
-
-    def add(self, plain: Tensor, scaled: Tensor | None) -> None:
-        self.plain.append(plain)
-        if scaled is not None:
-            self.scaled.append(scaled)
-
-    def means(self, with_scaled: bool) -> Tensor:
-        """The sums over parameters, averaged over examples: of the plain norms, and of the scaled ones."""
-        parts = [self.plain, self.scaled] if with_scaled else [self.plain]
-        return torch.stack([torch.stack(part).double().sum(0).mean() for part in parts])
 
 
 @dataclass
@@ -84,9 +32,9 @@ class _Backward:
     batch_size: int | None
     capture: Capture | None
     probe: Probe | None
-    whole: _Norms = field(default_factory=_Norms)
-    single: _Norms = field(default_factory=_Norms)
-    halves: tuple[_Norms, _Norms] = field(default_factory=lambda: (_Norms(), _Norms()))
+    whole: Norms = field(default_factory=Norms)
+    single: Norms = field(default_factory=Norms)
+    halves: tuple[Norms, Norms] = field(default_factory=lambda: (Norms(), Norms()))
 
 
 def _harmless(
@@ -262,7 +210,7 @@ class MeasuredStep:
         factor = preconditioner(self._optimizer, parameter, trained.group) if self._adaptive else None
         self._adaptive = factor is not None
         gradient = gradient.detach()
-        backward.whole.add(*_squares(gradient, factor))
+        backward.whole.add(*squares(gradient, factor))
         before = parameter.grad
         if before is not None and index == 0:
             self._left.append(torch.linalg.vector_norm(before.detach()))
@@ -270,7 +218,7 @@ class MeasuredStep:
         self._totals[id(parameter)] = (
             (backward.whole.plain[-1], backward.whole.scaled[-1] if factor is not None else None)
             if before is None
-            else _squares(whole, factor)
+            else squares(whole, factor)
         )
         if self.way == "ranks":
             self._queue(index)
@@ -280,7 +228,7 @@ class MeasuredStep:
             parts = backward.probe.split(parameter, gradient)
             if self.way == "halves":
                 for norms, part in zip(backward.halves, parts, strict=True):
-                    norms.add(*_squares(part, factor))
+                    norms.add(*squares(part, factor))
         self._stopwatch.add_since(began)
 
     def _take_single(self, backward: _Backward, trained: Trained, uses: list[Use], factor: Tensor | None) -> None:
@@ -302,11 +250,11 @@ class MeasuredStep:
     @_harmless
     def _reduced(self) -> None:
         began = self._stopwatch.now()
-        norms = _Norms()
+        norms = Norms()
         for trained in self._trained:
             if trained.parameter.grad is not None:
                 factor = preconditioner(self._optimizer, trained.parameter, trained.group) if self._adaptive else None
-                norms.add(*_squares(trained.parameter.grad.detach(), factor))
+                norms.add(*squares(trained.parameter.grad.detach(), factor))
         self._after = tuple(norms.means(self._adaptive))
         self._stopwatch.add_since(began)
 
@@ -331,6 +279,8 @@ class MeasuredStep:
         return len(self._backwards)
 
     def _of_one_process(self) -> Sample | Void:
+        if self.broken is None and self._backwards and self._backwards[0].capture is not None:
+            self.broken = self._backwards[0].capture.error
         if self.broken is not None:
             return Void(f"measuring failed: {self.broken}", lasting=True)
         first = self._backwards[0] if self._backwards else None
@@ -405,7 +355,7 @@ class MeasuredStep:
         return self._sample(small, size, size * ranks, large=after), rest
 
     def _whole(self) -> Tensor:
-        norms = _Norms()
+        norms = Norms()
         for plain, scaled in self._totals.values():
             norms.add(plain, scaled)
         return norms.means(self._adaptive)
@@ -423,11 +373,3 @@ class MeasuredStep:
             from_two_sizes(s, q, group_size=group_size, batch_size=batch_size) for s, q in zip(*numbers, strict=True)
         ]
         return Sample(*pairs[0], pairs[1] if len(pairs) > 1 else None, group_size, batch_size)
-
-
-def _squares(gradient: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """‖g‖², and with each coordinate's square times its factor."""
-    if gradient.dtype in (torch.float16, torch.bfloat16):
-        gradient = gradient.float()
-    plain = torch.linalg.vector_norm(gradient).square()
-    return plain, None if factor is None else (gradient.square() * factor).sum()

@@ -6,25 +6,24 @@ import importlib.metadata
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import NoiseEstimate
-from batchscope.fit.noise_series import estimate_series
 from batchscope.measure.budget import Budget, Stopwatch
-from batchscope.measure.measured_step import MeasuredStep, Sample, Trained, Void, Way
+from batchscope.measure.measured_step import MeasuredStep
 from batchscope.measure.per_example import _ties_examples
+from batchscope.measure.sample import Sample, Void, Way
+from batchscope.measure.trained import is_compiled, trained_by
+from batchscope.measure.window import Window
 from batchscope.provenance import version
 from batchscope.records import Interval
 from batchscope.records.noise import MonitoredNoise, NoiseSource
 
-# Steps left alone at the start: they warm up, and an adaptive optimiser has no state before its first.
+# Steps that are always left alone at the start: they warm up, and an adaptive optimiser has no state before its first.
 FIRST = 2
-# A sample that counts for less than this of the newest is dropped.
-LEAST_WEIGHT = 1 / 64
 SOURCES: dict[Way, NoiseSource] = {
     "single": "per-example gradients",
     "halves": "half batches",
@@ -46,7 +45,8 @@ class GradientNoise:
     At some of the steps, two squared norms are taken: of the batch's gradient, and of gradients of fewer examples.
     The difference gives tr Σ and ‖G‖² without bias; both are averaged over steps and divided afterwards
     (:mod:`batchscope.fit.noise_series`). How many steps are measured follows from the measured costs, so that measuring
-    takes no more than ``overhead`` of the time; at all others one function is called for each update.
+    takes no more than ``overhead`` of the time; at all others one function is called for each update. The first, which
+    costs about two steps, waits until it keeps to that as well, 81 steps by default.
 
     Where the gradients of fewer examples come from, and what it works with:
 
@@ -123,9 +123,8 @@ pass an update; micro-batches or ranks do |
         _check_options(overhead, examples, half_life, every, reduction)
         self._model = model
         self._optimizer = optimizer
-        self._trained = _trained(model, optimizer)
+        self._trained = trained_by(optimizer, model)
         self._examples = examples
-        self._half_life = half_life
         self._every = every
         self._sums = reduction == "sum"
         self._scaler = scaler
@@ -139,12 +138,8 @@ pass an update; micro-batches or ranks do |
         self._refusal: str | None = None
         self._note: str | None = None
         self._steps = 0
-        self._next = FIRST
-        self._samples: list[tuple[float, ...]] = []
-        self._measured = 0
-        self._examples_measured = 0
-        self._group_size = 1.0
-        self._batch_size: int | None = None
+        self._next = self._budget.first() if every is None else FIRST
+        self._window = Window(half_life)
         self._step: MeasuredStep | None = None
         self._moment: float | None = None
         self._hook = optimizer.register_step_pre_hook(self._at_update)
@@ -169,10 +164,9 @@ pass an update; micro-batches or ranks do |
     @property
     def preconditioned_noise_scale(self) -> Interval | None:
         """The ratio tr(PΣ)/(GᵀPG), with P the factors 1/(√v̂ + ε) of an adaptive optimiser; None where it has none."""
-        self.estimate()  # refuses where nothing can be measured
-        if all(np.isnan(sample[3]) for sample in self._samples):
-            return None
-        return self._estimated(3).noise_scale
+        self.estimate()  # which refuses where nothing can be measured
+        found = self._window.scaled_estimate()
+        return None if found is None else found.noise_scale
 
     @property
     def examples_needed(self) -> int | None:
@@ -185,6 +179,11 @@ pass an update; micro-batches or ranks do |
         return self._budget.overhead
 
     @property
+    def costs(self) -> tuple[float, ...]:
+        """Seconds that each of the last few measured steps took longer."""
+        return tuple(self._budget.costs)
+
+    @property
     def steps(self) -> int:
         """Updates of the optimiser so far."""
         return self._steps
@@ -192,7 +191,7 @@ pass an update; micro-batches or ranks do |
     @property
     def steps_measured(self) -> int:
         """Those of them that gave a measurement."""
-        return self._measured
+        return self._window.measured
 
     @property
     def source(self) -> NoiseSource:
@@ -219,16 +218,7 @@ pass an update; micro-batches or ranks do |
                 got=self._refusal,
                 mend="accumulate over micro-batches, train on several ranks, or use bs.gradient_noise at a state dict",
             )
-        return self._estimated(1)
-
-    def _estimated(self, column: int) -> NoiseEstimate:
-        """From two columns of the samples: plain ones at 1, scaled ones at 3."""
-        rows = np.array(self._samples, dtype=np.float64).reshape(-1, 6)
-        rows = rows[~np.isnan(rows[:, column])]
-        ages = self._steps - rows[:, 0]
-        weights = np.ones(len(rows)) if self._half_life is None else 0.5 ** (ages / self._half_life)
-        batch = float(rows[:, 5].mean()) if len(rows) else float(self._batch_size or 1)
-        return estimate_series(rows[:, column], rows[:, column + 1], weights=weights, examples=batch)
+        return self._window.estimate()
 
     def measurement(self) -> MonitoredNoise:
         """What was found, as a record that can be saved.
@@ -242,11 +232,11 @@ pass an update; micro-batches or ranks do |
         found = self.estimate()
         return MonitoredNoise(
             steps=self._steps,
-            steps_measured=self._measured,
-            examples=self._examples_measured,
-            batch_size=self._batch_size,
-            group_size=self._group_size,
-            half_life=self._half_life,
+            steps_measured=self._window.measured,
+            examples=self._window.examples,
+            batch_size=self._window.batch_size,
+            group_size=self._window.group_size,
+            half_life=self._window.half_life,
             source=self.source,
             note=self._note,
             parameters=sum(t.parameter.numel() for t in self._trained if t.parameter.requires_grad),
@@ -267,11 +257,11 @@ pass an update; micro-batches or ranks do |
         if self._refusal is not None:
             return f"gradient noise scale cannot be measured: {self._refusal}"
         found = self.estimate()
-        told = f"{self._measured:,} of {self._steps:,} steps measured, {100 * self.overhead:.1f}% of the time"
+        told = f"{self._window.measured:,} of {self._steps:,} steps measured, {100 * self.overhead:.1f}% of the time"
         if found.noise_scale.resolved:
             return f"gradient noise scale {found.noise_scale} examples; {told}"
         low = f"above {found.noise_scale.low:.3g}, " if found.noise_scale.low else ""
-        needed = f"about {found.examples_needed:,} examples needed, {self._examples_measured:,} measured"
+        needed = f"about {found.examples_needed:,} examples needed, {self._window.examples:,} measured"
         return f"gradient noise scale {low}not resolved ({needed}); {told}"
 
     # The loop
@@ -280,8 +270,9 @@ pass an update; micro-batches or ranks do |
         """Before each update: end a measured step, or begin one where the next is to be measured."""
         began = self._stopwatch.now()
         gap: float | None = None
-        if self._step is not None:
-            gap = self._end_step(self._step)
+        ended = self._step
+        if ended is not None:
+            gap = self._end_step(ended)
         self._steps += 1
         begins = self._step is None and self._refusal is None and self._steps >= self._next
         if begins:
@@ -290,22 +281,23 @@ pass an update; micro-batches or ranks do |
         self._stopwatch.add(now - began)
         spent = self._stopwatch.take()
         if self._moment is not None:
-            self._account(now - self._moment, spent, measured=gap is not None)
+            self._account(now - self._moment, spent, ended)
         self._moment = now
         if gap is not None and self._every is None:
             # Ranks must agree on the next step; the gap that they share was settled with the sample.
             self._next = self._steps + round(gap if self._way == "ranks" else self._budget.gap())
 
-    def _account(self, seconds: float, spent: float, *, measured: bool) -> None:
-        if self._device.type == "cuda" and measured:
-            # Kernels run on after the hooks have returned; a measured step begins and ends with the device idle.
-            spent = max(spent, seconds - self._budget.step_seconds)
+    def _account(self, seconds: float, spent: float, ended: MeasuredStep | None) -> None:
+        if self._device.type == "cuda" and ended is not None:
+            # Kernels run on after the hooks have returned, and hooks wait for kernels that are not theirs; but a
+            # measured step begins and ends with the device idle, so that it can be held against others as a whole.
+            spent = max(0.0, seconds - self._budget.step_seconds)
         self._budget.step(seconds, min(spent, seconds))
-        if measured:
+        if ended is not None and not ended.check:
             self._budget.sampled(spent)
 
     def _begin_step(self) -> None:
-        if self._way != "ranks" and any(_compiled(module) for module in self._model.modules()):
+        if self._way != "ranks" and any(is_compiled(module) for module in self._model.modules()):
             self._way, self._note = "micro-batches", "a compiled model shows its hooks no single examples"
         if self._way == "single" and not self._checked:
             tied = [name for name, module in self._model.named_modules() if _ties_examples(module)]
@@ -313,7 +305,9 @@ pass an update; micro-batches or ranks do |
                 self._way = "micro-batches"
                 self._note = f"{tied[0]} normalises over the batch, so an example has no gradient of its own"
         if self._device.type == "cuda":
+            began = self._stopwatch.now()
             torch.cuda.synchronize(self._device)
+            self._stopwatch.add(began - self._stopwatch.now())  # a wait for the training's own kernels
         self._step = MeasuredStep(
             self._model,
             [t for t in self._trained if t.parameter.requires_grad],
@@ -335,7 +329,7 @@ pass an update; micro-batches or ranks do |
         if self._every is not None:
             self._next = self._steps + self._every
         if isinstance(sample, Sample):
-            self._take(sample)
+            self._window.add(self._steps, sample)
             if step.way in ("single", "halves"):
                 self._checked = self._checked or step.backwards == 1
             if step.backwards > 1 and step.way in ("single", "halves"):
@@ -343,17 +337,6 @@ pass an update; micro-batches or ranks do |
         else:
             self._take_void(sample, step)
         return shared[0]
-
-    def _take(self, sample: Sample) -> None:
-        scaled = sample.scaled or (np.nan, np.nan)
-        self._samples.append((self._steps, sample.trace, sample.norm_squared, *scaled, sample.batch_size))
-        self._measured += 1
-        self._examples_measured += sample.batch_size
-        self._batch_size, self._group_size = sample.batch_size, sample.group_size
-        if self._half_life is not None:
-            oldest = self._steps + self._half_life * np.log2(LEAST_WEIGHT)
-            while self._samples[0][0] < oldest:
-                self._samples.pop(0)
 
     def _take_void(self, void: Void, step: MeasuredStep) -> None:
         if void.next_way == "single" and self._note is not None:  # from micro-batches, where nothing else will do
@@ -371,11 +354,7 @@ pass an update; micro-batches or ranks do |
         return {
             "steps": self._steps,
             "next": self._next,
-            "samples": [tuple(map(float, sample)) for sample in self._samples],
-            "measured": self._measured,
-            "examples_measured": self._examples_measured,
-            "group_size": self._group_size,
-            "batch_size": self._batch_size,
+            "window": self._window.state_dict(),
             "way": self._way,
             "checked": self._checked,
             "refusal": self._refusal,
@@ -395,9 +374,7 @@ pass an update; micro-batches or ranks do |
             self._step.close()
             self._step = None
         self._steps, self._next = state["steps"], state["next"]
-        self._samples = [tuple(sample) for sample in state["samples"]]
-        self._measured, self._examples_measured = state["measured"], state["examples_measured"]
-        self._group_size, self._batch_size = state["group_size"], state["batch_size"]
+        self._window.load_state_dict(state["window"])
         self._way, self._checked = state["way"], state["checked"]
         self._refusal, self._note = state["refusal"], state["note"]
         self._generator.set_state(state["generator"].cpu())
@@ -436,36 +413,3 @@ def _check_options(overhead: float, examples: int, half_life: float | None, ever
         raise ArgumentError("every must be a whole number of at least 1, or None", got=every)
     if reduction not in ("mean", "sum"):
         raise ArgumentError("reduction must be 'mean' or 'sum'", got=reduction)
-
-
-def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Trained]:
-    """The parameters that the optimiser trains, by the model's names for them."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise WorkloadError("an update must follow from one gradient", got="LBFGS", mend="use SGD, Adam or their like")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) not in names:
-                raise ArgumentError(
-                    "the optimiser must train parameters of the model",
-                    got="one that the model does not have",
-                    mend="give the model that the loop calls and its own optimiser",
-                )
-            if hasattr(parameter, "full_tensor"):
-                raise WorkloadError(
-                    "parameters must be whole on every rank", got="sharded ones", mend="use DistributedDataParallel"
-                )
-            found.append(Trained(names[id(parameter)], parameter, group))
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
-            raise WorkloadError(
-                "gradients must be dense", got=f"sparse ones of {name}", mend="make it with sparse=False"
-            )
-    if not any(t.parameter.requires_grad for t in found):
-        raise ArgumentError("the optimiser must train at least one parameter that requires a gradient", got="none")
-    return found
-
-
-def _compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
