@@ -179,7 +179,11 @@ def test_branched_runs_with_both_ends_come_before_the_noise_scale() -> None:
     open_ended = Interval(512.0, 512.0, math.inf)
     limits = find_limits(WORKLOAD, timed(1e-3, 1e-5), None, [noisy(around(4000))], branches(open_ended))
     assert (limits.critical.value, limits.critical_source) == (4000, "noise scale")
-    assert "nothing up to 510, the largest tried" in limits.critical_sentence
+    assert "nothing up to 510, the largest tried or told" in limits.critical_sentence
+    lost_at_once = Interval.unresolved(high=16.0)
+    limits = find_limits(WORKLOAD, timed(1e-3, 1e-5), None, [noisy(around(4000))], branches(lost_at_once))
+    assert (limits.critical.value, limits.critical_source) == (4000, "noise scale")
+    assert "lost by it at 16 already" in limits.critical_sentence
 
 
 def test_the_latest_resolved_noise_scale_counts_and_the_optimisers_own_scaling_first() -> None:

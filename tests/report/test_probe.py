@@ -8,13 +8,16 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import batchscope as bs
 from batchscope.records import BranchedRuns, Interval, MemoryUse, Probe, Record
 from batchscope.report import charts, content, marks, page, probe_content, probe_sheets
 from batchscope.report import formatting as f
@@ -384,3 +387,23 @@ def test_images(probes: dict[str, Record], theme: Any) -> None:
     assert charts.TITLES["limits"] in text
     assert "78.3 (67.4 to 91)" in text
     assert charts.png(probes["part memory"], "memory", theme=theme, scale=1).startswith(b"\x89PNG")
+
+
+def test_the_noise_of_a_persons_own_loop_is_shown(tmp_path: Path) -> None:
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    noise = bs.GradientNoise(model, optimizer, every=1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(torch.randn(32, 4, generator=generator)).square().mean().backward()
+        optimizer.step()
+    record = noise.measurement()
+    noise.close()
+    assert record.noise_scale.resolved
+    said = words(printed(record))
+    assert f"noise scale tr Σ/‖G‖² {f.sized(record.noise_scale)}" in said
+    assert f"{record.steps_measured} of 40, from per-example gradients" in said
+    page = record.report(tmp_path / "noise.html").read_text()
+    assert "How noisy are the gradients?" in page
+    assert f.sized(record.noise_scale) in page

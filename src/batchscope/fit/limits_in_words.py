@@ -83,10 +83,21 @@ def critical(
     after = f" after {where.examples:,} examples" if where is not None else ""
     kind = "noise scale, in the optimiser's own scaling," if source == "preconditioned noise scale" else "noise scale"
     said = f"The {kind} of the gradients is {_range(size)}{after}. {means}"
-    found = None if branched is None else branched.critical_batch_size
-    if found is not None and found.value is not None:
-        said += f" Branched runs lost nothing up to {_size(found.value)}, the largest tried."
+    said += _branches_beside(branched)
     return said + " It is a proxy: in published runs the critical batch size was 0.05 to 8 times as large."
+
+
+def _branches_beside(branched: BranchedRuns | None) -> str:
+    """What branched runs say where they end on one side only."""
+    if branched is None:
+        return ""
+    found = branched.critical_batch_size
+    if found.value is not None:
+        return f" Branched runs lost nothing up to {_size(found.value)}, the largest tried or told."
+    if found.high is not None and math.isfinite(found.high):
+        over = f" over {branched.branches[0].examples:,} examples" if branched.branches else ""
+        return f" Branched runs{over} lost by it at {_size(found.high)} already, the least that could be told."
+    return ""
 
 
 def conclusion(

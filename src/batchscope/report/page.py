@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from batchscope.errors import require
-from batchscope.records import Comparison, Probe, Record, TrainResult, encode
+from batchscope.records import Comparison, MonitoredNoise, Probe, Record, TrainResult, encode
 from batchscope.report import charts, curves, palette, probe_content, sheets, training_sheets
 from batchscope.report import formatting as f
 from batchscope.report.content import Content, Figure, Section
@@ -36,6 +36,8 @@ def render(record: Record) -> str:
         content = probe_content.of_probe(record, specs)
     elif isinstance(record, probe_content.Part):
         content = probe_content.of_part(record, specs)
+    elif isinstance(record, MonitoredNoise):
+        content = probe_content.of_monitor(record)
     else:
         content = _other(record)
     header = {"record": record.kind, "schema": record.schema_version}

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from batchscope.records import BranchedRuns, Interval, MemoryUse, NoiseMeasurement, Probe, RangeTest, StepTimes
+from batchscope.records import (
+    BranchedRuns,
+    Interval,
+    MemoryUse,
+    MonitoredNoise,
+    NoiseMeasurement,
+    Probe,
+    RangeTest,
+    StepTimes,
+)
 from batchscope.report import formatting as f
 from batchscope.report import probe_sheets, sheets
 from batchscope.report.content import Card, Content, Figure, Section
@@ -119,16 +128,29 @@ def answer(record: Part) -> str:
     if isinstance(record, MemoryUse):
         return _room(record)
     if isinstance(record, NoiseMeasurement):
-        scale = record.noise_scale
-        if scale.value is None:
-            needed = record.examples_needed
-            more = "" if needed is None else f" About {f.number(needed, 2)} examples would settle it."
-            return f"The noise scale is {f.sized(scale)} with {f.count(record.examples)} examples.{more}"
-        return (
-            f"The noise scale is {f.sized(scale)} examples. In batches far below it the gradient is mostly noise, and "
-            "more examples an update save updates; far above it they save few."
-        )
+        return _noise_said(record.noise_scale, record.examples, record.examples_needed)
     return record.verdict
+
+
+def of_monitor(record: MonitoredNoise) -> Content:
+    """The page of the noise measured in a person's own loop."""
+    return Content(
+        name="your own loop",
+        title=_QUESTIONS[NoiseMeasurement],
+        answer=_noise_said(record.noise_scale, record.examples, record.examples_needed),
+        summary=(("batch size", f.count(record.batch_size)), ("steps", f.count(record.steps)), ("on", record.device)),
+        sections=(Section("What was measured", facts=(("Gradient noise", probe_sheets.monitored_facts(record)),)),),
+    )
+
+
+def _noise_said(scale: Interval, examples: int, needed: int | None) -> str:
+    if scale.value is None:
+        more = "" if needed is None else f" About {f.number(needed, 2)} examples would settle it."
+        return f"The noise scale is {f.sized(scale)} with {f.count(examples)} examples.{more}"
+    return (
+        f"The noise scale is {f.sized(scale)} examples. In batches far below it the gradient is mostly noise, and "
+        "more examples an update save updates; far above it they save few."
+    )
 
 
 def parts_of(record: Probe) -> tuple[Part, ...]:

@@ -8,6 +8,7 @@ from batchscope.records import (
     BranchedRuns,
     Interval,
     MemoryUse,
+    MonitoredNoise,
     NoiseMeasurement,
     NoisePoint,
     Probe,
@@ -227,6 +228,28 @@ def noise_facts(noise: NoiseMeasurement) -> Facts:
         facts.append(("examples in each gradient", f.count(noise.group_size)))
     if noise.examples_needed is not None:
         facts.append(("would be resolved from", f"about {f.number(noise.examples_needed, 2)} examples"))
+    return tuple(facts)
+
+
+def monitored_facts(noise: MonitoredNoise) -> Facts:
+    """Gradient noise of a person's own loop."""
+    facts = [
+        ("noise scale tr Σ/‖G‖²", f.sized(noise.noise_scale)),
+        ("summed variance tr Σ", f.sized(noise.trace_covariance)),
+        ("squared gradient ‖G‖²", f.sized(noise.gradient_norm_squared)),
+        ("batch size", f.count(noise.batch_size)),
+        ("steps measured", f"{f.count(noise.steps_measured)} of {f.count(noise.steps)}, from {noise.source}"),
+        ("numbers in the gradient", f.count(noise.parameters)),
+        ("time that measuring took", f"{f.share(noise.overhead, 1)}, {f.share(noise.overhead_allowed, 1)} allowed"),
+        ("time of training", f.seconds(noise.seconds)),
+    ]
+    if noise.preconditioned_noise_scale is not None:
+        facts.insert(1, ("after the optimiser's scaling", f.sized(noise.preconditioned_noise_scale)))
+    if noise.examples_needed is not None:
+        facts.append(("would be resolved from", f"about {f.number(noise.examples_needed, 2)} examples"))
+    if noise.note is not None:
+        facts.append(("note", noise.note))
+    facts.append(("on", f"{noise.device}, batchscope {noise.batchscope}, torch {noise.torch}"))
     return tuple(facts)
 
 

@@ -15,6 +15,7 @@ from batchscope.records import (
     BranchedRuns,
     Comparison,
     MemoryUse,
+    MonitoredNoise,
     NoiseMeasurement,
     Plan,
     Probe,
@@ -53,6 +54,8 @@ def render(record: Record) -> RenderableType:
         return _ProbeTable(record)
     if isinstance(record, probe_content.Part):
         return _PartTable(record)
+    if isinstance(record, MonitoredNoise):
+        return _pairs("Gradient noise of your own loop", probe_sheets.monitored_facts(record))
     title = "Plan" if isinstance(record, Plan) else record.kind
     return _pairs(title, tuple((str(name), str(value)) for name, value in encode(record).items() if value is not None))
 
@@ -127,6 +130,8 @@ class _ProbeTable:
             yield Text()
             if isinstance(part, NoiseMeasurement):
                 yield from _sheet(probe_sheets.noise_points(record.noise), console, options)
+                if part.gradient_error:
+                    yield from _sheet(probe_sheets.gradient_errors(part), console, options)
             else:
                 yield from _measured(part, console, options)
         yield _aside(_origin(record))
