@@ -147,7 +147,7 @@ SINGLE: dict[str, Callable[[], nn.Module]] = {
     "perceptron": lambda: nn.Sequential(nn.Flatten(), nn.Linear(PLACES * WIDTH, 5), nn.Tanh(), nn.Linear(5, 3)),
     "wide on places": lambda: nn.Sequential(nn.Linear(WIDTH, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), Last(40)),
     "convolution 1d": lambda: nn.Sequential(
-        nn.Conv1d(PLACES, 4, 3, padding="same", dilation=2), nn.GELU(), Mean(), nn.Linear(4, 3)
+        nn.Conv1d(PLACES, 4, 2, padding="same", dilation=3), nn.GELU(), Mean(), nn.Linear(4, 3)
     ),
     "convolution 2d": images(
         nn.Conv2d(1, 4, (3, 2), stride=(2, 1), padding=1), nn.GELU(), nn.Conv2d(4, 6, 2, groups=2), channels=6
