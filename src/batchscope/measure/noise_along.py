@@ -22,7 +22,7 @@ from batchscope.workload.workload import Workload
 # Sixteenths of the run after which noise is measured.
 MEASURED_AFTER = (0, 1, 2, 4, 8, 16)
 # The loss along the run needs no more validation examples than this.
-VALIDATED_ON = 1024
+VALIDATED_ON = 2048
 # An unresolved last point is measured anew on up to this many times the examples.
 MOST_TIMES = 4
 
@@ -86,7 +86,7 @@ def noise_along_training(
             "examples must be enough for sixteen updates", got=f"{examples} at batch size {workload.batch_size}"
         )
     run = Run(
-        Prepared(_lightly_validated(workload), chosen),
+        Prepared(lightly_validated(workload), chosen),
         Plan(batch_size=workload.batch_size, learning_rate=workload.learning_rate, examples=16 * step),
         seed=seed,
         evaluate_every=step,
@@ -145,8 +145,15 @@ def _point(point: CurvePoint, found: NoiseMeasurement) -> NoisePoint:
     )
 
 
-def _lightly_validated(workload: Workload) -> Workload:
-    """The workload with a part of its validation set."""
+def lightly_validated(workload: Workload) -> Workload:
+    """The workload with a part of its validation set, as large as a loss on the way needs.
+
+    Args:
+        workload: Any workload.
+
+    Returns:
+        The same one where its validation set is small.
+    """
     count = workload.validation_examples
     if count <= VALIDATED_ON:
         return workload

@@ -11,7 +11,7 @@ from batchscope.errors import ArgumentError, BatchscopeError
 from batchscope.fit.limits import find_limits
 from batchscope.measure.branches import branched_runs
 from batchscope.measure.memory import memory_use
-from batchscope.measure.noise_along import noise_along_training
+from batchscope.measure.noise_along import lightly_validated, noise_along_training
 from batchscope.measure.range_test import range_test
 from batchscope.measure.step_time import step_times
 from batchscope.progress import Reporter
@@ -113,7 +113,7 @@ def probe(
     if branches and along.outcome == "finished":
         try:
             branched = branched_runs(
-                workload,
+                lightly_validated(workload),
                 start=along.end,
                 examples_before=along.examples,
                 seconds=BRANCHES * seconds,
