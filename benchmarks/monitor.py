@@ -6,7 +6,7 @@ measurement costs, in steps, stands beside what one of gns-pytorch's and of back
 one parameter tensor in a hundred, but at least ten, and a quarter of the batch; backpack is given the network of
 Fashion-MNIST as the chain of modules that it asks for.
 
-    python benchmarks/monitor.py [--rounds 7] [--workloads fashion,text] [--batch-sizes 32,128,512,1024]
+    python benchmarks/monitor.py [--rounds 5] [--workloads fashion,text] [--batch-sizes 32,128,512,1024]
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def backpack_of(loop: Loop) -> Callable[[nn.Module, Tensor, Tensor], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--others", type=int, default=2, help="steps that gns-pytorch and backpack take part in")
     parser.add_argument("--seconds", type=float, default=2.0, help="aimed at for each run")
     parser.add_argument("--workloads", default="fashion,text")
