@@ -91,7 +91,7 @@ def in_child(work: Callable[[], T], *, limit_bytes: int | None = None, seconds: 
     for stream in (sys.stdout, sys.stderr):  # what is still in them would come out twice
         with contextlib.suppress(ValueError, OSError, AttributeError):
             stream.flush()
-    trim_heap()  # growth into free heap that the child inherits would neither show nor be limited
+    trim_heap()  # growth into free heap that the child inherits would not show
     ours, theirs = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of a fork beside threads: see above

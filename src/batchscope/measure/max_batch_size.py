@@ -312,11 +312,11 @@ class _Trials:
                 raise
             said = first_line(error)
         finally:
+            gc.collect()  # what an error held in cycles is free only now, and restoring takes some room
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
             if self._saved is not None:
                 self._saved.restore()
-        gc.collect()  # what the error held is free from here on
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
         return _Attempt(False, 0, None, said)
 
     def _attempt(self, size: int) -> _Attempt:
