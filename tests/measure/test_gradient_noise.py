@@ -67,6 +67,25 @@ class Branching(nn.Module):
         return logits
 
 
+class BackwardOnly(torch.autograd.Function):
+    """Mean square of the output, with a backward pass that torch.func batches and no forward derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, target: Tensor) -> Tensor:
+        return output.square().mean() + 0 * target.sum()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (output,) = ctx.saved_tensors
+        return grad * 2 * output / output.numel(), None
+
+
 MODELS: dict[str, Any] = {
     "perceptron": lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)),
     "convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 3, 3), nn.Flatten(), nn.Linear(18, 3)),
@@ -113,6 +132,27 @@ def test_rows_are_the_gradients_of_single_examples(kind: str) -> None:
     got = torch.cat(list(rows.chunks(list(range(12)))))
     expected = torch.stack([by_hand(workload, model, index) for index in range(12)])
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "dropout"])
+def test_products_with_a_vector_are_those_of_the_rows(kind: str) -> None:
+    workload = make(MODELS.get(kind, lambda: nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3))))
+    rows = GradientRows(workload, _fresh(workload), chunk_bytes=4 * 100 * 7)
+    direction = torch.randn(rows.parameters, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with isolated(2):
+        whole = torch.cat(list(rows.chunks(list(range(30))))).double()
+    with isolated(2):
+        along = torch.cat(list(rows.along(list(range(30)), direction)))
+    torch.testing.assert_close(along.double(), whole @ direction, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_without_a_forward_derivative_is_passed_over_twice() -> None:
+    workload = make(MODELS["perceptron"], loss=BackwardOnly.apply)
+    rows = GradientRows(workload, _fresh(workload))
+    assert rows.source == "per-example gradients"
+    direction = torch.ones(rows.parameters)
+    along = torch.cat(list(rows.along(list(range(12)), direction)))
+    torch.testing.assert_close(along, torch.cat(list(rows.chunks(list(range(12))))) @ direction)
 
 
 def test_batch_norm_in_training_mode_is_measured_in_micro_batches() -> None:
@@ -190,7 +230,7 @@ def test_many_rows_are_measured_in_two_passes_with_the_same_result(monkeypatch: 
     workload = make(MODELS["perceptron"])
     whole = bs.gradient_noise(workload, examples=EXAMPLES)
     monkeypatch.setattr("batchscope.measure.noise.KEPT_BYTES", 0)
-    monkeypatch.setattr("batchscope.measure.noise.KEPT_ROWS", EXAMPLES)
+    monkeypatch.setattr("batchscope.measure.noise.LEAST_ROWS", EXAMPLES)
     parts = bs.gradient_noise(workload, examples=EXAMPLES)
     assert dataclasses.astuple(parts.noise_scale) == pytest.approx(dataclasses.astuple(whole.noise_scale), rel=1e-6)
 
@@ -199,7 +239,7 @@ def test_two_passes_see_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> Non
     workload = make(lambda: nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3)))
     whole = bs.gradient_noise(workload, examples=EXAMPLES)
     monkeypatch.setattr("batchscope.measure.noise.KEPT_BYTES", 0)
-    monkeypatch.setattr("batchscope.measure.noise.KEPT_ROWS", EXAMPLES)
+    monkeypatch.setattr("batchscope.measure.noise.LEAST_ROWS", EXAMPLES)
     parts = bs.gradient_noise(workload, examples=EXAMPLES)
     for one, other in (
         (whole.noise_scale, parts.noise_scale),
@@ -337,6 +377,32 @@ def test_nothing_of_the_persons_is_changed() -> None:
     assert (torch.rand(1), random.random(), np.random.rand()) == expected  # noqa: NPY002
     for name, value in state.items():
         assert torch.equal(value, before[name])
+
+
+def test_dropout_draws_nothing_from_the_persons_generator() -> None:
+    workload = make(lambda: nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 3)))
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    bs.gradient_noise(workload, examples=32)
+    assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 64])
+def test_error_against_batch_size_does_not_depend_on_how_rows_come(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make(MODELS["perceptron"])
+    monkeypatch.setattr("batchscope.measure.per_example.MOST_ROWS", chunk)
+    measured = bs.gradient_noise(workload, examples=150)
+    indices = torch.randperm(EXAMPLES, generator=torch.Generator().manual_seed(derive(0, "noise examples")))[:150]
+    model = _fresh_under(workload, 0)
+    g = torch.stack([by_hand(workload, model, int(i)) for i in indices]).double()
+    sizes = [1, 2, 4, 8, 16, 32]
+    assert [row.batch_size for row in measured.gradient_error] == sizes
+    for row, size in zip(measured.gradient_error, sizes, strict=True):
+        means = g[: 150 // size * size].view(-1, size, g.shape[1]).mean(1)
+        expected = float((means - g.mean(0)).square().sum(1).mean()) / (1 - size / 150)
+        assert row.batches == 150 // size
+        assert row.error == pytest.approx(expected**0.5, rel=1e-4)
 
 
 def test_refusals_say_what_to_do() -> None:

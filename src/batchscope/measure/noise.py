@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,11 +24,11 @@ from batchscope.seeding import derive, isolated
 from batchscope.training.train import checked_seed, chosen_device
 from batchscope.workload.workload import Workload
 
-# Rows kept for the moments that need pairs of gradients.
-KEPT_ROWS = PAIRED_ROWS
 LEAST_ROWS = 16
-# Where all rows fit into this, nothing is computed twice.
-KEPT_BYTES = 512 << 20
+# Where all rows fit into this they are kept; where not, as many as fit of those that pairs are taken among.
+KEPT_BYTES = 128 << 20
+# Numbers in double precision at a time: a part of a row's chunk that a cache holds.
+_DOUBLES = 1 << 18
 
 
 def gradient_noise(
@@ -167,23 +167,24 @@ def _tallied(
     random: Callable[[], AbstractContextManager[None]],
     tell: Callable[[int], None],
 ) -> list[_Tally]:
-    """What is needed from the gradients under each scale: one pass over them, or two where they are too many."""
-    count = len(indices) // rows.group_size
-    keep_all = count * 4 * rows.parameters * len(scales) <= KEPT_BYTES
-    tallies = [_Tally(rows, scale, count if keep_all else KEPT_ROWS) for scale in scales]
+    """What is needed from the gradients under each scale: one pass over them, and their products with the mean."""
+    fitting = KEPT_BYTES // (4 * rows.parameters * len(scales))
+    keep_all = len(indices) // rows.group_size <= fitting
+    tallies = [
+        _Tally(rows, scale, fitting if keep_all else min(max(fitting, LEAST_ROWS), PAIRED_ROWS)) for scale in scales
+    ]
     with random():
         for chunk in rows.chunks(indices):
             for tally in tallies:
                 tally.add(chunk)
             tell(tallies[0].groups * rows.group_size)
-    if keep_all:
-        for tally in tallies:
+    for tally in tallies:
+        if keep_all:
             tally.project_kept()
-        return tallies
-    with random():
-        for chunk in rows.chunks(indices):
-            for tally in tallies:
-                tally.project(chunk)
+            continue
+        with random():
+            for along in rows.along(indices, tally.direction()):
+                tally.project(along)
     return tallies
 
 
@@ -195,74 +196,101 @@ class _Tally:
         self.groups = 0
         self._scale = scale
         self._most_kept = most_kept
-        self._total = torch.zeros(rows.parameters, dtype=torch.float64)
-        self._squares: list[Tensor] = []
-        self._kept_chunks: list[Tensor] = []
+        self._total = torch.zeros(rows.parameters, dtype=torch.float64, device=rows.device)
+        self._kept: list[Tensor] = []
         self._projections: list[Tensor] = []
+        # Of single rows, of means of two, four, … rows that follow each other: their ‖·‖², and a row without a partner.
+        self._squares: list[list[Tensor]] = []
+        self._alone: list[Tensor | None] = []
 
     def add(self, chunk: Tensor) -> None:
         """Take in some gradients, rows×parameters."""
-        scaled = self._scaled(chunk)
-        if not torch.isfinite(scaled).all():
+        rows = chunk if self._scale is None else chunk * self._scale
+        for part in _in_doubles(rows):
+            self._total += part.sum(0)
+        if not torch.isfinite(self._total).all():
             raise WorkloadError("gradients must be finite", got="one that is not", mend="measure at weights that train")
-        self._total += scaled.sum(0, dtype=torch.float64)
-        self._squares.append(scaled.double().square().sum(1))
         if self.groups < self._most_kept:
-            self._kept_chunks.append(scaled[: self._most_kept - self.groups])
-        self.groups += len(scaled)
+            kept = rows[: self._most_kept - self.groups]
+            self._kept.append(kept.clone() if len(kept) < len(rows) else kept)
+        self.groups += len(rows)
+        level = 0
+        while len(rows):
+            if level == len(self._squares):
+                self._squares.append([])
+                self._alone.append(None)
+            self._squares[level] += [torch.linalg.vector_norm(part, dim=1).square() for part in _in_doubles(rows)]
+            before = self._alone[level]
+            if before is not None:
+                rows = torch.cat([before, rows])
+            even = len(rows) // 2 * 2
+            self._alone[level] = rows[even:].clone() if even < len(rows) else None
+            rows = (rows[0:even:2] + rows[1:even:2]) / 2
+            level += 1
 
-    def project(self, chunk: Tensor) -> None:
-        """Take in the same gradients once more, in the same order, when their mean is known."""
-        self._project(self._scaled(chunk))
+    def direction(self) -> Tensor:
+        """The vector whose products with unscaled gradients are those of scaled gradients with their mean."""
+        mean = self._mean()
+        return mean if self._scale is None else mean * self._scale
+
+    def project(self, along: Tensor) -> None:
+        """Take in the same gradients' products with :meth:`direction`, in the same order."""
+        self._projections.append(along.double())
 
     def project_kept(self) -> None:
         """The same, where all of them were kept."""
-        for chunk in self._kept_chunks:
-            self._project(chunk)
+        mean = self._mean()
+        self._projections += [part @ mean for chunk in self._kept for part in _in_doubles(chunk)]
 
-    def _scaled(self, chunk: Tensor) -> Tensor:
-        return (chunk if self._scale is None else chunk * self._scale).cpu()
+    def _mean(self) -> Tensor:
+        return self._total / self.groups
 
-    def _project(self, scaled: Tensor) -> None:
-        mean = self._total / self.groups
-        self._projections += [part.double() @ mean for part in torch.split(scaled, 64)]
+    def _projected(self) -> Tensor:
+        # Their mean is ‖ḡ‖², which is known to more digits than single precision leaves them.
+        projections = torch.cat(self._projections)
+        return projections + (self._mean().square().sum() - projections.mean())
 
     def moments(self) -> GradientMoments:
         """The moments, pairs of gradients taken among the first rows (the examples are in random order)."""
-        mean = self._total / self.groups
+        mean, projections = self._mean(), self._projected()
         square = float(mean @ mean)
-        projections = torch.cat(self._projections)
-        deviations = (torch.cat(self._squares) - 2 * projections + square).clamp_min(0.0)
-        centred = torch.cat(self._kept_chunks)[:KEPT_ROWS].double() - mean
+        deviations = (torch.cat(self._squares[0]) - 2 * projections + square).clamp_min(0.0)
+        first = torch.cat(self._kept)[:PAIRED_ROWS]
+        centred = first - mean.to(first.dtype)
         return moments_from_parts(
             groups=self.groups,
             group_size=self.group_size,
             mean_norm_squared=square,
             deviations=_array(deviations),
-            gram=_array(centred @ centred.T),
+            gram=_array((centred @ centred.T).double()),
             along_mean=_array((projections - square) / max(math.sqrt(square), 1e-300)),
         )
 
     def errors(self, estimate: NoiseEstimate) -> tuple[GradientError, ...]:
-        """Root mean square error of batches of 1, 2, 4 … groups, each against the mean of all rows kept."""
-        means = torch.cat(self._kept_chunks)
-        count, found = len(means), []
-        centre = means.mean(0)
-        size = 1
-        while len(means) >= 4:
+        """Root mean square error of batches of 1, 2, 4 … groups, each against the mean of all."""
+        projections, square = self._projected(), float(self._mean().square().sum())
+        found = []
+        for level, squares in enumerate(self._squares):
+            means, size = torch.cat(squares), 1 << level
+            if len(means) < 4:
+                break
+            along = projections[: size * len(means)].view(-1, size).mean(1)
             # A batch and the mean that holds it share B of m examples: E‖g_B − g_m‖² = tr Σ·(1/B − 1/m).
-            square = float((means - centre).double().square().sum(1).mean()) / (1 - size / count)
+            error = float((means - 2 * along + square).mean().clamp_min(0.0)) / (1 - size / self.groups)
             batch_size = size * self.group_size
             predicted = math.sqrt((estimate.trace_covariance.value or 0.0) / batch_size)
-            found.append(GradientError(batch_size, len(means), math.sqrt(square), predicted))
-            even = means[: len(means) // 2 * 2]
-            means = (even[0::2] + even[1::2]) / 2
-            size *= 2
+            found.append(GradientError(batch_size, len(means), math.sqrt(error), predicted))
         return tuple(found)
 
 
+def _in_doubles(rows: Tensor) -> Iterator[Tensor]:
+    """The rows in double precision, a few at a time."""
+    for part in torch.split(rows, max(1, _DOUBLES // rows.shape[1])):
+        yield part.double()
+
+
 def _array(tensor: Tensor) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = tensor.numpy()
+    array: NDArray[np.float64] = tensor.cpu().numpy()
     return array
 
 

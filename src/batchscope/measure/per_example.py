@@ -4,6 +4,9 @@ Per-example gradients come from ``torch.func``: the loss of one example as a fun
 and batched over examples. Attention uses its math kernel there, which has a batching rule. A model that cannot be
 batched like this (data-dependent control flow, for example) falls back to one backward pass for each example; one with
 batch norm in training mode, where an example has no gradient of its own, to micro-batches.
+
+The products of every example's gradient with one vector need no gradients: they are the derivatives of the examples'
+losses along it, which forward-mode differentiation gives at about the cost of two forward passes.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from batchscope.records.noise import NoiseSource
+from batchscope.seeding import isolated
 from batchscope.workload.batches import take, to_device
 from batchscope.workload.workload import Batch, Workload
 
 MICRO_BATCH = 16
-# Rows of gradients in memory while a chunk is computed.
-CHUNK_BYTES = 64 << 20
+# Rows of gradients in memory while a chunk is computed: about what stays in a CPU's cache, and keeps a GPU busy.
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 MOST_ROWS = 256
 
 
@@ -31,35 +35,40 @@ class GradientRows:
     Args:
         workload: What is trained.
         model: The model, on its device, in the mode to measure in; its weights and buffers are left as they are.
-        chunk_bytes: Memory that the rows of one chunk may fill.
+        chunk_bytes: Memory that the rows of one chunk may fill; None: by the kind of device.
 
     Attributes:
         source: How the gradients are computed.
         note: Why not per example, where that is so.
         group_size: Examples behind each row.
         parameters: Length of a row.
+        device: Where the rows are.
     """
 
-    def __init__(self, workload: Workload, model: nn.Module, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(self, workload: Workload, model: nn.Module, *, chunk_bytes: int | None = None) -> None:
         self.workload = workload
         self._loss = _Loss(workload, model)
         self._trained: dict[str, Tensor] = {n: p for n, p in self._loss.named_parameters() if p.requires_grad}
+        # torch.func differentiates these; a graph of its own derivatives would be kept if they asked for gradients.
+        self._values = {name: parameter.detach() for name, parameter in self._trained.items()}
         self._buffers = dict(self._loss.named_buffers())
-        self._device = next(iter(self._trained.values())).device
+        self.device = next(iter(self._trained.values())).device
         self.parameters = sum(parameter.numel() for parameter in self._trained.values())
-        self._rows_at_once = max(1, min(MOST_ROWS, chunk_bytes // (4 * self.parameters)))
+        if chunk_bytes is None:
+            chunk_bytes = CHUNK_BYTES["cpu" if self.device.type == "cpu" else "cuda"]
+        rows = max(1, min(MOST_ROWS, chunk_bytes // (4 * self.parameters)))
+        self._rows_at_once = 1 << (rows.bit_length() - 1)
         self.source: NoiseSource = "per-example gradients"
         self.note: str | None = None
         self.group_size = 1
+        self._forward_mode = False
         tied = [name for name, module in model.named_modules() if _ties_examples(module)]
         if tied:
             self._use("micro-batches", f"{tied[0]} normalises over the batch, so an example has no gradient of its own")
         else:
-            try:
-                self._per_example(self._batch([0, min(1, workload.training_examples - 1)]))
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                self._use("single backward passes", f"torch.func cannot batch this model: {reason}")
+            # Dropout draws in these trials, which no one is to notice.
+            with isolated(0, self.device):
+                self._try_torch_func()
 
     def chunks(self, indices: list[int]) -> Iterator[Tensor]:
         """Yield matrices of gradients, rows×parameters, in the order of the examples.
@@ -80,23 +89,60 @@ class GradientRows:
             else:
                 yield torch.stack([self._single(self._batch([index])) for index in part])
 
+    def along(self, indices: list[int], direction: Tensor) -> Iterator[Tensor]:
+        """Yield the products of the same rows with a vector, a chunk at a time; random numbers are drawn alike.
+
+        Args:
+            indices: As for :meth:`chunks`.
+            direction: A vector of as many numbers as a row has.
+        """
+        if self.source == "per-example gradients" and self._forward_mode:
+            sizes = [value.numel() for value in self._values.values()]
+            parts = torch.split(direction.to(self.device), sizes)
+            named = {n: part.view_as(v).to(v.dtype) for (n, v), part in zip(self._values.items(), parts, strict=True)}
+            for start in range(0, len(indices), self._rows_at_once):
+                yield self._along(self._batch(indices[start : start + self._rows_at_once]), named)
+            return
+        for chunk in self.chunks(indices):
+            yield chunk @ direction.to(chunk)
+
+    def _try_torch_func(self) -> None:
+        batch = self._batch([0, min(1, self.workload.training_examples - 1)])
+        try:
+            self._per_example(batch)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            self._use("single backward passes", f"torch.func cannot batch this model: {reason}")
+            return
+        try:
+            self._along(batch, self._values)
+        except Exception:  # an operation without a forward derivative
+            return
+        self._forward_mode = True
+
     def _use(self, source: NoiseSource, note: str) -> None:
         self.source, self.note = source, note
         self.group_size = MICRO_BATCH if source == "micro-batches" else 1
 
     def _batch(self, indices: list[int]) -> Batch:
-        return to_device(take(self.workload.train, indices, self.workload.collate), self._device)
+        return to_device(take(self.workload.train, indices, self.workload.collate), self.device)
+
+    def _loss_of_one(self, parameters: dict[str, Tensor], example: Batch) -> Tensor:
+        alone = torch.utils._pytree.tree_map(lambda leaf: leaf.unsqueeze(0), example)
+        result: Tensor = torch.func.functional_call(self._loss, (parameters, self._buffers), (alone,))
+        return result
 
     def _per_example(self, batch: Batch) -> Tensor:
-        def loss(parameters: dict[str, Tensor], example: Batch) -> Tensor:
-            alone = torch.utils._pytree.tree_map(lambda leaf: leaf.unsqueeze(0), example)
-            result: Tensor = torch.func.functional_call(self._loss, (parameters, self._buffers), (alone,))
-            return result
-
-        gradient = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="different")
+        gradient = torch.func.vmap(torch.func.grad(self._loss_of_one), in_dims=(None, 0), randomness="different")
         with sdpa_kernel(SDPBackend.MATH):
-            rows = gradient(self._trained, batch)
-        return torch.cat([rows[name].flatten(1) for name in self._trained], dim=1).detach()
+            rows = gradient(self._values, batch)
+        return torch.cat([rows[name].flatten(1) for name in self._values], dim=1)
+
+    def _along(self, batch: Batch, direction: dict[str, Tensor]) -> Tensor:
+        losses = torch.func.vmap(self._loss_of_one, in_dims=(None, 0), randomness="different")
+        with sdpa_kernel(SDPBackend.MATH):
+            along: Tensor = torch.func.jvp(lambda v: losses(v, batch), (self._values,), (direction,))[1]
+        return along
 
     def _single(self, batch: Batch) -> Tensor:
         # Buffers that a training-mode forward pass updates in place are copies, so the model's own stay as they are.
