@@ -29,6 +29,8 @@ LEAST_ROWS = 16
 KEPT_BYTES = 128 << 20
 # Numbers in double precision at a time: a part of a row's chunk that a cache holds.
 _DOUBLES = 1 << 18
+# Columns of the kept rows at a time.
+_COLUMNS = 1 << 14
 
 
 def gradient_noise(
@@ -169,10 +171,10 @@ def _tallied(
 ) -> list[_Tally]:
     """What is needed from the gradients under each scale: one pass over them, and their products with the mean."""
     fitting = KEPT_BYTES // (4 * rows.parameters * len(scales))
-    keep_all = len(indices) // rows.group_size <= fitting
-    tallies = [
-        _Tally(rows, scale, fitting if keep_all else min(max(fitting, LEAST_ROWS), PAIRED_ROWS)) for scale in scales
-    ]
+    count = len(indices) // rows.group_size
+    keep_all = count <= fitting
+    kept = count if keep_all else min(count, max(fitting, LEAST_ROWS), PAIRED_ROWS)
+    tallies = [_Tally(rows, scale, kept) for scale in scales]
     with random():
         for chunk in rows.chunks(indices):
             for tally in tallies:
@@ -197,7 +199,7 @@ class _Tally:
         self._scale = scale
         self._most_kept = most_kept
         self._total = torch.zeros(rows.parameters, dtype=torch.float64, device=rows.device)
-        self._kept: list[Tensor] = []
+        self._kept = torch.empty(0)
         self._projections: list[Tensor] = []
         # Of single rows, of means of two, four, … rows that follow each other: their ‖·‖², and a row without a partner.
         self._squares: list[list[Tensor]] = []
@@ -210,9 +212,10 @@ class _Tally:
             self._total += part.sum(0)
         if not torch.isfinite(self._total).all():
             raise WorkloadError("gradients must be finite", got="one that is not", mend="measure at weights that train")
-        if self.groups < self._most_kept:
-            kept = rows[: self._most_kept - self.groups]
-            self._kept.append(kept.clone() if len(kept) < len(rows) else kept)
+        if self.groups == 0:
+            self._kept = rows.new_empty(self._most_kept, rows.shape[1])
+        room = self._kept[self.groups : self.groups + len(rows)]
+        room.copy_(rows[: len(room)])
         self.groups += len(rows)
         level = 0
         while len(rows):
@@ -240,7 +243,7 @@ class _Tally:
     def project_kept(self) -> None:
         """The same, where all of them were kept."""
         mean = self._mean()
-        self._projections += [part @ mean for chunk in self._kept for part in _in_doubles(chunk)]
+        self._projections += [part @ mean for part in _in_doubles(self._kept)]
 
     def _mean(self) -> Tensor:
         return self._total / self.groups
@@ -255,14 +258,18 @@ class _Tally:
         mean, projections = self._mean(), self._projected()
         square = float(mean @ mean)
         deviations = (torch.cat(self._squares[0]) - 2 * projections + square).clamp_min(0.0)
-        first = torch.cat(self._kept)[:PAIRED_ROWS]
-        centred = first - mean.to(first.dtype)
+        first = self._kept[: min(PAIRED_ROWS, self.groups)]
+        gram = torch.zeros(len(first), len(first), dtype=torch.float64, device=first.device)
+        centres = torch.split(mean.to(first.dtype), _COLUMNS)
+        for columns, centre in zip(torch.split(first, _COLUMNS, dim=1), centres, strict=True):
+            centred = columns - centre
+            gram += centred @ centred.T
         return moments_from_parts(
             groups=self.groups,
             group_size=self.group_size,
             mean_norm_squared=square,
             deviations=_array(deviations),
-            gram=_array((centred @ centred.T).double()),
+            gram=_array(gram),
             along_mean=_array((projections - square) / max(math.sqrt(square), 1e-300)),
         )
 
