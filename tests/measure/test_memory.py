@@ -261,7 +261,7 @@ def test_what_a_child_raises_is_raised_here(error: BaseException, kind: type[Bas
     def work() -> None:
         raise error
 
-    with pytest.raises(kind, match=said) as caught:
+    with pytest.raises(kind, match=said or None) as caught:
         in_child(work)
     assert "in work" in caught.value.__notes__[-1]
 
@@ -270,8 +270,8 @@ def test_what_a_child_raises_is_raised_here(error: BaseException, kind: type[Bas
 def test_a_child_that_ends_without_a_word() -> None:
     ended: ChildResult[Any] = in_child(lambda: os._exit(3))
     assert (ended.ending, "status 3" in ended.said) == ("killed", True)
-    ended = in_child(lambda: os.kill(os.getpid(), signal.SIGSEGV))
-    assert (ended.ending, ended.said) == ("killed", "killed by SIGSEGV")
+    ended = in_child(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert (ended.ending, ended.said) == ("killed", "killed by SIGKILL")
 
 
 @needs_fork

@@ -27,7 +27,7 @@ from typing import Generic, Literal, NoReturn, TypeVar
 import torch
 
 from batchscope.errors import first_line
-from batchscope.measure.memory_meter import limited_data, trim_heap
+from batchscope.measure.memory_meter import limited_data, occupy_heap_top, trim_heap
 from batchscope.training.memory import is_out_of_memory
 
 T = TypeVar("T")
@@ -129,6 +129,7 @@ def _run(work: Callable[[], object], pipe: int, limit_bytes: int | None) -> NoRe
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)
         _volunteer()
+        occupy_heap_top()
         with limited_data(limit_bytes):
             try:
                 message = ("done", work())
