@@ -2,7 +2,7 @@
 
 python benchmarks/per_example.py [--rounds 3] [--workloads digits fashion text]
 
-Each in a process of its own and on one thread, after a warm-up with 64 examples. ``bs.gradient_noise`` is timed whole.
+Each in a process of its own and on one thread, after a warm-up with 512 examples. ``bs.gradient_noise`` is timed whole.
 The other two fill a matrix of all gradients, one row after the other or, with BackPACK's BatchGrad, a batch after the
 other, and take tr Σ, ‖G‖², every ‖gᵢ − ḡ‖² and gᵢ·ḡ and the products of the first 128 gradients from it. tr Σ must
 agree. BackPACK has no rule for layer norm, and none for a bare parameter such as the text model's positions.
@@ -32,7 +32,7 @@ from batchscope.fit.noise import PAIRED_ROWS, estimate_noise, moments_from_parts
 from batchscope.seeding import derive, isolated
 from cases import case, keep, machine, median_and_spread
 
-EXAMPLES, WARM_UP = 1_024, 64
+EXAMPLES, WARM_UP = 1_024, 512
 WORKLOADS, METHODS = ("digits", "fashion", "text"), ("batchscope", "loop", "backpack")
 BATCH = 64
 
@@ -136,6 +136,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(run_one(*arguments.one)))
         return
+    console = Console(width=150)
     table = Table(title=f"Moments of {EXAMPLES:,} examples' gradients; ratios over batchscope, median (least–most)")
     for column in ("workload", "method", "seconds", "MiB", "time, ratio", "memory, ratio"):
         table.add_column(column, justify="left" if column in ("workload", "method") else "right")
@@ -152,7 +153,8 @@ def main() -> None:
             failed = next((run["failed"] for run in found if "failed" in run), None)
             if failed is not None:
                 rows.append({"workload": name, "method": method, "failed": failed})
-                table.add_row(name, method, failed)
+                table.add_row(name, method, "cannot")
+                console.print(f"{method} cannot measure {name}: {failed}")
                 continue
             if any(abs(run["trace"] / ours[0]["trace"] - 1) > 1e-4 for run in found):
                 raise AssertionError(f"{method} and batchscope differ on {name}: {found} and {ours}")
@@ -172,7 +174,6 @@ def main() -> None:
                     else map(median_and_spread, (row["seconds_ratios"], row["bytes_ratios"]))
                 ),
             )
-    console = Console(width=150)
     console.print(table)
     console.print(machine())
     if set(arguments.workloads) == set(WORKLOADS):

@@ -144,6 +144,13 @@ def test_bent_undoes_straightened(x: float, skewness: float) -> None:
     assert _bent(_straightened(x, skewness), skewness) == pytest.approx(x, abs=1e-5)
 
 
+def test_traces_of_powers_are_unbiased_where_centring_matters() -> None:
+    # Among 16 rows the products of deviations have a mean of −t/16: its square is a quarter of tr Σ² in 64 directions.
+    rng = np.random.default_rng(8)
+    moments = [moments_of(gaussian(rng, 16, 1.0, 0.0)) for _ in range(400)]
+    assert np.mean([m.trace_of_square for m in moments]) == pytest.approx(1 / DIMENSIONS, rel=0.05)
+
+
 def test_groups_of_examples_give_the_same_answer_as_examples() -> None:
     rng = np.random.default_rng(3)
     gradients = gaussian(rng, 4096, 50.0, 0.5)

@@ -144,12 +144,14 @@ def test_products_with_a_vector_are_those_of_the_rows(kind: str) -> None:
     with isolated(2):
         along = torch.cat(list(rows.along(list(range(30)), direction)))
     torch.testing.assert_close(along.double(), whole @ direction, rtol=1e-4, atol=1e-5)
+    assert rows._has_forward_mode == (kind != "branching")
 
 
 def test_a_loss_without_a_forward_derivative_is_passed_over_twice() -> None:
     workload = make(MODELS["perceptron"], loss=BackwardOnly.apply)
     rows = GradientRows(workload, _fresh(workload))
     assert rows.source == "per-example gradients"
+    assert not rows._has_forward_mode
     direction = torch.ones(rows.parameters)
     along = torch.cat(list(rows.along(list(range(12)), direction)))
     torch.testing.assert_close(along, torch.cat(list(rows.chunks(list(range(12))))) @ direction)
@@ -228,11 +230,19 @@ def test_error_of_a_batch_falls_as_one_over_its_root() -> None:
 
 def test_many_rows_are_measured_in_two_passes_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     workload = make(MODELS["perceptron"])
-    whole = bs.gradient_noise(workload, examples=EXAMPLES)
+    g = torch.Generator().manual_seed(4)
+    factors = {name: torch.rand(value.shape, generator=g) for name, value in _fresh(workload).state_dict().items()}
+    whole = bs.gradient_noise(workload, examples=EXAMPLES, preconditioner=factors)
     monkeypatch.setattr("batchscope.measure.noise.KEPT_BYTES", 0)
     monkeypatch.setattr("batchscope.measure.noise.LEAST_ROWS", EXAMPLES)
-    parts = bs.gradient_noise(workload, examples=EXAMPLES)
-    assert dataclasses.astuple(parts.noise_scale) == pytest.approx(dataclasses.astuple(whole.noise_scale), rel=1e-6)
+    parts = bs.gradient_noise(workload, examples=EXAMPLES, preconditioner=factors)
+    for one, other in (
+        (whole.noise_scale, parts.noise_scale),
+        (whole.preconditioned_noise_scale, parts.preconditioned_noise_scale),
+    ):
+        assert one is not None
+        assert other is not None
+        assert dataclasses.astuple(other) == pytest.approx(dataclasses.astuple(one), rel=1e-5)
 
 
 def test_two_passes_see_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,8 +144,10 @@ def moments_from_parts(
     trace = float(deviations.sum()) / (groups - 1)
     off_diagonal = gram - np.diag(np.diag(gram))
     pairs = float(np.square(off_diagonal).sum()) / (m * (m - 1))
-    # Centring makes two gradients' deviations correlate by −t/n.
-    square = max(pairs - (trace / groups) ** 2, trace**2 * 1e-9)
+    # Centring leaves deviations the covariance (δᵢⱼ − 1/n)·Σ, so a pair's squared product has the mean
+    # tr Σ²·((1 − 1/n)² + 1/n²) + (tr Σ)²/n² if they are normal.
+    centred = (1 - 1 / groups) ** 2 + 1 / groups**2
+    square = max((pairs - (trace / groups) ** 2) / centred, trace**2 * 1e-9)
     triples = float(np.sum((off_diagonal @ off_diagonal) * off_diagonal)) / (m * (m - 1) * (m - 2))
     # For every covariance, (tr Σ²)²/tr Σ ≤ tr Σ³ ≤ (tr Σ²)^(3/2); a noisy estimate may lie outside.
     cube = min(max(triples, square**2 / max(trace, 1e-300)), square**1.5)

@@ -87,7 +87,7 @@ def gradient_noise(
     indices = torch.randperm(workload.training_examples, generator=generator)[:examples].tolist()
     with isolated(derive(seed, "weights"), chosen):
         model = _loaded(workload.model(), state).to(chosen)
-        rows = GradientRows(workload, model)  # which tries a batch, with its dropout
+    rows = GradientRows(workload, model)
     if len(indices) // rows.group_size < LEAST_ROWS:
         raise ArgumentError(
             f"the noise scale needs at least {LEAST_ROWS} gradients",

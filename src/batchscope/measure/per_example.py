@@ -11,6 +11,7 @@ losses along it, which forward-mode differentiation gives at about the cost of t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,12 +62,11 @@ class GradientRows:
         self.source: NoiseSource = "per-example gradients"
         self.note: str | None = None
         self.group_size = 1
-        self._forward_mode = False
         tied = [name for name, module in model.named_modules() if _ties_examples(module)]
         if tied:
             self._use("micro-batches", f"{tied[0]} normalises over the batch, so an example has no gradient of its own")
         else:
-            # Dropout draws in these trials, which no one is to notice.
+            # Dropout draws in this trial, which no one is to notice.
             with isolated(0, self.device):
                 self._try_torch_func()
 
@@ -96,7 +96,7 @@ class GradientRows:
             indices: As for :meth:`chunks`.
             direction: A vector of as many numbers as a row has.
         """
-        if self.source == "per-example gradients" and self._forward_mode:
+        if self._has_forward_mode:
             sizes = [value.numel() for value in self._values.values()]
             parts = torch.split(direction.to(self.device), sizes)
             named = {n: part.view_as(v).to(v.dtype) for (n, v), part in zip(self._values.items(), parts, strict=True)}
@@ -107,18 +107,23 @@ class GradientRows:
             yield chunk @ direction.to(chunk)
 
     def _try_torch_func(self) -> None:
-        batch = self._batch([0, min(1, self.workload.training_examples - 1)])
         try:
-            self._per_example(batch)
+            self._per_example(self._batch([0, min(1, self.workload.training_examples - 1)]))
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             self._use("single backward passes", f"torch.func cannot batch this model: {reason}")
-            return
+
+    @functools.cached_property
+    def _has_forward_mode(self) -> bool:
+        """Whether the loss has a derivative along a vector: not where an operation lacks its forward formula."""
+        if self.source != "per-example gradients":
+            return False
         try:
-            self._along(batch, self._values)
-        except Exception:  # an operation without a forward derivative
-            return
-        self._forward_mode = True
+            with isolated(0, self.device):
+                self._along(self._batch([0]), self._values)
+        except Exception:
+            return False
+        return True
 
     def _use(self, source: NoiseSource, note: str) -> None:
         self.source, self.note = source, note
