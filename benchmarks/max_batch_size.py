@@ -17,6 +17,7 @@ import logging
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -103,6 +104,7 @@ def with_lightning(workload: Workload, mode: str) -> tuple[int, int]:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        default_root_dir=tempfile.mkdtemp(),  # where a search that runs out leaves its checkpoint
         callbacks=[BatchSizeFinder(mode=mode, init_val=64, max_val=workload.training_examples)],
     )
     try:
