@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import batchscope as bs
-from batchscope.fit.noise import PAIRED_ROWS, estimate_noise, moments_from_parts
+from batchscope.fit.noise import estimate_noise, moments_from_parts, paired_rows
 from batchscope.seeding import derive, isolated
 from cases import case, keep, machine, median_and_spread
 
@@ -91,7 +91,7 @@ def trace_by_hand(method: str, workload: bs.Workload, indices: list[int]) -> flo
         filled += len(rows)
     mean = gradients.mean(0)
     gradients -= mean
-    first = gradients[:PAIRED_ROWS]
+    first = gradients[: paired_rows(len(indices))]
     moments = moments_from_parts(
         groups=len(indices),
         group_size=1,

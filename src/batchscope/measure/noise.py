@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from batchscope.errors import ArgumentError, WorkloadError
-from batchscope.fit.noise import PAIRED_ROWS, GradientMoments, NoiseEstimate, estimate_noise, moments_from_parts
+from batchscope.fit.noise import GradientMoments, NoiseEstimate, estimate_noise, moments_from_parts, paired_rows
 from batchscope.measure.per_example import GradientRows
 from batchscope.measure.preconditioner import preconditioner
 from batchscope.progress import Reporter, reporter
@@ -173,7 +173,7 @@ def _tallied(
     fitting = KEPT_BYTES // (4 * rows.parameters * len(scales))
     count = len(indices) // rows.group_size
     keep_all = count <= fitting
-    kept = count if keep_all else min(count, max(fitting, LEAST_ROWS), PAIRED_ROWS)
+    kept = count if keep_all else min(max(fitting, LEAST_ROWS), paired_rows(count))
     tallies = [_Tally(rows, scale, kept) for scale in scales]
     with random():
         for chunk in rows.chunks(indices):
@@ -258,7 +258,7 @@ class _Tally:
         mean, projections = self._mean(), self._projected()
         square = float(mean @ mean)
         deviations = (torch.cat(self._squares[0]) - 2 * projections + square).clamp_min(0.0)
-        first = self._kept[: min(PAIRED_ROWS, self.groups)]
+        first = self._kept[: paired_rows(self.groups)]
         gram = torch.zeros(len(first), len(first), dtype=torch.float64, device=first.device)
         centres = torch.split(mean.to(first.dtype), _COLUMNS)
         for columns, centre in zip(torch.split(first, _COLUMNS, dim=1), centres, strict=True):
