@@ -14,13 +14,13 @@ from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import NoiseEstimate
 from batchscope.measure.budget import Budget, Stopwatch
 from batchscope.measure.measured_step import MeasuredStep
-from batchscope.measure.per_example import _ties_examples
 from batchscope.measure.sample import Sample, Void, Way
 from batchscope.measure.trained import is_compiled, trained_by
 from batchscope.measure.window import Window
 from batchscope.provenance import version
 from batchscope.records import Interval
 from batchscope.records.noise import MonitoredNoise, NoiseSource
+from batchscope.training.micro_batching import ties_examples
 
 # Steps that are always left alone at the start: they warm up, and an adaptive optimiser has no state before its first.
 FIRST = 2
@@ -304,7 +304,7 @@ pass an update; micro-batches or ranks do |
         if self._way != "ranks" and any(is_compiled(module) for module in self._model.modules()):
             self._way, self._note = "micro-batches", "a compiled model shows its hooks no single examples"
         if self._way == "single" and not self._checked:
-            tied = [name for name, module in self._model.named_modules() if _ties_examples(module)]
+            tied = [name for name, module in self._model.named_modules() if ties_examples(module)]
             if tied:
                 self._way = "micro-batches"
                 self._note = f"{tied[0]} normalises over the batch, so an example has no gradient of its own"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from batchscope.records.noise import NoiseSource
 from batchscope.seeding import isolated
+from batchscope.training.micro_batching import ties_examples
 from batchscope.workload.batches import take, to_device
 from batchscope.workload.workload import Batch, Workload
 
@@ -62,7 +62,7 @@ class GradientRows:
         self.source: NoiseSource = "per-example gradients"
         self.note: str | None = None
         self.group_size = 1
-        tied = [name for name, module in model.named_modules() if _ties_examples(module)]
+        tied = [name for name, module in model.named_modules() if ties_examples(module)]
         if tied:
             self._use("micro-batches", f"{tied[0]} normalises over the batch, so an example has no gradient of its own")
         else:
@@ -171,8 +171,3 @@ class _Loss(nn.Module):
         """The mean loss."""
         output, target = self._workload.output_and_target(self.model, batch)
         return self._workload.loss(output, target)
-
-
-def _ties_examples(module: Any) -> bool:
-    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return batch_norm and (module.training or not module.track_running_stats)
