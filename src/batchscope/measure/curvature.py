@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from batchscope.errors import ArgumentError, WorkloadError
+from batchscope.measure.state import loaded
 from batchscope.seeding import derive, isolated
 from batchscope.training.modes import evaluating
 from batchscope.training.train import checked_seed, chosen_device
@@ -89,14 +90,7 @@ def largest_eigenvalue(
     generator = torch.Generator().manual_seed(derive(seed, "curvature examples"))
     indices = torch.randperm(workload.training_examples, generator=generator)[:examples].tolist()
     with isolated(derive(seed, "weights"), chosen):
-        model = workload.model()
-        if state is not None:
-            try:
-                model.load_state_dict(state)
-            except (RuntimeError, TypeError, AttributeError) as error:
-                raise WorkloadError(
-                    "state must be a state dict of this workload's model", got=str(error).splitlines()[0]
-                ) from error
+        model = loaded(workload.model(), state)
         hessian = Hessian(workload, model.to(chosen), indices, seed=derive(seed, "curvature"))
     start = np.random.default_rng(derive(seed, "first vector")).standard_normal(hessian.parameters)
     value, vector, converged = _top(hessian, start, tolerance)

@@ -17,6 +17,7 @@ from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import GradientMoments, NoiseEstimate, estimate_noise, moments_from_parts, paired_rows
 from batchscope.measure.per_example import GradientRows
 from batchscope.measure.preconditioner import preconditioner
+from batchscope.measure.state import loaded
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records.noise import GradientError, NoiseMeasurement
@@ -86,7 +87,7 @@ def gradient_noise(
     generator = torch.Generator().manual_seed(derive(seed, "noise examples"))
     indices = torch.randperm(workload.training_examples, generator=generator)[:examples].tolist()
     with isolated(derive(seed, "weights"), chosen):
-        model = _loaded(workload.model(), state).to(chosen)
+        model = loaded(workload.model(), state).to(chosen)
     rows = GradientRows(workload, model)
     if len(indices) // rows.group_size < LEAST_ROWS:
         raise ArgumentError(
@@ -299,17 +300,6 @@ def _in_doubles(rows: Tensor) -> Iterator[Tensor]:
 def _array(tensor: Tensor) -> NDArray[np.float64]:
     array: NDArray[np.float64] = tensor.cpu().numpy()
     return array
-
-
-def _loaded(model: nn.Module, state: Mapping[str, Any] | None) -> nn.Module:
-    if state is not None:
-        try:
-            model.load_state_dict(state)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise WorkloadError(
-                "state must be a state dict of this workload's model", got=str(error).splitlines()[0]
-            ) from error
-    return model
 
 
 def _flat(preconditioner: Mapping[str, Tensor], model: nn.Module) -> Tensor:

@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from batchscope.errors import ArgumentError, RunError, WorkloadError
 from batchscope.fit.noise import estimate_noise, moments_of
 from batchscope.measure.hooks import hook
-from batchscope.measure.noise import LEAST_ROWS, _loaded
+from batchscope.measure.noise import LEAST_ROWS
+from batchscope.measure.state import loaded
 from batchscope.provenance import provenance
 from batchscope.records.noise import NoiseMeasurement
 from batchscope.seeding import derive, isolated
@@ -83,7 +84,7 @@ def gradient_noise_in_groups(
     chosen = chosen_device(device)
     groups = _groups(workload, examples, group_size, seed)
     with isolated(derive(seed, "weights"), chosen):
-        model = _loaded(workload.model(), state).to(chosen)
+        model = loaded(workload.model(), state).to(chosen)
 
     def batch(group: list[int]) -> Batch:
         return to_device(take(workload.train, group, workload.collate), chosen)

@@ -17,7 +17,7 @@ from batchscope.records import (
     StepTimes,
 )
 from batchscope.report import formatting as f
-from batchscope.report.sheets import Column, Line, Sheet
+from batchscope.report.sheets import Column, Line, Sheet, workload_facts
 
 Facts = tuple[tuple[str, str], ...]
 
@@ -362,16 +362,8 @@ def range_points(test: RangeTest) -> Sheet:
 
 def settings(record: Probe) -> Facts:
     """What was probed."""
-    work = record.workload
     return (
-        ("workload", work.name),
-        ("parameters", f.count(work.parameters)),
-        ("training examples", f.count(work.training_examples)),
-        ("validation examples", f.count(work.validation_examples)),
-        ("optimizer", work.optimizer),
-        ("loss", work.loss),
-        ("score", work.score),
-        ("today's setting", f"batch size {f.count(work.batch_size)}, rate {f.number(work.learning_rate, 3)}"),
+        *workload_facts(record.workload),
         ("whole probe", f.seconds(record.seconds)),
     )
 

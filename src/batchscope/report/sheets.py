@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from batchscope.records import Comparison, ComparisonRow, Difference, Interval, Provenance, RateSearch
+from batchscope.records import Comparison, ComparisonRow, Difference, Interval, Provenance, RateSearch, WorkloadSummary
 from batchscope.report import formatting as f
 
 MOST_PAIRS = 12
@@ -306,10 +306,8 @@ def search_cost(record: Comparison) -> str:
     return text
 
 
-def settings(record: Comparison) -> tuple[tuple[str, str], ...]:
-    """What was trained and how, as names and values."""
-    work = record.workload
-    schedule = {"constant": "constant", "linear": "falls linearly to zero"}[record.shape]
+def workload_facts(work: WorkloadSummary) -> tuple[tuple[str, str], ...]:
+    """What is trained, and what the person uses today."""
     return (
         ("workload", work.name),
         ("parameters", f.count(work.parameters)),
@@ -319,6 +317,14 @@ def settings(record: Comparison) -> tuple[tuple[str, str], ...]:
         ("loss", work.loss),
         ("score", work.score),
         ("today's setting", f"batch size {f.count(work.batch_size)}, rate {f.number(work.learning_rate, 3)}"),
+    )
+
+
+def settings(record: Comparison) -> tuple[tuple[str, str], ...]:
+    """What was trained and how, as names and values."""
+    schedule = {"constant": "constant", "linear": "falls linearly to zero"}[record.shape]
+    return (
+        *workload_facts(record.workload),
         ("learning rates", {"search": "searched", "rescaled": "rescaled", "fixed": "fixed"}[record.learning_rate]),
         ("rate over the run", schedule),
         ("order of the data", record.order),
