@@ -23,8 +23,8 @@ if TYPE_CHECKING:
         WorkloadError,
     )
 
-    # What a machine and the gradients say, as saved
-    from batchscope.fit import replan
+    # Arithmetic on what was measured before
+    from batchscope.fit import fit_tradeoff, replan
 
     # Single measurements, the probe of them all, and what goes into a person's own loop
     from batchscope.measure import (
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         RangeTest,
         Record,
         StepTimes,
+        TradeoffLaw,
         TrainResult,
         load,
     )
@@ -74,6 +75,8 @@ _HOMES = {
     # What this machine and these gradients say
     "probe": "batchscope.measure",
     "replan": "batchscope.fit",
+    # The law between batch size and examples to a target
+    "fit_tradeoff": "batchscope.fit",
     # Training
     "train": "batchscope.training",
     # Single measurements
@@ -96,6 +99,7 @@ _HOMES = {
     "RangeTest": "batchscope.records",
     "Record": "batchscope.records",
     "StepTimes": "batchscope.records",
+    "TradeoffLaw": "batchscope.records",
     "TrainResult": "batchscope.records",
     "load": "batchscope.records",
     # Errors
@@ -130,12 +134,14 @@ __all__ = [
     "RunError",
     "StepTimes",
     "StorageError",
+    "TradeoffLaw",
     "TrainResult",
     "Workload",
     "WorkloadError",
     "branched_runs",
     "compare",
     "find_max_batch_size",
+    "fit_tradeoff",
     "gradient_noise",
     "load",
     "load_workload",

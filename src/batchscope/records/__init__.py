@@ -19,6 +19,7 @@ from batchscope.records.plan import Order, Plan, Shape
 from batchscope.records.probe import Limits, NoisePoint, Probe, Replanned
 from batchscope.records.provenance import Provenance
 from batchscope.records.step_time import Reading, StepTimeLaw, StepTimePoint, StepTimes
+from batchscope.records.tradeoff import TradeoffLaw, TradeoffPoint
 from batchscope.records.training import CurvePoint, Outcome, TrainResult
 
 __all__ = [
@@ -57,6 +58,8 @@ __all__ = [
     "StepTimeLaw",
     "StepTimePoint",
     "StepTimes",
+    "TradeoffLaw",
+    "TradeoffPoint",
     "TrainResult",
     "WorkloadSummary",
     "decode",
