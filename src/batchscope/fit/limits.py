@@ -179,7 +179,9 @@ def _critical(
     if branched is not None and branched.critical_batch_size.resolved:
         found = branched.critical_batch_size
         if found.value and found.low and found.high is not None and math.isfinite(found.high):
-            return found, "branched runs", None
+            # It lies somewhere between the two: the largest size that recovered is only its lower bound.
+            between = replace(found, value=math.sqrt(found.low * found.high))
+            return between, "branched runs", None
     for point in reversed(noise):
         preconditioned = point.preconditioned_noise_scale
         if preconditioned is not None and preconditioned.resolved:

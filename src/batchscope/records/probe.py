@@ -59,7 +59,8 @@ class Limits:
         memory_sentence: What follows from it.
         knee: Throughput knee.
         knee_sentence: What follows from it.
-        critical: Critical batch size: measured by branched runs, or else the noise scale at the last point.
+        critical: Critical batch size: by branched runs, the geometric mean of the largest size that recovered and the
+            least that did not; or else the noise scale at the last point.
         critical_source: Which of the two, and for the noise scale whether after the optimiser's own scaling.
         critical_sentence: What follows from it.
         worth_having: The batch size of least time to a given loss: √(knee × critical) where τ is one line; unresolved
