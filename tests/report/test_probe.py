@@ -122,9 +122,9 @@ def test_limits_are_drawn_where_they_lie(probes: dict[str, Record]) -> None:
     assert (rows["memory"]["high"], rows["memory"]["text"]) == (1_437, "micro-batches up to 1,437")
     assert rows["worth having"]["text"] == "78.3 (67.4 to 91)"
     rows = {row["kind"]: row for row in data(drawn(probes["probe transformer"], "limits"), "place")}
-    assert rows["gradient noise"]["value"] is None
-    assert rows["gradient noise"]["above"]
-    assert rows["gradient noise"]["low"] == 900
+    assert rows["critical batch"]["value"] is None
+    assert rows["critical batch"]["above"]
+    assert rows["critical batch"]["low"] == 900
     rows = {row["kind"]: row for row in data(drawn(probes["probe bare"], "limits"), "place")}
     assert {row["align"] for row in rows.values()} == {"none"}
     assert rows["memory"]["text"] == "not known"

@@ -29,7 +29,7 @@ from batchscope.report.marks import (
     with_headroom,
 )
 
-LIMITS = {BLUE: "throughput knee", TEAL: "gradient noise", AMBER: "memory", RED: "worth having"}
+LIMITS = {BLUE: "throughput knee", TEAL: "critical batch", AMBER: "memory", RED: "worth having"}
 """What the colours stand for, here and on the cards."""
 
 COMPUTING, READING = "computing", "getting the batch"

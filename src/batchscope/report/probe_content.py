@@ -48,8 +48,8 @@ def of_probe(record: Probe, available: Iterable[str]) -> Content:
     sections = [
         Section(
             "The three limits",
-            "Below the knee, hardware idles; beyond the noise scale, examples are wasted; memory bounds what passes "
-            "through the model at once. A bar is a 95% interval, an arrow one that goes on.",
+            "Below the knee, hardware idles; beyond the critical batch size, examples are wasted; memory bounds what "
+            "passes through the model at once. A bar is a 95% interval, an arrow one that goes on.",
             figures=drawn,
             cards=(
                 Card(
@@ -60,7 +60,7 @@ def of_probe(record: Probe, available: Iterable[str]) -> Content:
                     AMBER,
                 ),
                 Card("Throughput knee", *_number_of(found.knee), found.knee_sentence, BLUE),
-                Card("Gradient noise", *_number_of(found.critical), found.critical_sentence, TEAL),
+                Card("Critical batch size", *_number_of(found.critical), found.critical_sentence, TEAL),
             ),
         ),
         _time(record.step_time, shown),

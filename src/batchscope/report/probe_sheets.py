@@ -51,7 +51,7 @@ def limits(record: Probe) -> Sheet:
         (
             Line(("memory, micro-batch", memory, f.UNKNOWN, _over(found.memory, today))),
             line("throughput knee", found.knee),
-            line("gradient noise", found.critical),
+            line("critical batch", found.critical),
             line("worth having", found.worth_having),
         ),
         f"Today's batch size is {f.count(today)}.",
