@@ -64,7 +64,8 @@ def test_a_saved_probe_is_planned_anew_without_measuring(
     assert isinstance(after, Probe)
     assert after.replanned is not None
     assert (after.replanned.memory_bytes, after.replanned.speed, after.replanned.fixed_speed) == (2**20, 4.0, 1.0)
-    assert after.limits.knee.value == pytest.approx(4 * (before.limits.knee.value or 0))
+    each = before.step_time.law.seconds_per_example.value or 0
+    assert after.step_time.law.seconds_per_example.value == pytest.approx(each / 4)
     assert after.memory is not None
     assert after.memory.limit_bytes == 2**20
     assert "planned" in said.out

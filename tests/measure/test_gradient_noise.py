@@ -421,8 +421,8 @@ def test_refusals_say_what_to_do() -> None:
         bs.gradient_noise(workload, examples=3)
     with pytest.raises(WorkloadError, match="state dict"):
         bs.gradient_noise(workload, {"nothing": torch.zeros(1)})
-    with pytest.raises(ArgumentError, match="micro-batches of 16"):
-        bs.gradient_noise(make(BATCH_NORM), examples=EXAMPLES)
+    with pytest.raises(ArgumentError, match="20 examples in micro-batches of 2"):
+        bs.gradient_noise(make(BATCH_NORM), examples=20)
     with pytest.raises(ArgumentError, match="preconditioner"):
         bs.gradient_noise(workload, preconditioner={})
     broken = {name: value * float("nan") for name, value in _fresh(workload).state_dict().items()}
@@ -444,3 +444,8 @@ def _fresh_under(workload: bs.Workload, seed: int) -> nn.Module:
 def _fresh(workload: bs.Workload) -> nn.Module:
     with isolated(0):
         return workload.model()
+
+
+def test_of_few_examples_micro_batches_are_smaller() -> None:
+    noise = bs.gradient_noise(make(BATCH_NORM), examples=40)
+    assert (noise.group_size, noise.examples) == (2, 40)

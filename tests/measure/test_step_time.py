@@ -53,6 +53,11 @@ def test_the_workloads_own_batch_size_is_among_them(make: Make) -> None:
     assert 11 in [point.batch_size for point in times.points]
 
 
+@pytest.mark.parametrize("kind", ["batch norm", "frozen norm"])
+def test_batch_norm_begins_at_two_examples(make: Make, kind: str) -> None:
+    assert [point.batch_size for point in bs.step_times(make(kind, examples=20), seconds=0.05).points] == [2, 4, 8, 16]
+
+
 def test_a_loader_that_is_slower_than_the_model_is_named(make: Make) -> None:
     workload = make(examples=64)
     slow = make(examples=64, train=SlowToRead(*workload.train))  # type: ignore[misc]

@@ -19,6 +19,7 @@ from batchscope.provenance import provenance
 from batchscope.records.memory import LimitSource, MemoryLaw, MemoryMeter, MemoryPoint, MemoryUse
 from batchscope.seeding import derive, isolated
 from batchscope.training.memory import is_out_of_memory
+from batchscope.training.micro_batching import least_batch_size
 from batchscope.training.train import checked_seed, chosen_device
 from batchscope.workload.workload import Workload
 
@@ -64,8 +65,8 @@ def memory_use(
 
     Args:
         workload: What is trained.
-        micro_batch_sizes: Sizes to measure; None: powers of two from 1 to the training set, as far as time and memory
-            allow. A size that the law so far puts beyond the limit is not tried.
+        micro_batch_sizes: Sizes to measure; None: powers of two from 1 (2 with batch norm) to the training set, as far
+            as time and memory allow. A size that the law so far puts beyond the limit is not tried.
         limit_bytes: Memory that training may take; None: see
             :func:`batchscope.measure.memory_meter.available_memory`.
         margin: Share of the limit to leave free.
@@ -88,7 +89,9 @@ def memory_use(
     """
     began = time.perf_counter()
     seed, chosen = checked_seed(seed), chosen_device(device)
-    sizes = _sizes(micro_batch_sizes, workload.training_examples)
+    with isolated(derive(seed, "weights"), chosen):
+        least = least_batch_size(workload.model())
+    sizes = _sizes(micro_batch_sizes, least, workload.training_examples)
     if limit_bytes is not None and (type(limit_bytes) is not int or limit_bytes < 1):
         raise ArgumentError("limit_bytes must be a whole number of bytes, at least 1", got=limit_bytes)
     if not isinstance(margin, (int, float)) or not 0 <= margin < 1:
@@ -189,9 +192,9 @@ class _Runner:
         return _Peak(meter.peak_bytes(), training.parameter_bytes, training.optimizer_bytes)
 
 
-def _sizes(given: Sequence[int] | None, examples: int) -> list[int]:
+def _sizes(given: Sequence[int] | None, least: int, examples: int) -> list[int]:
     if given is None:
-        return [*(2**i for i in range(examples.bit_length()) if 2**i < examples), examples]
+        return [*(2**i for i in range(examples.bit_length()) if least <= 2**i < examples), examples]
     if not given or any(type(size) is not int or not 1 <= size <= examples for size in given):
         raise ArgumentError(
             f"micro_batch_sizes must be whole numbers from 1 to the {examples:,} training examples", got=list(given)

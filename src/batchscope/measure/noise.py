@@ -89,6 +89,8 @@ def gradient_noise(
     with isolated(derive(seed, "weights"), chosen):
         model = loaded(workload.model(), state).to(chosen)
     rows = GradientRows(workload, model)
+    if rows.group_size > 1:  # of few examples there are as many micro-batches as are needed, and smaller ones
+        rows.group_size = max(2, min(rows.group_size, len(indices) // LEAST_ROWS))
     if len(indices) // rows.group_size < LEAST_ROWS:
         raise ArgumentError(
             f"the noise scale needs at least {LEAST_ROWS} gradients",

@@ -68,8 +68,8 @@ def probe(
     Examples:
         >>> import batchscope as bs
         >>> found = bs.probe(bs.load_workload("digits"), seconds=5, branches=False, learning_rate=False)
-        >>> found.limits.knee.resolved, [point.examples for point in found.noise][0]
-        (True, 0)
+        >>> found.workload.name, found.noise[0].examples, found.memory.holds_all
+        ('digits', 0, True)
     """
     began = time.perf_counter()
     seed = checked_seed(seed)

@@ -30,6 +30,7 @@ from batchscope.training.feed import Feed, TrainingData
 from batchscope.training.loop import Prepared
 from batchscope.training.memory import is_out_of_memory
 from batchscope.training.meters import Stopwatch
+from batchscope.training.micro_batching import least_batch_size
 from batchscope.training.step import TrainingStep
 from batchscope.training.threads import compute_threads
 from batchscope.training.train import checked_seed, chosen_device
@@ -82,7 +83,7 @@ def step_times(
     Args:
         workload: What is trained.
         batch_sizes: Sizes to time. None: powers of two, the workload's own batch size among them, as far as the
-            training set, the memory, the time there is and a growing throughput reach.
+            training set, the memory, the time there is and a growing throughput reach; from 2 on with batch norm.
         seconds: About how long the rounds may take; setting up comes on top.
         seed: Of the weights, the examples and the order of sizes.
         device: "cpu", "cuda" …; None: CUDA where there is one.
@@ -168,7 +169,8 @@ class _Timer:
     def grid(self, wanted: list[int] | None, seconds: float) -> list[_Size]:
         """The sizes that are timed, each run once to warm up, and how many updates make a block."""
         examples, own = self.prepared.workload.training_examples, self.prepared.workload.batch_size
-        powers = [2**i for i in range(examples.bit_length()) if 2**i <= examples]
+        least = least_batch_size(self.model)
+        powers = [2**i for i in range(examples.bit_length()) if least <= 2**i <= examples]
         candidates = wanted or sorted({*powers, min(own, examples)})
         sizes: list[_Size] = []
         rates: list[float] = []

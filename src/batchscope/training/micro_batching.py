@@ -132,6 +132,16 @@ def ties_examples(module: nn.Module) -> bool:
     return batch_norm and (module.training or not module.track_running_stats)
 
 
+def least_batch_size(model: nn.Module) -> int:
+    """The smallest batch that a model in training mode takes: one example alone has no spread to normalise by.
+
+    Examples:
+        >>> least_batch_size(nn.Linear(2, 2)), least_batch_size(nn.Sequential(nn.BatchNorm1d(2)))
+        (1, 2)
+    """
+    return 2 if any(ties_examples(module) for module in model.modules()) else 1
+
+
 def cut_batch(batch: Batch, examples: int, size: int) -> list[Batch]:
     """Cut a batch into parts of at most ``size`` examples, whatever its tensors are nested in.
 
