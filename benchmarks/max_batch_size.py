@@ -33,9 +33,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import batchscope as bs
 from batchscope.measure.max_batch_size import BatchSizeTrial
-from batchscope.measure.memory_meter import ResidentPeak, status_bytes
+from batchscope.measure.memory_meter import ResidentPeak
 from batchscope.measure.memory_trial import FreshTraining, LongestExamples
 from batchscope.training.memory import is_out_of_memory
+from batchscope.training.meters import status_bytes
 from batchscope.workload import Workload
 from cases import case, keep, machine
 

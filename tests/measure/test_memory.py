@@ -22,14 +22,9 @@ from batchscope.measure import child as child_module
 from batchscope.measure import memory as memory_module
 from batchscope.measure.child import CannotForkError, ChildResult, can_fork, in_child
 from batchscope.measure.memory import memory_use
-from batchscope.measure.memory_meter import (
-    ResidentPeak,
-    _left_in_control_groups,
-    available_memory,
-    limited_data,
-    status_bytes,
-)
+from batchscope.measure.memory_meter import ResidentPeak, _left_in_control_groups, available_memory, limited_data
 from batchscope.measure.memory_trial import FreshTraining, LongestExamples
+from batchscope.training.meters import status_bytes
 
 Make = Callable[..., Workload]
 MIB = 1 << 20

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from batchscope.errors import ArgumentError
 from batchscope.fit import limits_in_words as words
 from batchscope.fit.memory import largest_that_fits
+from batchscope.fit.step_time import fastest_point, loader_bound_from
 from batchscope.records import (
     BranchedRuns,
     Interval,
@@ -225,15 +226,14 @@ def _faster(step_time: StepTimes, speed: float, fixed_speed: float) -> StepTimes
                 predicted_seconds=point.predicted_seconds * factor,
             )
         )
-    fastest = max(points, key=lambda point: point.examples_per_second.value or 0.0)
-    bound = [p.batch_size for p in points if (p.data_seconds.value or 0.0) > (p.compute_seconds.value or 0.0)]
+    fastest = fastest_point(points)
     return replace(
         step_time,
         law=changed,
         points=tuple(points),
         most_examples_per_second=fastest.examples_per_second.value or 0.0,
         fastest_batch_size=fastest.batch_size,
-        loader_bound_from=min(bound, default=None),
+        loader_bound_from=loader_bound_from(points),
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from batchscope.records import Interval
-from batchscope.records.step_time import StepTimeLaw
+from batchscope.records.step_time import StepTimeLaw, StepTimePoint
 
 Floats = NDArray[np.float64]
 
@@ -129,6 +129,17 @@ def fit_step_time(batch_sizes: Sequence[int], seconds: Floats, *, level: float =
         relative_error=float(np.sqrt(np.mean(residuals**2))),
         bends_at=None if bends is None else dearer,
     )
+
+
+def fastest_point(points: Sequence[StepTimePoint]) -> StepTimePoint:
+    """The point of the highest throughput."""
+    return max(points, key=lambda point: point.examples_per_second.value or 0.0)
+
+
+def loader_bound_from(points: Sequence[StepTimePoint]) -> int | None:
+    """The least batch size at which getting a batch takes longer than computing with it; None: none of them."""
+    bound = [p.batch_size for p in points if (p.data_seconds.value or 0.0) > (p.compute_seconds.value or 0.0)]
+    return min(bound, default=None)
 
 
 def _bends(sizes: Floats, medians: Floats) -> Floats | None:

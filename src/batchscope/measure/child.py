@@ -27,8 +27,9 @@ from typing import Generic, Literal, NoReturn, TypeVar
 import torch
 
 from batchscope.errors import first_line
-from batchscope.measure.memory_meter import limited_data, occupy_heap_top, trim_heap
+from batchscope.measure.memory_meter import limited_data, occupy_heap_top
 from batchscope.training.memory import is_out_of_memory
+from batchscope.training.meters import trim_heap
 
 T = TypeVar("T")
 Ending = Literal["done", "out of memory", "killed", "too slow"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from batchscope.records.memory import LimitSource
+from batchscope.training.meters import field_bytes, status_bytes, trim_heap
 
 # A high-water mark that stands this far above the present use could not be reset, and says nothing.
 STALE_BYTES = 8 << 20
@@ -105,7 +106,7 @@ def available_memory(device: torch.device) -> tuple[int | None, LimitSource]:
     if device.type != "cpu" or sys.platform != "linux":
         return None, "unknown"
     known: list[tuple[int, LimitSource]] = []
-    if (free_bytes := _field_bytes(Path("/proc/meminfo"), "MemAvailable")) is not None:
+    if (free_bytes := field_bytes(Path("/proc/meminfo"), "MemAvailable")) is not None:
         known.append((free_bytes, "free memory"))
     known += [(left, "control group") for left in _left_in_control_groups()]
     known += [(left, "process limit") for left in _left_in_process()]
@@ -140,13 +141,6 @@ def limited_data(limit_bytes: int | None) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (before, most))
 
 
-def trim_heap() -> None:
-    """Hand free heap back to the system, where the C library is glibc."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 def occupy_heap_top() -> None:
     """Take what free heap :func:`trim_heap` could not hand back, in a process that is about to be measured and to end.
 
@@ -171,19 +165,6 @@ class _MallInfo(ctypes.Structure):
         *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
         *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
     ]
-
-
-def status_bytes(field: str) -> int | None:
-    """A field of this process's status on Linux, in bytes; None where it cannot be read."""
-    return _field_bytes(Path("/proc/self/status"), field)
-
-
-def _field_bytes(path: Path, field: str) -> int | None:
-    try:
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def _file_bytes() -> int:

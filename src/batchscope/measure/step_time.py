@@ -20,7 +20,7 @@ import torch
 
 from batchscope.errors import ArgumentError, RunError
 from batchscope.fit.intervals import median_interval
-from batchscope.fit.step_time import fit_step_time
+from batchscope.fit.step_time import fastest_point, fit_step_time, loader_bound_from
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records import Interval, Plan, StepTimePoint, StepTimes
@@ -133,15 +133,14 @@ def step_times(
     compute = np.array([size.compute for size in sizes]).T
     law = fit_step_time([size.batch_size for size in sizes], compute, seed=seed)
     points = tuple(_point(size, law.seconds(size.batch_size) or math.nan, beside=beside) for size in sizes)
-    fastest = max(points, key=lambda point: point.examples_per_second.value or 0.0)
-    bound = [p.batch_size for p in points if (p.data_seconds.value or 0.0) > (p.compute_seconds.value or 0.0)]
+    fastest = fastest_point(points)
     return StepTimes(
         workload=workload.title,
         points=points,
         law=law,
         reading="beside them" if beside else "between updates",
         workers=timer.prepared.training.workers,
-        loader_bound_from=min(bound, default=None),
+        loader_bound_from=loader_bound_from(points),
         most_examples_per_second=fastest.examples_per_second.value or 0.0,
         fastest_batch_size=fastest.batch_size,
         seconds=time.perf_counter() - began,

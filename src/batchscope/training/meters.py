@@ -69,26 +69,35 @@ class MemoryPeak:
             return torch.cuda.max_memory_allocated(self._device)
         if self._level is None:
             return None
-        peak = _status_bytes("VmHWM")
+        peak = status_bytes("VmHWM")
         return None if peak is None else max(0, peak - self._level)
 
 
 def _reset_high_water_mark() -> int | None:
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    trim_heap()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:  # not permitted in some containers
         return None
-    return _status_bytes("VmRSS")
+    return status_bytes("VmRSS")
 
 
-def _status_bytes(field: str) -> int | None:
+def trim_heap() -> None:
+    """Hand free heap back to the system, where the C library is glibc."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def status_bytes(field: str) -> int | None:
+    """A field of this process's status on Linux, in bytes; None where it cannot be read."""
+    return field_bytes(Path("/proc/self/status"), field)
+
+
+def field_bytes(path: Path, field: str) -> int | None:
+    """A field given in kB in one of the kernel's files of names and values, in bytes; None where it cannot be read."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    for line in lines:
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
