@@ -19,6 +19,19 @@ from batchscope.records.plan import Order, Plan, Shape
 from batchscope.records.probe import Limits, NoisePoint, Probe, Replanned
 from batchscope.records.provenance import Provenance
 from batchscope.records.step_time import Reading, StepTimeLaw, StepTimePoint, StepTimes
+from batchscope.records.sweep import (
+    Edge,
+    Engine,
+    RateForm,
+    RateLaw,
+    RatePoint,
+    Sweep,
+    SweepBest,
+    SweepTrial,
+    TimePoint,
+    TimeToTarget,
+    TrialOutcome,
+)
 from batchscope.records.tradeoff import TradeoffLaw, TradeoffPoint
 from batchscope.records.training import CurvePoint, Outcome, TrainResult
 
@@ -29,6 +42,8 @@ __all__ = [
     "ComparisonRow",
     "CurvePoint",
     "Difference",
+    "Edge",
+    "Engine",
     "GradientError",
     "Interval",
     "LimitSource",
@@ -48,7 +63,10 @@ __all__ = [
     "Provenance",
     "RangePoint",
     "RangeTest",
+    "RateForm",
     "RateHandling",
+    "RateLaw",
+    "RatePoint",
     "RateSearch",
     "RateTrial",
     "Reading",
@@ -58,9 +76,15 @@ __all__ = [
     "StepTimeLaw",
     "StepTimePoint",
     "StepTimes",
+    "Sweep",
+    "SweepBest",
+    "SweepTrial",
+    "TimePoint",
+    "TimeToTarget",
     "TradeoffLaw",
     "TradeoffPoint",
     "TrainResult",
+    "TrialOutcome",
     "WorkloadSummary",
     "decode",
     "encode",

@@ -9,7 +9,7 @@ from batchscope.records.base import Record
 from batchscope.records.plan import Plan
 from batchscope.records.provenance import Provenance
 
-Outcome = Literal["reached", "finished", "stopped early", "diverged", "interrupted", "out of memory"]
+Outcome = Literal["reached", "finished", "stopped early", "diverged", "interrupted", "out of memory", "pruned"]
 # Outcomes of a run that did what its plan says, so that its final score counts.
 IN_ORDER: tuple[Outcome, ...] = ("reached", "finished", "stopped early")
 
@@ -46,7 +46,7 @@ class TrainResult(Record):
         plan: What was asked for.
         seed: Seed of initial weights, data order and everything else random.
         outcome: "reached" the target, "finished" the budget, "stopped early" by patience, "diverged", "interrupted"
-            or "out of memory".
+            or "out of memory"; in a sweep also "pruned", stopped because it could not be the best any more.
         reached: Whether the target was reached; False where there was none.
         examples: Training examples seen.
         iterations: Parameter updates made.
@@ -72,6 +72,8 @@ class TrainResult(Record):
         provenance: Software, machine and seed.
         micro_batch_size: Examples that passed through the model at once at the end: as planned, or fewer where memory
             ran out. None where that was not recorded.
+        stack_size: Runs in the stack of replicas that it began in; its seconds are then its share of the stack's. None
+            where it was trained by itself.
         state: Weights at the best validation score (a state dict); in memory only.
     """
 
@@ -103,6 +105,7 @@ class TrainResult(Record):
     curve: tuple[CurvePoint, ...]
     provenance: Provenance
     micro_batch_size: int | None = None
+    stack_size: int | None = None
     state: dict[str, Any] | None = field(default=None, metadata={"json": False}, repr=False, compare=False)
 
     @property
