@@ -34,7 +34,7 @@ needs_fork = pytest.mark.skipif(not can_fork(), reason="needs a fork of a proces
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def wide(make: Make, **changes: Any) -> Workload:
+def wide(make: Make, examples: int = 4000, **changes: Any) -> Workload:
     """Weights of 0.25 MiB, and 16 KiB for each tensor of activations of an example.
 
     From 2,048 examples on such a tensor is larger than 32 MiB, and glibc maps it by itself and gives it back at once;
@@ -44,7 +44,7 @@ def wide(make: Make, **changes: Any) -> Workload:
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(6, 4096), nn.Tanh(), nn.Linear(4096, 3))
 
-    return make(model=model, examples=4000, **changes)
+    return make(model=model, examples=examples, **changes)
 
 
 # --- memory_use -------------------------------------------------------------------------------------------------------
@@ -68,14 +68,16 @@ def test_peaks_follow_the_activations(make: Make) -> None:
 
 @needs_fork
 def test_it_stops_where_the_law_ends_and_says_what_fits(make: Make) -> None:
-    use = memory_use(wide(make), limit_bytes=24 * MIB, device="cpu", margin=0.1)
+    # A limit that only sizes from 2,048 on come near: what smaller ones take depends on the heap that a child inherits.
+    workload, limit = wide(make, examples=40_000), 400 * MIB
+    use = memory_use(workload, limit_bytes=limit, device="cpu", margin=0.1, seconds=60.0)
     assert use.largest_executed is not None
     assert use.largest_predicted is not None
-    assert 64 <= use.largest_executed <= 512
+    assert 4096 <= use.largest_executed <= 8192
     assert use.largest_executed <= use.largest_predicted < 3 * use.largest_executed
     assert not use.holds_all
     # The prediction holds: that size runs in a child under the limit, and four times that size does not.
-    longest = LongestExamples(wide(make), seed=0)
+    longest = LongestExamples(workload, seed=0)
 
     def train(size: int) -> None:
         training = FreshTraining(longest.workload, longest, CPU)
@@ -83,8 +85,8 @@ def test_it_stops_where_the_law_ends_and_says_what_fits(make: Make) -> None:
         training.evaluate(size)
 
     predicted = use.largest_predicted
-    assert in_child(lambda: train(predicted), limit_bytes=24 * MIB).ending == "done"
-    assert in_child(lambda: train(4 * predicted), limit_bytes=24 * MIB).ending == "out of memory"
+    assert in_child(lambda: train(predicted), limit_bytes=limit).ending == "done"
+    assert in_child(lambda: train(4 * predicted), limit_bytes=limit).ending == "out of memory"
 
 
 @needs_fork
