@@ -92,6 +92,7 @@ class Run:
         evaluate_training: Whether to evaluate on training examples at the end, for the generalisation gap.
         measure_memory: Whether to take the peak of memory; on a CPU the first updates then find the heap cold.
         on_evaluation: Called after each evaluation, off the clock, with the point and the seconds left, if known.
+        keep_going: Asked after each evaluation that doesn't end the run; False ends it as "pruned".
 
     Raises:
         PlanError: A plan that this workload cannot follow.
@@ -111,6 +112,7 @@ class Run:
         evaluate_training: bool = True,
         measure_memory: bool = True,
         on_evaluation: Callable[[CurvePoint, float | None], None] | None = None,
+        keep_going: Callable[[CurvePoint], bool] | None = None,
     ) -> None:
         self.began = time.perf_counter()
         self.prepared, self.plan, self.seed = prepared, plan, seed
@@ -121,7 +123,7 @@ class Run:
         self.evaluate_every = evaluate_every or evaluation_distance(self.workload, plan.budget_examples)
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
-        self.evaluate_training = evaluate_training
+        self.evaluate_training, self.keep_going = evaluate_training, keep_going
 
         self.memory = MemoryPeak(self.device) if measure_memory else None
         with isolated(derive(seed, "weights"), self.device):
@@ -271,7 +273,10 @@ class Run:
             return "diverged"
         if self.plan.target is not None and point.score >= self.plan.target:
             return "reached"
-        return "stopped early" if self.best.should_stop else None
+        if self.best.should_stop:
+            return "stopped early"
+        unfinished = self.progress.iterations < self.iterations
+        return "pruned" if unfinished and self.keep_going is not None and not self.keep_going(point) else None
 
     def _next_evaluation(self) -> int:
         """The first update at or after the next multiple of ``evaluate_every`` examples, or the last update."""
