@@ -14,6 +14,58 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class SizeProgress:
+    """How one batch size of a sweep stands.
+
+    Attributes:
+        batch_size: Examples per update.
+        done: Trials that have ended, pruned ones among them.
+        running: Trials that run now.
+        pruned: Of those that have ended, the ones that were pruned.
+        waiting: Trials that are known to come.
+        best_rate: The best learning rate so far; None before the first.
+        best_examples: Examples to the target at that rate; None without a target, or before it was reached.
+        best_score: Best validation score at that rate; None before the first.
+        at_edge: Whether the best rate lies at an end of what was tried, so that a better one may lie beyond.
+        settled: Whether nothing more will be tried at this batch size.
+    """
+
+    batch_size: int
+    done: int = 0
+    running: int = 0
+    pruned: int = 0
+    waiting: int = 0
+    best_rate: float | None = None
+    best_examples: float | None = None
+    best_score: float | None = None
+    at_edge: bool = False
+    settled: bool = False
+
+
+@dataclass(frozen=True)
+class SweepProgress:
+    """How a sweep stands: what its live view shows.
+
+    Attributes:
+        rows: A line per batch size.
+        done: Trials that have ended, pruned ones among them.
+        running: Trials that run now.
+        pruned: Of those that have ended, the ones that were pruned.
+        examples: Examples trained on so far, all trials.
+        seconds_left: An estimate; None where there is none yet.
+        workers: Tasks that run at once.
+    """
+
+    rows: tuple[SizeProgress, ...]
+    done: int
+    running: int
+    pruned: int
+    examples: int
+    seconds_left: float | None
+    workers: int
+
+
+@dataclass(frozen=True)
 class ProgressEvent:
     """One step forward.
 
@@ -25,6 +77,7 @@ class ProgressEvent:
         score: The last validation score; None before the first.
         learning_rate: The present rate; None where there is none.
         seconds_left: An estimate; None where there is none yet.
+        sweep: How a sweep stands, which is shown in place of the rest; None for everything else.
     """
 
     task: str
@@ -34,6 +87,7 @@ class ProgressEvent:
     score: float | None
     learning_rate: float | None
     seconds_left: float | None
+    sweep: SweepProgress | None = None
 
 
 Reporter = Callable[[ProgressEvent], None]
@@ -55,10 +109,11 @@ class Report:
         score: float | None = None,
         learning_rate: float | None = None,
         seconds_left: float | None = None,
+        sweep: SweepProgress | None = None,
     ) -> None:
         """Tell of one step forward."""
         if self._listener is not None:
-            self._listener(ProgressEvent(self.task, label, done, total, score, learning_rate, seconds_left))
+            self._listener(ProgressEvent(self.task, label, done, total, score, learning_rate, seconds_left, sweep))
 
 
 @contextlib.contextmanager
