@@ -24,9 +24,9 @@ from batchscope.records import (
     Shape,
     TrainResult,
 )
-from batchscope.schedule import learning_rate_exponent, rescale
-from batchscope.seeding import current_device, derive, isolated
+from batchscope.seeding import derive
 from batchscope.study import statistics
+from batchscope.study.arguments import checked_seeds, reference_rate
 from batchscope.study.conclusion import conclude
 from batchscope.study.search import horizon, search_learning_rate
 from batchscope.study.store import RunStore
@@ -39,8 +39,6 @@ from batchscope.workload.workload import Workload
 
 # Trials of a search are not known beforehand; this many are reckoned with for the time left.
 EXPECTED_TRIALS = 5
-# More are a mistake; and each is a run of every pair.
-MOST_SEEDS = 10_000
 
 
 def compare(
@@ -100,7 +98,7 @@ def compare(
         [(32, 64, 2048), (128, 16, 2048)]
     """
     pairs = checked_pairs(pairs, workload, allow_unequal=allow_unequal)
-    chosen_seeds = _seeds(seeds, checked_seed(seed))
+    chosen_seeds = checked_seeds(seeds, checked_seed(seed))
     for name, value, kinds in (("learning_rate", learning_rate, RateHandling), ("shape", shape, Shape)):
         if value not in get_args(kinds):
             raise ArgumentError(f"{name} must be one of {', '.join(get_args(kinds))}", got=value)
@@ -210,7 +208,9 @@ class _Study:
     def _rescaled_rate(self, plan: Plan) -> float:
         """The reference rate at a plan's batch size, found once: a model is built for it."""
         if plan.batch_size not in self._rescaled_rates:
-            self._rescaled_rates[plan.batch_size] = _rescaled(self.workload, plan)
+            self._rescaled_rates[plan.batch_size] = reference_rate(
+                self.workload, plan.batch_size, by_rule=plan.rescaled_from is not None
+            )
         return self._rescaled_rates[plan.batch_size]
 
     def _searches(self, stop: StopRequest, report: Report, runs_ahead: int) -> tuple[RateSearch, ...]:
@@ -374,34 +374,3 @@ def _equal_pairs(pairs: Sequence[tuple[int, int]]) -> str:
     examples = max(1, round(max(a * b for a, b in pairs) / multiple)) * multiple
     suggestion = dict.fromkeys(f"{a}x{examples // a}" for a, _ in pairs)
     return f"try {' '.join(suggestion)}, or allow it with --allow-unequal"
-
-
-def _seeds(seeds: int | Sequence[int], seed: int) -> tuple[int, ...]:
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        if not 1 <= seeds <= MOST_SEEDS:
-            mend = "5 give an interval worth reading"
-            raise ArgumentError(f"seeds must be at least 1 and at most {MOST_SEEDS:,}", got=seeds, mend=mend)
-        return tuple(range(seed, seed + seeds))
-    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds:
-        raise ArgumentError("seeds must be a number, or different whole numbers", got=seeds)
-    chosen = tuple(checked_seed(one) for one in seeds)
-    if len(set(chosen)) < len(chosen):
-        raise ArgumentError("seeds must differ from each other", got=seeds)
-    return chosen
-
-
-def _rescaled(workload: Workload, plan: Plan) -> float:
-    """The workload's learning rate, rescaled to a plan's batch size by the optimiser's rule.
-
-    Where there is no rule and none is insisted on, the rate as it is: a place for a search to begin.
-    """
-    with isolated(0, current_device()):
-        optimizer = workload.optimizer(workload.model().parameters(), workload.learning_rate)
-    if plan.rescaled_from is not None:
-        rescale(optimizer, from_batch_size=workload.batch_size, to_batch_size=plan.batch_size)
-        return float(optimizer.param_groups[0]["lr"])
-    try:
-        exponent = learning_rate_exponent(optimizer)
-    except PlanError:
-        return workload.learning_rate
-    return float(workload.learning_rate * (plan.batch_size / workload.batch_size) ** exponent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from batchscope.records import Comparison, ComparisonRow, Difference, Interval
+from batchscope.study.words import counted, interval, listed, seconds
 
 
 def conclude(comparison: Comparison) -> str:
@@ -22,7 +23,7 @@ def conclude(comparison: Comparison) -> str:
     elif len(rows) == 1:
         row = rows[0]
         sentences.append(
-            f"{_name(row).capitalize()} ends at a score of {_interval(row.score)} in {_seconds(row.step_seconds)}; "
+            f"{_name(row).capitalize()} ends at a score of {interval(row.score)} in {seconds(row.step_seconds)}; "
             "with one row there is nothing to compare it with."
         )
     elif len(scored) == 1:
@@ -35,11 +36,11 @@ def conclude(comparison: Comparison) -> str:
             runs = row.diverged + row.finished + row.failed
             counts = "they count" if row.diverged > 1 else "it counts"
             sentences.append(
-                f"At {name}, {row.diverged} of {_counted(runs, 'run')} diverged at a learning rate of "
+                f"At {name}, {row.diverged} of {counted(runs, 'run')} diverged at a learning rate of "
                 f"{row.learning_rate:.3g}; {counts} in no score."
             )
         if row.failed:
-            sentences.append(f"At {name}, {_counted(row.failed, 'run')} ran out of memory.")
+            sentences.append(f"At {name}, {counted(row.failed, 'run')} ran out of memory.")
     sentences += _caveats(comparison)
     return " ".join(sentences)
 
@@ -57,7 +58,7 @@ def _score_and_time(comparison: Comparison, scored: list[int]) -> list[str]:
     sentences = [_highest(comparison, best, leads, level, beaten)]
     sentences += [
         f"But over the seeds that both finished, {_batch(comparison, i)} is ahead of it by "
-        f"{_interval(_lead(comparison, i, best))}."
+        f"{interval(_lead(comparison, i, best))}."
         for i in ahead
     ]
     sentences.append(_least_time(comparison, scored, fastest, best))
@@ -71,37 +72,38 @@ def _highest(comparison: Comparison, best: int, leads: dict[int, Interval], leve
     equal = len({row.examples for row in rows}) == 1
     budget = f"For the same {rows[0].examples:,} examples, " if equal else "Of budgets that differ, "
     tied = [i for i in level if rows[i].score.value == rows[best].score.value]
-    names = _listed([_name(rows[i]) for i in (best, *tied)])
-    has = f"{budget}{names} {'share' if tied else 'has'} the highest mean final score, {_interval(rows[best].score)}"
+    names = listed([_name(rows[i]) for i in (best, *tied)])
+    has = f"{budget}{names} {'share' if tied else 'has'} the highest mean final score, {interval(rows[best].score)}"
     common = {_difference(comparison, best, i).seeds for i in leads}
     if max(common) < 2:
         seeds = "one seed" if max(common) == 1 else "no seed that both finished"
         return f"{has}, but with {seeds} a difference can't be told from luck: run it with --seeds 5 or more."
     if beaten:
-        won = [f"{_batch(comparison, i)} by {_interval(leads[i])}" for i in beaten]
+        won = [f"{_batch(comparison, i)} by {interval(leads[i])}" for i in beaten]
         rest = [_batch(comparison, i) for i in level]
-        return f"{has}: more than {_listed(won)}." + (f" It can't be told apart from {_listed(rest)}." if rest else "")
+        return f"{has}: more than {listed(won)}." + (f" It can't be told apart from {listed(rest)}." if rest else "")
     if not level:
         return f"{has}."
     seeds = f"{max(common)} seeds" if len(common) == 1 else f"{min(common)} to {max(common)} seeds"
     behind = [f"{_batch(comparison, i)} {_behind(leads[i])}" for i in level]
-    return f"{has}, but no other row's score can be told apart from it with {seeds}: {_listed(behind)}."
+    return f"{has}, but no other row's score can be told apart from it with {seeds}: {listed(behind)}."
 
 
 def _behind(lead: Interval) -> str:
     if lead.value is None:
         return "has no seed in common with it"
     if lead.value < 0:
-        return f"is ahead by {_interval(_negative(lead))} over the seeds that both finished"
-    return f"is behind by {_interval(lead)}"
+        return f"is ahead by {interval(_negative(lead))} over the seeds that both finished"
+    return f"is behind by {interval(lead)}"
 
 
 def _least_time(comparison: Comparison, scored: list[int], fastest: int, best: int) -> str:
     rows = comparison.rows
-    said = f"{_name(rows[fastest]).capitalize()} takes the least time, {_seconds(rows[fastest].step_seconds)} a run"
+    least = seconds(rows[fastest].step_seconds)
+    said = f"{_name(rows[fastest]).capitalize()} takes the least time, {least} a run"
     unclear = [i for i in scored if i != fastest and not _faster(comparison, fastest, i)]
     if unclear:
-        said += f", which can't be told apart from the time of {_listed([_batch(comparison, i) for i in unclear])}"
+        said += f", which can't be told apart from the time of {listed([_batch(comparison, i) for i in unclear])}"
     if best != fastest and best not in unclear:
         ratio = _seconds_ratio(comparison, best, fastest)
         spread = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.3g} to {ratio.high:.3g})"
@@ -130,7 +132,7 @@ def _choice(comparison: Comparison, best: int, fastest: int, *, beaten: list[int
         saved = (rows[best].step_seconds or 0.0) - (rows[fastest].step_seconds or 0.0)
         return [
             f"So {chosen} is the better choice for score and {_batch(comparison, fastest)} for time: it saves "
-            f"{_seconds(saved)} a run and gives up {_interval(_lead(comparison, best, fastest))} of score."
+            f"{seconds(saved)} a run and gives up {interval(_lead(comparison, best, fastest))} of score."
         ]
     return []
 
@@ -147,8 +149,8 @@ def _caveats(comparison: Comparison) -> list[str]:
     edges = [search.batch_size for search in comparison.searches if search.at_edge and search.batch_size in used]
     if edges:
         said.append(
-            f"At batch {_listed([f'{size:,}' for size in edges])} the best learning rate lies at the edge of what the "
-            "search tried, so a better one may exist."
+            f"At batch {listed([f'{size:,}' for size in edges])} the best learning rate lies at the edge of what "
+            "the search tried, so a better one may exist."
         )
     if comparison.error is not None:
         said.append(f"The comparison was stopped by an error: this is what was finished. {comparison.error}.")
@@ -198,31 +200,3 @@ def _batch(comparison: Comparison, index: int) -> str:
 
 def _name(row: ComparisonRow) -> str:
     return f"batch {row.batch_size:,} × {row.iterations:,} updates"
-
-
-def _interval(interval: Interval) -> str:
-    if interval.value is None:
-        return "an unknown amount"
-    if interval.low is None or interval.high is None:
-        return _number(interval.value)
-    return f"{_number(interval.value)} ({_number(interval.low)} to {_number(interval.high)})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if 0.0001 <= abs(value) < 100 else f"{value:.3g}"
-
-
-def _seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "an unknown time"
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
