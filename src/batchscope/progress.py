@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.progress import TaskID
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def reporter(progress: bool | Reporter, task: str) -> Iterator[Report]:
     """A place to report to, for the length of a task.
 
     Args:
-        progress: False: nothing is shown. True: a live line on stderr if that is a terminal, otherwise a plain line
+        progress: False: nothing is shown. True: a live view on stderr if that is a terminal, otherwise a plain line
             now and then. A function: it is called with every event.
         task: What is going on.
 
@@ -133,59 +136,141 @@ def reporter(progress: bool | Reporter, task: str) -> Iterator[Report]:
     elif progress is not True:
         yield Report(progress, task)
     elif sys.stderr.isatty():
-        with _LiveLine() as live:
+        with _LiveView() as live:
             yield Report(live, task)
     else:
         yield Report(_PlainLines(), task)
 
 
-class _LiveLine:
-    """One line that is redrawn."""
+class _LiveView:
+    """The foot of a terminal, redrawn four times a second: a line with a bar, or the table of a sweep."""
 
     def __init__(self) -> None:
         from rich.console import Console
+        from rich.live import Live
         from rich.progress import BarColumn, Progress, TextColumn
 
+        console = Console(stderr=True)
         self._bar: Progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[said]}"),
-            console=Console(stderr=True),
-            transient=True,
+            console=console,
         )
         self._task: TaskID | None = None
+        self._sweep: _SweepTable | None = None
+        self._live: Live = Live(
+            get_renderable=lambda: self._sweep or self._bar, console=console, transient=True, refresh_per_second=4
+        )
 
-    def __enter__(self) -> _LiveLine:
-        self._bar.start()
+    def __enter__(self) -> _LiveView:
+        self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        self._live.stop()  # which draws once more, erases that, and shows the cursor again
 
     def __call__(self, event: ProgressEvent) -> None:
+        # The thread that draws reads what is set here; each assignment is of something finished.
+        if event.sweep is not None:
+            self._sweep = _SweepTable(event.task, event.label, event.sweep)
+            return
+        self._sweep = None
         if self._task is None:
             self._task = self._bar.add_task(event.task, total=event.total, said="")
         self._bar.update(self._task, description=event.task, completed=event.done, total=event.total, said=_said(event))
 
 
+@dataclass(frozen=True)
+class _SweepTable:
+    """A sweep as a table that fits the terminal's width: columns that matter less go first."""
+
+    task: str
+    label: str
+    sweep: SweepProgress
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.measure import Measurement
+        from rich.text import Text
+
+        yield Text(f"{self.task}: {_counted(self.sweep)}", style="bold", overflow="ellipsis")
+        left = [] if self.sweep.seconds_left is None else [f"{_duration(self.sweep.seconds_left)} left"]
+        workers = f"{self.sweep.workers} worker{'' if self.sweep.workers == 1 else 's'}"
+        aside = [*left, f"{_short(self.sweep.examples)} examples", workers, *([self.label] if self.label else [])]
+        yield Text(" · ".join(aside), style="dim", overflow="ellipsis", no_wrap=True)
+        columns = self._columns()
+        for going in (*_GO_FIRST, ""):
+            table = _grid(columns)
+            if Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width:
+                break
+            columns.pop(going, None)
+        yield table
+
+    def _columns(self) -> dict[str, list[str]]:
+        rows = self.sweep.rows
+        found = {
+            "batch": [f"{row.batch_size:,}" for row in rows],
+            "done": [f"{row.done}" for row in rows],
+            "pruned": [f"{row.pruned or ''}" for row in rows],
+            "running": [f"{row.running or ''}" for row in rows],
+            "waiting": [f"{row.waiting or ''}" for row in rows],
+            "best rate": ["" if row.best_rate is None else f"{row.best_rate:.3g}" for row in rows],
+            "examples": ["" if row.best_examples is None else f"{row.best_examples:,.0f}" for row in rows],
+            "score": ["" if row.best_score is None else f"{row.best_score:#.4g}" for row in rows],
+            "": [", ".join(["settled"] * row.settled + ["at the edge"] * row.at_edge) for row in rows],
+        }
+        if not any(found["examples"]):
+            del found["examples"]
+        return found
+
+
+_GO_FIRST = ("waiting", "pruned", "score", "running", "", "done", "examples")
+"""Columns of the live table in the order in which they go where there is no room."""
+
+
+def _grid(columns: dict[str, list[str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in columns:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
+    return table
+
+
 class _PlainLines:
-    """A line now and then, for logs: the first event, then one every five seconds, and whenever the task changes."""
+    """A line now and then, for logs: the first event, then one every five seconds, and whenever the task changes.
+
+    Sweeps take long and have long lines: theirs come ever more seldom, a thirtieth of the time gone by apart, yet once
+    a minute at least.
+    """
 
     EVERY_SECONDS = 5.0
+    OF_SWEEP = 1 / 30
+    AT_MOST_SECONDS = 60.0
 
     def __init__(self) -> None:
-        self._last = -self.EVERY_SECONDS
+        self._began = self._last = -math.inf
         self._task = ""
 
     def __call__(self, event: ProgressEvent) -> None:
         now = time.monotonic()
-        finished = event.total is not None and event.done >= event.total
-        if event.task == self._task and now - self._last < self.EVERY_SECONDS and not finished:
+        finished = event.total is not None and event.done >= event.total and not (event.sweep and event.sweep.running)
+        if event.task != self._task:
+            self._began, self._last = now, -math.inf
+        every = self.EVERY_SECONDS
+        if event.sweep is not None:
+            every = min(max(every, self.OF_SWEEP * (now - self._began)), self.AT_MOST_SECONDS)
+        if now - self._last < every and not finished:
             return
         self._last, self._task = now, event.task
         share = f" {event.done / event.total:4.0%}" if event.total else f" {event.done:,}"
-        print(f"{event.task}{share}  {_said(event)}", file=sys.stderr, flush=True)
+        line = f"{event.task}{share}  {_said(event)}" if event.sweep is None else _swept(event.task, event.sweep)
+        print(line, file=sys.stderr, flush=True)
 
 
 def _said(event: ProgressEvent) -> str:
@@ -197,6 +282,32 @@ def _said(event: ProgressEvent) -> str:
     if event.seconds_left is not None:
         parts.append(f"{_duration(event.seconds_left)} left")
     return "  ".join(parts)
+
+
+def _swept(task: str, sweep: SweepProgress) -> str:
+    """A sweep in one line: trials, the best rate of each batch size and what it needs or reaches, the time left."""
+    parts = [f"{task}: {_counted(sweep)}"]
+    for row in sweep.rows:
+        if row.best_rate is not None:
+            score = "" if row.best_score is None else f" → score {row.best_score:.4g}"
+            needs = score if row.best_examples is None else f" → {_short(row.best_examples)} examples"
+            parts.append(f"batch {row.batch_size}: {row.best_rate:.3g}{needs}")
+    if sweep.seconds_left is not None:
+        parts.append(f"{_duration(sweep.seconds_left)} left")
+    return " · ".join(parts)
+
+
+def _counted(sweep: SweepProgress) -> str:
+    pruned = f" ({sweep.pruned:,} pruned)" if sweep.pruned else ""
+    return f"{sweep.done:,} trial{'' if sweep.done == 1 else 's'} done{pruned}, {sweep.running:,} running"
+
+
+def _short(number: float) -> str:
+    """A number in three digits with a letter for its thousands."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
 
 
 def _duration(seconds: float) -> str:
