@@ -290,6 +290,28 @@ def probe(
 
 
 @_command
+def fit(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE.csv",
+            help="A line per run: batch_size; examples_to_target, or updates; maybe learning_rate, seed, outcome, spent.",
+            show_default=False,
+        ),
+    ],
+    json: Json = None,
+    report: Report = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fit the trade-off law to a table of batch sizes and what the target took."""
+    from batchscope.study.table_file import read_table
+
+    _writable(json, report, reads=table)
+    _show(read_table(table).fit(), json, report, quiet=quiet)
+
+
+@_command
 def workloads(debug: Debug = False) -> None:
     """List the built-in workloads, their sizes, and where their data come from."""
     from batchscope.report.listing import workloads_table
