@@ -295,7 +295,7 @@ def fit(
         Path,
         typer.Argument(
             metavar="TABLE.csv",
-            help="A line per run: batch_size; examples_to_target, or updates; maybe learning_rate, seed, outcome, spent.",
+            help="A line per run: batch_size, examples_to_target or updates; maybe learning_rate, outcome, spent.",
             show_default=False,
         ),
     ],
