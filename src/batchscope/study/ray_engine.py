@@ -1,0 +1,381 @@
+"""Tasks on a Ray cluster: one actor to a worker, its events fetched as they happen, the store left to the driver."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from batchscope.errors import ArgumentError, BatchscopeError, RunError, first_line, require
+from batchscope.provenance import available_cores, version
+from batchscope.study.ray_worker import RayWorker, pickled, versions_here
+from batchscope.study.tasks import Conditions, Event, Finished, Lost, Standing, Task, TaskDone, Trial
+from batchscope.workload import Workload
+
+# A worker is silent for as long as the distance between two evaluations; where these are slow, for a multiple of it.
+LEAST_TIMEOUT_SECONDS, TIMES_LONGEST_SILENCE = 300.0, 20.0
+# A cluster that starts machines when they are asked for needs minutes.
+START_SECONDS = 900.0
+# Ray rarely tells whether a worker was killed or killed itself: a trial that lost so many workers is to blame.
+BLAMELESS_DEATHS = 2
+FAILED_STARTS = 5
+# Ctrl-C and hanging workers are looked for this often.
+LOOK_SECONDS = 1.0
+STORE_BYTES = 128 << 20
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A worker as the driver sees it: its actor, what is waited for, and the task that it runs, if any."""
+
+    actor: Any
+    awaited: Any
+    name: str = ""
+    task: Task | None = None
+    finished: set[Trial] = field(default_factory=set)
+    heard: float = 0.0
+
+    @property
+    def unfinished(self) -> list[Trial]:
+        return [trial for trial in self.task.trials if trial not in self.finished] if self.task else []
+
+
+class RayEngine:
+    """Runs tasks on a Ray cluster; see :class:`batchscope.study.tasks.Engine`.
+
+    Every worker is an actor that holds the workload and one core, or one GPU where it trains on one. A worker whose
+    process or machine dies is replaced, and its unfinished trials reported as lost without blame, to be run again;
+    trials that were on board of more than two workers that died are blamed, since Ray does not tell a process that was
+    killed from one that killed itself. The workload travels by value, with the functions and classes of the person's
+    own modules, so that only installed packages have to be there on the cluster.
+
+    Args:
+        workload: What is trained.
+        conditions: What all trials have in common.
+        address: Of a running cluster, which is joined and left as it was: "host:6379", or "auto" for the one that this
+            machine belongs to. None: a cluster on this machine, for as long as the engine is used; or the one that this
+            process is connected to already.
+        workers: Actors; None: one for each core of the cluster, or each GPU.
+        device: Where they train: its type counts.
+        timeout_seconds: Silence after which a worker is given up; None: 300 s, or 20 times the longest silence so far
+            where that is more.
+
+    Raises:
+        MissingPackageError: Ray is not installed.
+        ArgumentError: A workload that cannot be pickled, or numbers that make no sense.
+
+    Examples:
+        >>> import importlib.util
+        >>> from batchscope.workload import load_workload
+        >>> conditions = Conditions(target=None, budget_examples=1000, evaluate_every=500)
+        >>> if importlib.util.find_spec("ray"):
+        ...     engine = RayEngine(load_workload("digits"), conditions, workers=3)
+        ...     assert engine.workers == 3 and not engine.stores
+    """
+
+    stores = False
+
+    def __init__(
+        self,
+        workload: Workload,
+        conditions: Conditions,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        device: torch.device | None = None,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        self._ray = require("ray", "run a sweep on a Ray cluster", "batchscope[ray]")
+        if workers is not None and (type(workers) is not int or workers < 1):
+            raise ArgumentError("workers must be a whole number of at least 1", got=workers)
+        if timeout_seconds is not None and not timeout_seconds > 0:
+            raise ArgumentError("timeout_seconds must be above 0", got=timeout_seconds)
+        self.workers = workers or 0  # known once the cluster is
+        self._conditions, self._address, self._timeout_seconds = conditions, address, timeout_seconds
+        self._device = device or torch.device("cpu")
+        self._pickled = pickled(workload)
+        self._seats: list[_Seat] = []
+        self._queue: collections.deque[Task] = collections.deque()
+        self._events: collections.deque[Event] = collections.deque()
+        self._deaths: collections.Counter[Trial] = collections.Counter()
+        self._longest_silence = 0.0
+        self._failed_starts = 0
+        self._connected_here = False
+
+    def __enter__(self) -> RayEngine:
+        """Connect, and ask for the workers; they begin one by one as they are ready."""
+        try:
+            self._connect()
+            self.workers = self.workers or self._places()
+            on_gpu = self._device.type == "cuda"
+            # No pool of threads is wider than what is called at once: a wait for events, and a telling of standings.
+            options = {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0, "max_restarts": 0, "max_concurrency": 2}
+            self._actor = self._ray.remote(**options)(RayWorker)
+            places = [str(Path(place or ".").resolve()) for place in sys.path]
+            shared = self._ray.put(self._pickled)
+            self._preparation = (versions_here(), shared, self._conditions, self._device.type, places)
+            self._some_worker_alive = time.monotonic()
+            self._fill_seats()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End the workers at once, and the cluster where it was started here."""
+        for seat in self._seats:
+            self._kill(seat)
+        self._seats.clear()
+        if self._connected_here:
+            self._connected_here = False
+            with _undisturbed():
+                self._ray.shutdown()
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+        self._queue.append(task)
+
+    def tell(self, standings: Sequence[Standing]) -> None:
+        """Send standings to the workers that train their batch size now."""
+        for seat in self._seats:
+            if seat.task is None:
+                continue
+            size = seat.task.trials[0].batch_size
+            if fitting := [standing for standing in standings if standing.trial.batch_size == size]:
+                seat.actor.tell.remote(fitting)
+
+    def next_event(self, timeout_seconds: float) -> Event | None:
+        """The next event, or None when none came in time.
+
+        Raises:
+            RunError: No worker could be started, or the cluster has had none to give for a quarter of an hour.
+            ArgumentError: A worker runs another version of this package or of torch.
+        """
+        until = time.monotonic() + timeout_seconds
+        while not self._events:
+            self._assign()
+            self._look(min(LOOK_SECONDS, max(0.0, until - time.monotonic())))
+            self._end_silent()
+            if not self._events and time.monotonic() >= until:
+                return None
+        return self._events.popleft()
+
+    def _connect(self) -> None:
+        if self._ray.is_initialized():
+            return
+        how: dict[str, Any] = {"address": self._address}
+        if self._address is None:
+            how = {
+                "address": "local",
+                "num_cpus": self.workers or available_cores(),
+                "include_dashboard": False,
+                "object_store_memory": STORE_BYTES + 2 * len(self._pickled),
+            }
+        # Ray sends figures of a cluster that is started here to its makers, unless told not to.
+        with _undisturbed(), _environment(RAY_USAGE_STATS_ENABLED="0"), _unheard(self._ray):
+            try:
+                self._ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                if self._address is None:
+                    rule, mend = "a Ray cluster must start on this machine", "see whether `ray start --head` works"
+                else:
+                    rule = f"a Ray cluster must answer at {self._address}"
+                    mend = "see what `ray status` says there; both sides need the same versions of Ray and Python"
+                raise RunError(rule, got=first_line(error), mend=mend) from error
+        self._connected_here = True
+
+    def _places(self) -> int:
+        kind = "GPU" if self._device.type == "cuda" else "CPU"
+        places = int(self._ray.cluster_resources().get(kind, 0))
+        if places < 1:
+            raise RunError(
+                f"the Ray cluster must have a {kind} to train on",
+                got=f"{self._ray.cluster_resources()}",
+                mend="say workers= where machines are started as they are asked for, or another device",
+            )
+        return places
+
+    def _fill_seats(self) -> None:
+        while len(self._seats) < self.workers:
+            actor = self._actor.remote()
+            self._seats.append(_Seat(actor, awaited=actor.prepare.remote(*self._preparation)))
+
+    def _assign(self) -> None:
+        for seat in self._seats:
+            if self._queue and seat.awaited is None:
+                seat.task, seat.heard = self._queue.popleft(), time.monotonic()
+                seat.finished.clear()
+                seat.awaited = seat.actor.run.remote(seat.task)
+
+    def _look(self, seconds: float) -> None:
+        """Take in what workers have to say, once one of them does."""
+        waiting = [seat for seat in self._seats if seat.awaited is not None]
+        if not waiting:
+            time.sleep(seconds)
+            return
+        references = [seat.awaited for seat in waiting]
+        ready = set(self._ray.wait(references, num_returns=1, timeout=seconds)[0])
+        if ready:  # whatever else is there as well
+            ready.update(self._ray.wait(references, num_returns=len(references), timeout=0)[0])
+        for seat in waiting:
+            if seat.awaited not in ready:
+                continue
+            try:
+                said = self._ray.get(seat.awaited)
+            except self._ray.exceptions.RayError as error:
+                self._died(seat, error)
+                continue
+            if seat.task is None:
+                seat.name, seat.awaited = said, None
+                self._failed_starts = 0
+            else:
+                self._take(seat, said)
+        if any(seat.name for seat in self._seats):
+            self._some_worker_alive = time.monotonic()
+        elif time.monotonic() - self._some_worker_alive > START_SECONDS:
+            raise RunError(
+                "the Ray cluster must have room for a worker",
+                got=f"none in {START_SECONDS / 60:.0f} minutes; free of {self._ray.cluster_resources()} are "
+                f"{self._ray.available_resources()}",
+                mend="see `ray status`",
+            )
+
+    def _take(self, seat: _Seat, events: Sequence[Event]) -> None:
+        now = time.monotonic()
+        self._longest_silence = max(self._longest_silence, now - seat.heard)
+        seat.heard = now
+        seat.awaited = None
+        self._events.extend(events)
+        seat.finished.update(event.trial for event in events if isinstance(event, Finished))
+        if any(isinstance(event, (TaskDone, Lost)) for event in events):
+            seat.task = None
+        else:
+            seat.awaited = seat.actor.events.remote()
+
+    def _died(self, seat: _Seat, error: Exception) -> None:
+        """A worker has died, or could not begin."""
+        self._replace(seat)
+        if seat.task is None:
+            self._not_ready(error)
+            return
+        if isinstance(error, self._ray.exceptions.OutOfMemoryError):
+            self._events.append(Lost(seat.task.number, "out of memory", f"its worker {seat.name} {_end_of(error)}"))
+            return
+        if not getattr(error, "preempted", False):
+            self._deaths.update(seat.unfinished)
+        deaths = max((self._deaths[trial] for trial in seat.unfinished), default=0)
+        reason = f"its worker {seat.name} {_end_of(error)}"
+        if deaths > BLAMELESS_DEATHS:
+            reason += f"; {deaths} have died with this trial on board"
+        self._events.append(Lost(seat.task.number, "crashed", reason, blameless=deaths <= BLAMELESS_DEATHS))
+
+    def _not_ready(self, error: Exception) -> None:
+        """Go on after a worker that could not begin, unless others will not either."""
+        self._failed_starts += 1
+        cause = getattr(error, "cause", None)  # what was raised in a worker that is alive
+        if isinstance(cause, BatchscopeError):
+            raise cause
+        if cause is not None or self._failed_starts > FAILED_STARTS:
+            raise RunError(
+                "a Ray worker must be able to make the workload ready",
+                got=first_line(cause) if cause is not None else f"one that {_end_of(error)}",
+                mend=f"see that the cluster has batchscope {version()}, the workload's data and what it imports",
+            ) from error
+
+    def _end_silent(self) -> None:
+        allowed = self._timeout_seconds or max(LEAST_TIMEOUT_SECONDS, TIMES_LONGEST_SILENCE * self._longest_silence)
+        for seat in list(self._seats):
+            if seat.task is not None and time.monotonic() - seat.heard > allowed:
+                self._kill(seat)
+                self._replace(seat)
+                reason = f"nothing was heard of its worker {seat.name} for {allowed:,.0f} s"
+                self._events.append(Lost(seat.task.number, "timed out", reason))
+
+    def _replace(self, seat: _Seat) -> None:
+        self._kill(seat)
+        self._seats.remove(seat)
+        self._fill_seats()
+
+    def _kill(self, seat: _Seat) -> None:
+        with contextlib.suppress(self._ray.exceptions.RayError, RuntimeError, ValueError):  # it is dead already
+            self._ray.kill(seat.actor, no_restart=True)
+
+
+def _end_of(error: BaseException) -> str:
+    """A worker's end in words, as far as Ray knows of it.
+
+    Examples:
+        >>> _end_of(RuntimeError("its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: …"))
+        'was killed or crashed (Ray says SYSTEM_ERROR)'
+        >>> _end_of(ConnectionError("refused"))
+        'could not be reached any more (ConnectionError: refused)'
+    """
+    if type(error).__name__ == "OutOfMemoryError":
+        return "was ended by Ray, since the memory of its machine was all but used up"
+    said = " ".join(str(error).split())
+    if "node has died" in said or "node died" in said.lower():
+        return "was on a machine that left the cluster"
+    _, found, kind = said.partition("Worker exit type: ")
+    return (
+        f"was killed or crashed (Ray says {kind.split()[0]})"
+        if found
+        else f"could not be reached any more ({first_line(error)})"
+    )
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the random state, and SIGTERM's handler, which Ray sets when it connects and when it disconnects."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _unheard(ray: ModuleType) -> Iterator[None]:
+    """Connect without the thread that prints every worker's end on stdout, for which Ray has no setting."""
+    module = ray._private.worker
+    listen = getattr(module, "listen_error_messages", None)
+    try:
+        if listen is not None:
+            module.listen_error_messages = lambda *arguments: None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if listen is not None:
+            module.listen_error_messages = listen
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
