@@ -48,7 +48,7 @@ def run_task(
         >>> [event.result.outcome for event in told if isinstance(event, Finished)]
         ['reached', 'reached']
     """
-    _Running(prepared, task, conditions, emit, known, stop or StopRequest())()
+    _Running(prepared, task, conditions, emit=emit, known=known, stop=stop or StopRequest())()
 
 
 def worker_name() -> str:
@@ -64,6 +64,7 @@ class _Running:
         prepared: Prepared,
         task: Task,
         conditions: Conditions,
+        *,
         emit: Callable[[Event], None],
         known: Callable[[], Sequence[Standing]],
         stop: StopRequest,
