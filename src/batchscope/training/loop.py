@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchscope.provenance import fingerprint, provenance
+from batchscope.provenance import fingerprint
 from batchscope.records import CurvePoint, Outcome, Plan, TrainResult, encode
 from batchscope.records.training import IN_ORDER
 from batchscope.schedule import rate_factor, rescale, set_rate
 from batchscope.seeding import derive, isolated, set_random_state
 from batchscope.training import checkpoint
 from batchscope.training.checkpoint import Progress
-from batchscope.training.early_stopping import BestSoFar
+from batchscope.training.course import Course
 from batchscope.training.evaluation import EvaluationData, evaluate
 from batchscope.training.feed import TrainingData
 from batchscope.training.interruption import StopRequest, stop_requests
@@ -31,8 +30,6 @@ from batchscope.workload.workload import Workload
 
 # Losses stay on the device and are read this many at a time, so that a GPU is never waited for at each update.
 LOSSES_AT_ONCE = 64
-# A loss this many times the initial one has exploded, though it may never become infinite.
-EXPLOSION = 1000.0
 # A target without a budget is given up after this many passes over the data.
 MOST_EPOCHS = 200
 MOST_EVALUATIONS, LEAST_EVALUATIONS = 40, 10
@@ -74,6 +71,33 @@ def evaluation_distance(workload: Workload, examples: int | None) -> int:
         return max(1, workload.training_examples // 4, round(workload.validation_examples / 1.5))
     affordable = round(1.5 * examples / workload.validation_examples)
     return max(1, examples // min(MOST_EVALUATIONS, max(LEAST_EVALUATIONS, affordable)))
+
+
+def course_of(
+    workload: Workload,
+    plan: Plan,
+    *,
+    evaluate_every: int | None,
+    keep_going: Callable[[CurvePoint], bool] | None = None,
+) -> Course:
+    """The course of a run that has a plan, its budget and its evaluations filled in where they were left open.
+
+    Args:
+        workload: What is trained.
+        plan: What is asked for.
+        evaluate_every: Examples between two evaluations; None: :func:`evaluation_distance`.
+        keep_going: Asked after each evaluation that doesn't end the run.
+
+    Returns:
+        The course, at its start.
+    """
+    return Course(
+        workload,
+        plan,
+        budget=plan.budget_examples or MOST_EPOCHS * workload.training_examples,
+        evaluate_every=evaluate_every or evaluation_distance(workload, plan.budget_examples),
+        keep_going=keep_going,
+    )
 
 
 class Run:
@@ -118,12 +142,11 @@ class Run:
         self.prepared, self.plan, self.seed = prepared, plan, seed
         self.workload, self.device = prepared.workload, prepared.device
         prepared.training.check(plan)
-        self.budget = plan.budget_examples or MOST_EPOCHS * self.workload.training_examples
-        self.iterations = -(-self.budget // plan.batch_size)
-        self.evaluate_every = evaluate_every or evaluation_distance(self.workload, plan.budget_examples)
+        self.course = course_of(self.workload, plan, evaluate_every=evaluate_every, keep_going=keep_going)
+        self.budget, self.iterations = self.course.budget, self.course.iterations
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
-        self.evaluate_training, self.keep_going = evaluate_training, keep_going
+        self.evaluate_training = evaluate_training
 
         self.memory = MemoryPeak(self.device) if measure_memory else None
         with isolated(derive(seed, "weights"), self.device):
@@ -134,14 +157,14 @@ class Run:
         if plan.rescaled_from is not None:
             rescale(self.optimizer, from_batch_size=plan.rescaled_from, to_batch_size=plan.batch_size)
         self.full_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.progress = Progress()
-        self.best = BestSoFar(tolerance=plan.tolerance, patience=plan.patience)
         self.clock = Stopwatch(self.device)
         self.step: MicroBatchingStep | None = None
-        self.diverged_at: int | None = None
-        self.message: str | None = None
-        self.training_score: float | None = None
-        self.training_loss: float | None = None
+        self.training: tuple[float, float] | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return self.course.progress
 
     def __call__(self) -> TrainResult:
         """Train, from the start or from the checkpoint.
@@ -165,15 +188,16 @@ class Run:
                 if outcome != "diverged":
                     self._save()
                 if outcome in IN_ORDER and self.evaluate_training:
-                    self.training_loss, self.training_score = evaluate(self.model, self.prepared.training_sample)
+                    self.training = evaluate(self.model, self.prepared.training_sample)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                outcome, self.message = "out of memory", (str(error) or "no memory left").splitlines()[0]
+                outcome, self.course.message = "out of memory", (str(error) or "no memory left").splitlines()[0]
             return self._result(outcome)
 
     def _loop(self, stop: StopRequest) -> Outcome:
-        plan, progress, groups = self.plan, self.progress, self.optimizer.param_groups
+        plan, course, groups = self.plan, self.course, self.optimizer.param_groups
+        progress = course.progress
         step = self.step = MicroBatchingStep(
             self.workload,
             self.model,
@@ -187,8 +211,8 @@ class Run:
         data_seconds_before = progress.data_seconds
         if not progress.curve:
             self._evaluate()
-        ended = self._ending() if progress.curve[-1].iterations == progress.iterations else None
-        next_evaluation = self._next_evaluation()
+        ended = course.ending() if progress.curve[-1].iterations == progress.iterations else None
+        next_evaluation = course.next_evaluation()
         next_pause = min(next_evaluation, progress.iterations + LOSSES_AT_ONCE)
         last_saved = time.perf_counter()
         losses: list[Tensor] = []
@@ -207,7 +231,8 @@ class Run:
                 continue
 
             # A pause: the clock stands still while losses are read, and now and then the model evaluated.
-            diverged = self._read(losses)
+            diverged = course.exploded(torch.stack(losses).tolist())
+            losses.clear()
             self.clock.stop()
             progress.seconds = self.clock.seconds
             progress.data_seconds = data_seconds_before + feed.seconds
@@ -215,8 +240,8 @@ class Run:
                 return "diverged"
             if progress.iterations == next_evaluation:
                 self._evaluate()
-                ended = self._ending()
-                next_evaluation = self._next_evaluation()
+                ended = course.ending()
+                next_evaluation = course.next_evaluation()
                 if ended is None and time.perf_counter() - last_saved >= self.checkpoint_every_seconds:
                     self._save()
                     last_saved = time.perf_counter()
@@ -228,67 +253,25 @@ class Run:
             self.clock.start()
         return ended or "finished"
 
-    def _read(self, losses: list[Tensor]) -> bool:
-        """Take in the losses since the last pause; whether one of them has exploded."""
-        values = torch.stack(losses).tolist()
-        losses.clear()
-        self.progress.losses.extend(values)
-        limit = EXPLOSION * max(1.0, abs(self.progress.curve[0].validation_loss))
-        for i, loss in enumerate(values):
-            if not abs(loss) <= limit:  # so that nan counts
-                self.diverged_at = self.progress.iterations - len(values) + i + 1
-                self.message = f"the loss of update {self.diverged_at:,} is {loss:.4g}"
-                return True
-        return False
-
     def _evaluate(self) -> None:
         began = time.perf_counter()
-        progress, losses = self.progress, self.progress.losses
-        validation_loss, score = evaluate(self.model, self.prepared.validation)
-        point = CurvePoint(
-            examples=progress.examples,
-            iterations=progress.iterations,
-            seconds=progress.seconds,
-            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
-            # Summed exactly, so that it does not matter in which groups the losses were read.
-            training_loss=math.fsum(losses) / len(losses) if losses else None,
-            validation_loss=validation_loss,
-            score=score,
-        )
-        losses.clear()
-        progress.curve.append(point)
-        if self.best.update(score, validation_loss, progress.examples) and self.keep_best_weights:
-            self.best.keep(self.model.state_dict())
+        progress = self.progress
+        loss, score = evaluate(self.model, self.prepared.validation)
+        new_best = self.course.evaluated(loss, score, learning_rate=float(self.optimizer.param_groups[0]["lr"]))
+        if new_best and self.keep_best_weights:
+            self.course.best.keep(self.model.state_dict())
         progress.evaluation_seconds += time.perf_counter() - began
         if self.on_evaluation is not None:
             left = self.iterations - progress.iterations
-            self.on_evaluation(point, progress.seconds / progress.iterations * left if progress.iterations else None)
-
-    def _ending(self) -> Outcome | None:
-        """What the last evaluation ends the run with, if anything."""
-        point = self.progress.curve[-1]
-        if not math.isfinite(point.validation_loss):
-            self.diverged_at = point.iterations
-            self.message = f"the validation loss after update {point.iterations:,} is {point.validation_loss:.4g}"
-            return "diverged"
-        if self.plan.target is not None and point.score >= self.plan.target:
-            return "reached"
-        if self.best.should_stop:
-            return "stopped early"
-        unfinished = self.progress.iterations < self.iterations
-        return "pruned" if unfinished and self.keep_going is not None and not self.keep_going(point) else None
-
-    def _next_evaluation(self) -> int:
-        """The first update at or after the next multiple of ``evaluate_every`` examples, or the last update."""
-        multiple = (self.progress.examples // self.evaluate_every + 1) * self.evaluate_every
-        return min(-(-multiple // self.plan.batch_size), self.iterations)
+            per_update = progress.seconds / progress.iterations if progress.iterations else None
+            self.on_evaluation(progress.curve[-1], None if per_update is None else per_update * left)
 
     def _identity(self) -> dict[str, Any]:
         return {
             "plan": encode(self.plan),
             "seed": self.seed,
             "workload": fingerprint(self.workload),
-            "evaluate_every": self.evaluate_every,
+            "evaluate_every": self.course.evaluate_every,
         }
 
     def _save(self) -> None:
@@ -299,7 +282,7 @@ class Run:
                 self.checkpoint,
                 identity=self._identity(),
                 progress=self.progress,
-                best=self.best,
+                best=self.course.best,
                 model=self.model,
                 optimizer=self.optimizer,
                 device=self.device,
@@ -307,10 +290,10 @@ class Run:
 
     def _resume(self) -> None:
         if self.checkpoint is not None and self.checkpoint.exists():
-            self.progress, random_state = checkpoint.restore(
+            self.course.progress, random_state = checkpoint.restore(
                 self.checkpoint,
                 identity=self._identity(),
-                best=self.best,
+                best=self.course.best,
                 model=self.model,
                 optimizer=self.optimizer,
             )
@@ -319,34 +302,12 @@ class Run:
             self.began -= self.progress.total_seconds
 
     def _result(self, outcome: Outcome) -> TrainResult:
-        progress, best = self.progress, self.best
-        final = progress.curve[-1] if outcome in IN_ORDER else None
-        return TrainResult(
-            workload=self.workload.title,
-            plan=self.plan,
+        return self.course.result(
+            outcome,
             seed=self.seed,
-            outcome=outcome,
-            reached=outcome == "reached",
-            examples=progress.examples,
-            iterations=progress.iterations,
-            data_seconds=progress.data_seconds,
-            compute_seconds=progress.seconds - progress.data_seconds,
-            step_seconds=progress.seconds,
-            evaluation_seconds=progress.evaluation_seconds,
+            device=self.device,
             total_seconds=time.perf_counter() - self.began,
-            best_score=best.score,
-            best_loss=best.loss,
-            best_examples=best.examples,
-            final_score=final.score if final else None,
-            final_loss=final.validation_loss if final else None,
-            training_score=self.training_score,
-            training_loss=self.training_loss,
-            generalisation_gap=self.training_score - final.score if final and self.training_score is not None else None,
+            training=self.training,
             peak_memory_bytes=self.memory.peak_bytes() if self.memory else None,
-            diverged_at_iteration=self.diverged_at,
-            message=self.message,
             micro_batch_size=(self.step and self.step.cut_to) or self.plan.micro_batch_size or self.plan.batch_size,
-            curve=tuple(progress.curve),
-            provenance=provenance(self.workload, device=self.device, seed=self.seed),
-            state=best.state,
         )
