@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +22,11 @@ import torch
 
 from batchscope.errors import ArgumentError, BatchscopeError, RunError, first_line, require
 from batchscope.provenance import available_cores, version
+from batchscope.study.patience import Patience
 from batchscope.study.ray_worker import RayWorker, pickled, versions_here
-from batchscope.study.tasks import Conditions, Event, Finished, Lost, Standing, Task, TaskDone, Trial
+from batchscope.study.tasks import Conditions, Event, Finished, Known, Lost, Standing, Task, TaskDone, Trial
 from batchscope.workload import Workload
 
-# A worker is silent for as long as the distance between two evaluations; where these are slow, for a multiple of it.
-LEAST_TIMEOUT_SECONDS, TIMES_LONGEST_SILENCE = 300.0, 20.0
 # A cluster that starts machines when they are asked for needs minutes.
 START_SECONDS = 900.0
 # Ray rarely tells whether a worker was killed or killed itself: a trial that lost so many workers is to blame.
@@ -71,8 +70,8 @@ class RayEngine:
             process is connected to already.
         workers: Actors; None: one for each core of the cluster, or each GPU.
         device: Where they train: its type counts.
-        timeout_seconds: Silence after which a worker is given up; None: 300 s, or 20 times the longest silence so far
-            where that is more.
+        timeout_seconds: Silence after which a worker is given up; None: :class:`batchscope.study.patience.Patience`
+            tells.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -105,14 +104,14 @@ class RayEngine:
         if timeout_seconds is not None and not timeout_seconds > 0:
             raise ArgumentError("timeout_seconds must be above 0", got=timeout_seconds)
         self.workers = workers or 0  # known once the cluster is
-        self._conditions, self._address, self._timeout_seconds = conditions, address, timeout_seconds
+        self._conditions, self._address, self._patience = conditions, address, Patience(timeout_seconds)
         self._device = device or torch.device("cpu")
         self._pickled = pickled(workload)
         self._seats: list[_Seat] = []
         self._queue: collections.deque[Task] = collections.deque()
         self._events: collections.deque[Event] = collections.deque()
         self._deaths: collections.Counter[Trial] = collections.Counter()
-        self._longest_silence = 0.0
+        self._told = Known()
         self._failed_starts = 0
         self._connected_here = False
 
@@ -150,12 +149,10 @@ class RayEngine:
         self._queue.append(task)
 
     def tell(self, standings: Sequence[Standing]) -> None:
-        """Send standings to the workers that train their batch size now."""
+        """Let tasks know how trials elsewhere have ended, those that run now and those that begin later."""
+        self._told.add(standings)
         for seat in self._seats:
-            if seat.task is None:
-                continue
-            size = seat.task.trials[0].batch_size
-            if fitting := [standing for standing in standings if standing.trial.batch_size == size]:
+            if seat.task is not None and (fitting := _of_size(standings, seat.task)):
                 seat.actor.tell.remote(fitting)
 
     def next_event(self, timeout_seconds: float) -> Event | None:
@@ -219,7 +216,8 @@ class RayEngine:
             if self._queue and seat.awaited is None:
                 seat.task, seat.heard = self._queue.popleft(), time.monotonic()
                 seat.finished.clear()
-                seat.awaited = seat.actor.run.remote(seat.task)
+                told = _of_size(self._told.standings.values(), seat.task)
+                seat.awaited = seat.actor.run.remote(seat.task, told)
 
     def _look(self, seconds: float) -> None:
         """Take in what workers have to say, once one of them does."""
@@ -243,7 +241,7 @@ class RayEngine:
                 seat.name, seat.awaited = said, None
                 self._failed_starts = 0
             else:
-                self._take(seat, said)
+                self._take(seat, seat.task, said)
         if any(seat.name for seat in self._seats):
             self._some_worker_alive = time.monotonic()
         elif time.monotonic() - self._some_worker_alive > START_SECONDS:
@@ -254,11 +252,10 @@ class RayEngine:
                 mend="see `ray status`",
             )
 
-    def _take(self, seat: _Seat, events: Sequence[Event]) -> None:
+    def _take(self, seat: _Seat, task: Task, events: Sequence[Event]) -> None:
         now = time.monotonic()
-        self._longest_silence = max(self._longest_silence, now - seat.heard)
-        seat.heard = now
-        seat.awaited = None
+        self._patience.heard(_batch_size(task), now - seat.heard)
+        seat.heard, seat.awaited = now, None
         self._events.extend(events)
         seat.finished.update(event.trial for event in events if isinstance(event, Finished))
         if any(isinstance(event, (TaskDone, Lost)) for event in events):
@@ -289,21 +286,28 @@ class RayEngine:
         cause = getattr(error, "cause", None)  # what was raised in a worker that is alive
         if isinstance(cause, BatchscopeError):
             raise cause
-        if cause is not None or self._failed_starts > FAILED_STARTS:
-            raise RunError(
-                "a Ray worker must be able to make the workload ready",
-                got=first_line(cause) if cause is not None else f"one that {_end_of(error)}",
-                mend=f"see that the cluster has batchscope {version()}, the workload's data and what it imports",
-            ) from error
+        if cause is not None:
+            got = first_line(cause)
+        elif getattr(error, "actor_init_failed", False):
+            got = str(error).strip().splitlines()[-1]  # of a traceback in text: its worker could not import this module
+        elif self._failed_starts > FAILED_STARTS:
+            got = f"one that {_end_of(error)}"
+        else:
+            return
+        raise RunError(
+            "a Ray worker must be able to make the workload ready",
+            got=got,
+            mend=f"see that the cluster has batchscope {version()}, the workload's data and what it imports",
+        ) from error
 
     def _end_silent(self) -> None:
-        allowed = self._timeout_seconds or max(LEAST_TIMEOUT_SECONDS, TIMES_LONGEST_SILENCE * self._longest_silence)
+        now = time.monotonic()
         for seat in list(self._seats):
-            if seat.task is not None and time.monotonic() - seat.heard > allowed:
-                self._kill(seat)
-                self._replace(seat)
-                reason = f"nothing was heard of its worker {seat.name} for {allowed:,.0f} s"
-                self._events.append(Lost(seat.task.number, "timed out", reason))
+            if seat.task is None or now - seat.heard <= (allowed := self._patience.seconds(_batch_size(seat.task))):
+                continue
+            self._replace(seat)
+            reason = f"nothing was heard of its worker {seat.name} for {allowed:,.0f} s"
+            self._events.append(Lost(seat.task.number, "timed out", reason))
 
     def _replace(self, seat: _Seat) -> None:
         self._kill(seat)
@@ -313,6 +317,15 @@ class RayEngine:
     def _kill(self, seat: _Seat) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError, RuntimeError, ValueError):  # it is dead already
             self._ray.kill(seat.actor, no_restart=True)
+
+
+def _batch_size(task: Task) -> int:
+    return task.trials[0].batch_size
+
+
+def _of_size(standings: Iterable[Standing], task: Task) -> list[Standing]:
+    """Those that matter to a task."""
+    return [standing for standing in standings if standing.trial.batch_size == _batch_size(task)]
 
 
 def _end_of(error: BaseException) -> str:

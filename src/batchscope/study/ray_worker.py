@@ -61,9 +61,9 @@ class RayWorker:
         self._conditions = conditions
         return name
 
-    def run(self, task: Task) -> tuple[Event, ...]:
-        """Begin a task; its first events."""
-        self.tell(task.known)
+    def run(self, task: Task, told: Sequence[Standing]) -> tuple[Event, ...]:
+        """Begin a task, given how trials elsewhere have ended by now; its first events."""
+        self.tell(told)
         threading.Thread(target=self._train, args=(task,), daemon=True).start()
         return self.events()
 
