@@ -38,11 +38,13 @@ class Database:
 
     Args:
         path: The file.
+        application_id: What marks it as ours, in SQLite's own header, where `file` and other programs look for it;
+            whoever makes the tables sets it.
         read_only: Whether it may only be read; it must exist then.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path, self.read_only = path, read_only
+    def __init__(self, path: Path, application_id: int, *, read_only: bool = False) -> None:
+        self.path, self.application_id, self.read_only = path, application_id, read_only
         self.lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         _databases.add(self)
@@ -91,23 +93,47 @@ class Database:
                         connection.execute("ROLLBACK")
 
     def _connect(self) -> sqlite3.Connection:
-        # The lock lets one thread in at a time, and a fork may close it in another thread than it was made in.
-        connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}{'?mode=ro' if self.read_only else ''}",
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        connection = self._open("ro" if self.read_only else "rwc")
         try:
+            self._check(connection)
             if not self.read_only:
                 _write_ahead(connection)
                 # With NORMAL a loss of power could take the last trials along; a trial takes far longer than a sync.
                 connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.OperationalError:
+            connection.close()
+            # Even to read, WAL mode makes a file beside this one. Where it may not, nobody can be writing either,
+            # unless somebody's log lies there.
+            log = Path(f"{self.path}-wal")
+            if not self.read_only or (log.exists() and log.stat().st_size):
+                raise
+            connection = self._open("ro&immutable=1")
+            self._check(connection)
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Refuse a database of something else, before anything in it is changed."""
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        if application != self.application_id and (tables or self.read_only):
+            raise StorageError(
+                "a sweep's store must be a file of its own",
+                got=f"{self.path}, a database of something else",
+                mend="name another file",
+            )
+
+    def _open(self, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            # The lock lets one thread in at a time, and a fork may close it in another than it was made in.
+            check_same_thread=False,
+        )
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:

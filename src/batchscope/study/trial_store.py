@@ -20,7 +20,7 @@ from batchscope.study.owners import is_alive, started_at
 from batchscope.study.tasks import Conditions, Ended, Standing, Trial
 
 SCHEMA = 1
-# In SQLite's own header, where `file` and other programs look for whose a database is: "bsSW".
+# "bsSW".
 APPLICATION_ID = 0x62735357
 HEARTBEAT_SECONDS = 5.0
 LARGEST_INTEGER = 2**63 - 1
@@ -143,7 +143,7 @@ class TrialStore:
             raise StorageError(
                 "a store must lie in a folder that can be made", got=f"{path} ({error.strerror})", mend="name another"
             ) from error
-        store = cls(Database(path))
+        store = cls(Database(path, APPLICATION_ID))
         try:
             store._check(identity | _in_words(conditions))
         except BaseException:
@@ -167,10 +167,10 @@ class TrialStore:
         found = Path(os.path.abspath(path))
         if not found.is_file():
             raise StorageError("a store to read must be a file", got=f"{found}", mend="check the path")
-        store = cls(Database(found, read_only=True))
+        store = cls(Database(found, APPLICATION_ID, read_only=True))
         try:
             with store._database.reading() as connection:
-                store._whose(connection)
+                store._check_schema(connection)
         except BaseException:
             store.close()
             raise
@@ -405,7 +405,7 @@ class TrialStore:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {SCHEMA}")
                 return
-            self._whose(connection)
+            self._check_schema(connection)
             (fault,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if fault != "ok":
                 raise self._damaged(fault)
@@ -423,14 +423,8 @@ class TrialStore:
                 mend="name another file for this sweep",
             )
 
-    def _whose(self, connection: sqlite3.Connection) -> None:
-        """Refuse a database of something else, or of another release."""
-        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise StorageError(
-                "a sweep's store must be a file of its own",
-                got=f"{self.path}, a database of something else",
-                mend="name another file",
-            )
+    def _check_schema(self, connection: sqlite3.Connection) -> None:
+        """Refuse the store of another release."""
         (schema,) = connection.execute("PRAGMA user_version").fetchone()
         if schema != SCHEMA:
             raise StorageError(
