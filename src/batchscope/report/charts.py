@@ -15,6 +15,8 @@ from batchscope.records import (
     RangeTest,
     Record,
     StepTimes,
+    Sweep,
+    TradeoffLaw,
     TrainResult,
 )
 from batchscope.report import (
@@ -25,6 +27,9 @@ from batchscope.report import (
     probe_charts,
     probe_content,
     probe_gradient_charts,
+    sweep_charts,
+    sweep_rate_charts,
+    tradeoff_charts,
     training_charts,
 )
 
@@ -45,6 +50,14 @@ TITLES = {
     "gradient_error": "Error of a batch's gradient",
     "branches": "Branched runs",
     "rate_range": "Learning-rate range test",
+    "score_by_size": "Best score at the best rate",
+    "updates_to_target": "Updates to the target",
+    "examples_to_target": "Examples to the target",
+    "seconds_to_target": "Time to the target",
+    "front": "Time against examples",
+    "best_rate": "Best learning rate",
+    "best_curves": "Learning curves at the best rates",
+    "rate_map": "Batch size and learning rate",
 }
 """Every chart by name, in the order of the page."""
 
@@ -69,6 +82,18 @@ _OF_PROBE: dict[str, tuple[type[Record], Callable[[Any], Spec | None]]] = {
     "rate_range": (RangeTest, probe_gradient_charts.rate_range),
 }
 """Charts of a probe, each with the part of it that it shows."""
+_OF_LAW: dict[str, Callable[[Sweep | TradeoffLaw], Spec | None]] = {
+    "updates_to_target": tradeoff_charts.updates,
+    "examples_to_target": tradeoff_charts.examples,
+}
+_OF_SWEEP: dict[str, Callable[[Sweep], Spec | None]] = {
+    "score_by_size": sweep_charts.score_by_size,
+    "seconds_to_target": sweep_charts.seconds_to_target,
+    "front": sweep_charts.front,
+    "best_rate": sweep_rate_charts.best_rate,
+    "best_curves": sweep_charts.best_curves,
+    "rate_map": sweep_rate_charts.rate_map,
+}
 _WIDTH = 640  # of an image; on a page a chart is as wide as its card
 
 
@@ -76,7 +101,7 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
     """One chart of a record, without the width and the colours that depend on where it is shown.
 
     Args:
-        record: A comparison, a training run, a probe or a part of one.
+        record: A comparison, a training run, a probe or a part of one, a sweep or its trade-off law.
         name: One of :data:`TITLES`.
         legend: Whether the chart names the rows itself, where it does not name them along an axis.
 
@@ -98,6 +123,10 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
         spec = _OF_COMPARISON[name](record)
     elif isinstance(record, TrainResult) and name == "cost_split":
         spec = training_charts.cost_split(record)
+    elif isinstance(record, Sweep | TradeoffLaw) and name in _OF_LAW:
+        spec = _OF_LAW[name](record)
+    elif isinstance(record, Sweep) and name in _OF_SWEEP:
+        spec = _OF_SWEEP[name](record)
     elif name in _OF_PROBE:
         kind, draw = _OF_PROBE[name]
         parts = (record, *probe_content.parts_of(record)) if isinstance(record, Probe) else (record,)
@@ -120,7 +149,7 @@ def rows_to_colour(record: Record) -> int:
     """How many colours the record's charts need."""
     if isinstance(record, Comparison):
         return len(record.rows)
-    return marks.COLOURS if isinstance(record, Probe | probe_content.Part) else 1
+    return marks.COLOURS if isinstance(record, Probe | probe_content.Part | Sweep | TradeoffLaw) else 1
 
 
 def svg(record: Record, name: str, *, theme: palette.Theme = "light", width: int = _WIDTH) -> str:

@@ -8,8 +8,8 @@ from importlib import resources
 from typing import Any
 
 from batchscope.errors import require
-from batchscope.records import Comparison, MonitoredNoise, Probe, Record, TrainResult, encode
-from batchscope.report import charts, curves, palette, probe_content, sheets, training_sheets
+from batchscope.records import Comparison, MonitoredNoise, Probe, Record, Sweep, TradeoffLaw, TrainResult, encode
+from batchscope.report import charts, curves, palette, probe_content, sheets, sweep_content, training_sheets
 from batchscope.report import formatting as f
 from batchscope.report.content import Content, Figure, Section
 
@@ -38,6 +38,10 @@ def render(record: Record) -> str:
         content = probe_content.of_part(record, specs)
     elif isinstance(record, MonitoredNoise):
         content = probe_content.of_monitor(record)
+    elif isinstance(record, Sweep):
+        content = sweep_content.of_sweep(record, specs)
+    elif isinstance(record, TradeoffLaw):
+        content = sweep_content.of_law(record, specs)
     else:
         content = _other(record)
     header = {"record": record.kind, "schema": record.schema_version}

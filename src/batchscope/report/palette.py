@@ -124,11 +124,14 @@ def vega_config(rows: int, theme: Theme, font: str = SCREEN_FONT) -> dict[str, A
         "text": {"color": c["ink"], "font": font, "fontSize": 12},
         "line": {"color": c["axis"]},
         "rule": {"color": c["axis"]},
+        "area": {"color": c["axis"]},
+        "point": {"color": c["axis"]},
         "bar": {"color": c["accent"]},
         # Lifted off what they lie on: points by a rim, words by a shadow of the background.
         "style": {
             "halo": {"stroke": c["card"], "strokeWidth": 1.5},
             "under": {"stroke": c["card"], "strokeWidth": 5, "strokeJoin": "round"},
+            "chosen": {"stroke": c["ink"]},
         },
     }
 

@@ -21,11 +21,13 @@ from batchscope.records import (
     Probe,
     Record,
     StepTimes,
+    Sweep,
+    TradeoffLaw,
     TrainResult,
     encode,
 )
 from batchscope.report import formatting as f
-from batchscope.report import probe_content, probe_sheets, sheets, training_sheets
+from batchscope.report import probe_content, probe_sheets, sheets, sweep_sheets, tradeoff_sheets, training_sheets
 from batchscope.report.sheets import Sheet
 
 if TYPE_CHECKING:
@@ -56,6 +58,10 @@ def render(record: Record) -> RenderableType:
         return _PartTable(record)
     if isinstance(record, MonitoredNoise):
         return _pairs("Gradient noise of your own loop", probe_sheets.monitored_facts(record))
+    if isinstance(record, Sweep):
+        return _SweepTable(record)
+    if isinstance(record, TradeoffLaw):
+        return _LawTable(record)
     title = "Plan" if isinstance(record, Plan) else record.kind
     return _pairs(title, tuple((str(name), str(value)) for name, value in encode(record).items() if value is not None))
 
@@ -153,6 +159,50 @@ class _PartTable:
         yield _aside(_origin(record))
 
 
+class _SweepTable:
+    """A sweep: the answer, the best of each batch size, the laws, and how many trials ended how."""
+
+    def __init__(self, record: Sweep) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        record = self.record
+        yield from _said(record.conclusion)
+        yield _aside(
+            f"{record.workload.name}: {_plural(len(record.best), 'batch size')}, {_plural(len(record.seeds), 'seed')}, "
+            f"{_plural(len(record.trials), 'trial')} in {f.seconds(record.total_seconds)}: {sweep_sheets.outcomes(record)}"
+        )
+        for warning in sweep_sheets.warnings(record):
+            yield Text(f"! {warning}", style="yellow")
+        yield Text()
+        if record.best:
+            yield from _sheet(sweep_sheets.best(record), console, options)
+        if record.law is not None:
+            yield from _sheet(tradeoff_sheets.points(record.law), console, options)
+            yield _pairs("The trade-off law", tradeoff_sheets.facts(record.law))
+            yield Text()
+        if record.rate_law is not None:
+            yield _pairs("The law of the best learning rate", sweep_sheets.rate_facts(record.rate_law))
+            yield Text()
+        if record.time is not None:
+            yield _pairs("Time to the target", sweep_sheets.time_facts(record.time))
+            yield Text()
+        yield _aside(_origin(record))
+
+
+class _LawTable:
+    """A trade-off law on its own."""
+
+    def __init__(self, law: TradeoffLaw) -> None:
+        self.law = law
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield from _said(self.law.verdict)
+        yield Text()
+        yield from _sheet(tradeoff_sheets.points(self.law), console, options)
+        yield _pairs("The trade-off law", tradeoff_sheets.facts(self.law))
+
+
 def _measured(part: probe_content.Part, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
     """What was measured as a table, and what was made of it as names and values."""
     if isinstance(part, StepTimes):
@@ -226,7 +276,7 @@ def _beside(left: Sheet, right: Sheet) -> Sheet:
     return Sheet(title, left.columns + right.columns[1:], lines, f"{left.note} {right.note}")
 
 
-def _origin(record: Comparison | TrainResult | Probe | probe_content.Part) -> str:
+def _origin(record: Comparison | TrainResult | Probe | probe_content.Part | Sweep) -> str:
     origin = record.provenance
     return (
         f"batchscope {origin.batchscope}, torch {origin.torch}, Python {origin.python}, {origin.device}, "
