@@ -168,10 +168,9 @@ class _SweepTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         record = self.record
         yield from _said(record.conclusion)
-        yield _aside(
-            f"{record.workload.name}: {_plural(len(record.best), 'batch size')}, {_plural(len(record.seeds), 'seed')}, "
-            f"{_plural(len(record.trials), 'trial')} in {f.seconds(record.total_seconds)}: {sweep_sheets.outcomes(record)}"
-        )
+        tried = f"{_plural(len(record.best), 'batch size')}, {_plural(len(record.seeds), 'seed')}"
+        ended = f"{_plural(len(record.trials), 'trial')} in {f.seconds(record.total_seconds)}"
+        yield _aside(f"{record.workload.name}: {tried}, {ended}: {sweep_sheets.outcomes(record)}")
         for warning in sweep_sheets.warnings(record):
             yield Text(f"! {warning}", style="yellow")
         yield Text()
