@@ -269,6 +269,8 @@ class TrialStore:
     def _put(self, trial: Trial, *, outcome: TrialOutcome, curve: list[Any], **columns: Any) -> None:
         now = time.time()
         row = columns | trial._asdict() | {"outcome": outcome, "ended": ended_of(outcome), "now": now}
+        for name in ("message", "worker"):  # a file's name in an error can hold what is no text for SQLite
+            row[name] = row[name] and row[name].encode(errors="backslashreplace").decode()
         with self._database.writing() as connection:
             connection.execute(_FINISH, row | {"curve": json.dumps(curve)})
             connection.execute(_SEEN, (now, *trial))
