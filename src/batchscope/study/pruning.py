@@ -11,30 +11,36 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from batchscope.study.tasks import Standing, Trial
 
 # A rate that was tried with some of the seeds only is behind where it needs this many times the examples of the best
 # over the same seeds: other seeds may order the two otherwise.
-SLACK = 1.25
+SLACK = 1.5
+# Without a target, this many rates, and seeds of the leading one, have to be known before a rate is called hopeless.
+LEAST_RATES, LEAST_SEEDS = 4, 3
 
 # Standings of one rate, by seed.
 OfRate = Mapping[int, Standing]
 
 
 class Rank(NamedTuple):
-    """What one rate needs to the target, least first; of unfinished trials, the least that it can come to.
+    """How good a rate is over some seeds, the least being the best; of unfinished trials, the best it can come to.
 
     Attributes:
-        missed: Trials that did not reach it.
-        diverged: Those of them that never would have.
-        log_examples: Mean log examples, missed ones counted with their budget.
+        missed: Trials that did not reach the target; 0 without one.
+        diverged: Trials that diverged.
+        log_examples: Mean log examples to the target, missed ones counted with their budget; 0 without a target.
+        minus_score: Minus the mean score of those that did not diverge, where scores decide: without a target, and
+            where none reached it; 0 elsewhere.
     """
 
     missed: int
     diverged: int
     log_examples: float
+    minus_score: float
 
 
 def prunable(
@@ -62,72 +68,92 @@ def prunable(
     Examples:
         >>> def at(rate, ended, examples):
         ...     return Standing(Trial(32, rate, 0), ended, examples, None, None)
-        >>> standings = [at(0.1, "reached", 1000), at(0.2, "running", 1300), at(0.05, "running", 1100)]
+        >>> standings = [at(0.1, "reached", 1000), at(0.2, "running", 1600), at(0.05, "running", 1100)]
         >>> [trial.learning_rate for trial in prunable(standings, target=0.9, budget_examples=5000)]
         [0.2]
     """
-    rates = by_rate(standings)
+    rates = by_rate(standing for standing in standings if standing.ended != "failed")
     seeds = {seed for own in rates.values() for seed in own}
     out: set[Trial] = set()
     for own in rates.values():
         running = {standing.trial for standing in own.values() if standing.ended == "running"}
         if not running:
             continue
-        others = [other for other in rates.values() if other is not own]
         if target is None:
-            behind = far_behind(own, others, budget_examples)
+            behind = far_behind(own, [other for other in rates.values() if other is not own], budget_examples)
         else:
-            behind = beaten(own, others, seeds=len(seeds), budget_examples=budget_examples, slack=slack)
+            behind = beaten(own, contenders(rates, seeds, budget_examples), seeds, budget_examples, slack)
         if behind:
             out |= running
     return out
 
 
+def contenders(rates: Mapping[float, OfRate], seeds: AbstractSet[int], budget_examples: int) -> list[OfRate]:
+    """The rates that others are measured by: of those complete over all seeds, the best alone.
+
+    A rate that is behind overall may have been lucky with some of the seeds, and must not put others out by those.
+    """
+    done = {rate: rank(own, seeds, budget_examples) for rate, own in rates.items() if seeds <= ended(own)}
+    least = min(done.values(), default=None)
+    return [own for rate, own in rates.items() if rate not in done or done[rate] == least]
+
+
 def by_rate(standings: Iterable[Standing]) -> dict[float, dict[int, Standing]]:
-    """Standings that say something, by rate and seed; failed ones do not."""
+    """Standings by rate and seed."""
     rates: dict[float, dict[int, Standing]] = defaultdict(dict)
     for standing in standings:
-        if standing.ended != "failed":
-            rates[standing.trial.learning_rate][standing.trial.seed] = standing
+        rates[standing.trial.learning_rate][standing.trial.seed] = standing
     return dict(rates)
 
 
-def complete(own: OfRate, seeds: Collection[int]) -> bool:
-    """Whether a rate has a result of its own with every one of these seeds."""
-    return all(seed in own and own[seed].ended in ("reached", "missed", "diverged") for seed in seeds)
+def ended(own: OfRate) -> set[int]:
+    """Seeds with which a rate has a result of its own."""
+    return {seed for seed, standing in own.items() if standing.ended in ("reached", "missed", "diverged")}
 
 
 def begun(own: OfRate) -> set[int]:
-    """Seeds of which there is anything to be said."""
-    return {
-        seed for seed, standing in own.items() if standing.examples > 0 or standing.ended not in ("running", "pruned")
-    }
+    """Seeds with which there is a result or a bound."""
+    return ended(own) | {seed for seed, standing in own.items() if standing.ended != "failed" and standing.examples > 0}
 
 
-def rank(own: OfRate, seeds: Collection[int], budget_examples: int) -> Rank:
-    """The rank of a rate over some of its seeds; its lower bound where they are not all complete.
+def rank(own: OfRate, seeds: Collection[int], budget_examples: int | None) -> Rank:
+    """The rank of a rate over some of the seeds that it has begun.
+
+    Args:
+        own: Its standings.
+        seeds: Which of them.
+        budget_examples: Most examples of a trial; None: there is no target, scores alone decide.
+
+    Returns:
+        The rank; where one of the trials is running or was pruned, a lower bound of what it can come to.
 
     Examples:
-        >>> own = {s: Standing(Trial(8, 0.1, s), "reached", e, 0.9, None) for s, e in enumerate((100, 400))}
+        >>> own = {seed: Standing(Trial(8, 0.1, seed), "reached", e, 0.9, None) for seed, e in enumerate((100, 400))}
         >>> round(math.exp(rank(own, (0, 1), 1000).log_examples), 6)
         200.0
     """
     chosen = [own[seed] for seed in seeds]
-    logs = [math.log(max(1, budget_examples if s.ended in ("missed", "diverged") else s.examples)) for s in chosen]
-    return Rank(
-        missed=sum(standing.ended in ("missed", "diverged") for standing in chosen),
-        diverged=sum(standing.ended == "diverged" for standing in chosen),
-        log_examples=math.fsum(logs) / len(logs),
-    )
+    diverged = sum(standing.ended == "diverged" for standing in chosen)
+    missed = 0 if budget_examples is None else diverged + sum(standing.ended == "missed" for standing in chosen)
+    minus_score = 0.0
+    if budget_examples is None or missed == len(chosen):
+        scores = [-math.inf if s.score is None else s.score for s in chosen if s.ended != "diverged"]
+        minus_score = -math.fsum(scores) / len(scores) if scores else math.inf
+    if budget_examples is None:
+        return Rank(0, diverged, 0.0, minus_score)
+    spent = [budget_examples if s.ended in ("missed", "diverged") else s.examples for s in chosen]
+    return Rank(missed, diverged, math.fsum(math.log(max(1, e)) for e in spent) / len(spent), minus_score)
 
 
-def beaten(own: OfRate, others: Iterable[OfRate], *, seeds: int, budget_examples: int, slack: float = SLACK) -> bool:
+def beaten(
+    own: OfRate, others: Iterable[OfRate], seeds: AbstractSet[int], budget_examples: int, slack: float = SLACK
+) -> bool:
     """Whether a rate with unfinished trials is behind one of the others, over the seeds that it has begun.
 
     Args:
         own: Its standings.
-        others: Those of the other rates.
-        seeds: How many seeds there are.
+        others: Those of rates that it is measured by.
+        seeds: All seeds of the batch size.
         budget_examples: Most examples of a trial.
         slack: See :func:`prunable`.
 
@@ -137,22 +163,28 @@ def beaten(own: OfRate, others: Iterable[OfRate], *, seeds: int, budget_examples
     common = begun(own)
     if not common:
         return False
-    bound, some = rank(own, common, budget_examples), len(common) < seeds or seeds == 1
+    bound, some = rank(own, common, budget_examples), len(seeds) == 1 or bool(seeds - common)
     for other in others:
-        if not complete(other, common):
+        if other is own or not common <= ended(other):
             continue
         theirs = rank(other, common, budget_examples)
-        if not some and bound >= theirs:
+        if not some and bound[:3] >= theirs[:3]:
             return True
-        # A miss by a hair on some of the seeds says no more than a few examples too many.
+        # A miss by a hair with some of the seeds says no more than a few examples too many.
         clearly = bound.diverged > theirs.diverged or bound.log_examples >= theirs.log_examples + math.log(slack)
         if some and bound.missed >= theirs.missed and clearly:
             return True
     return False
 
 
-def far_behind(own: OfRate, others: Iterable[OfRate], budget_examples: int) -> bool:
-    """Whether a rate has lost without a target: so far, where one of its trials has diverged and another rate is done.
+def far_behind(own: OfRate, others: Sequence[OfRate], budget_examples: int) -> bool:
+    """Whether a rate is hopeless without a target: a rule of thumb, and a timid one.
+
+    A rate that falls over the budget makes up for a lot at its end, and a large one the most. So nothing is said before
+    half of the budget, among fewer than four rates, with fewer than three seeds, or by a rate that is further on. From
+    then on a rate is out where its best trial is behind the worst of the leading rate by more than half of what lies
+    between the leading rate and the last one, and by more than three times the range of the leader's own trials; and
+    its least loss is above them too. A rate of which a trial has diverged is out where another is done and has none.
 
     Args:
         own: Its standings.
@@ -162,6 +194,33 @@ def far_behind(own: OfRate, others: Iterable[OfRate], budget_examples: int) -> b
     Returns:
         Whether.
     """
-    return any(s.ended == "diverged" for s in own.values()) and any(
-        complete(other, begun(own)) and all(s.ended != "diverged" for s in other.values()) for other in others
-    )
+    seeds = begun(own)
+    if not seeds:
+        return False
+    diverged = any(standing.ended == "diverged" for standing in own.values())
+    if diverged and any(seeds <= ended(o) and all(s.ended != "diverged" for s in o.values()) for o in others):
+        return True
+    spent = min(own[seed].examples for seed in seeds if own[seed].ended != "diverged")
+    means = {id(o): _mean_score(o) for o in (own, *others)}
+    known = [mean for mean in means.values() if mean is not None]
+    if 2 * spent < budget_examples or len(known) < LEAST_RATES:
+        return False
+    level = [o for o in others if seeds <= begun(o) and all(_no_further(s, spent) for s in o.values())]
+    leader = max((o for o in level if means[id(o)] is not None), key=lambda o: means[id(o)] or 0.0, default=None)
+    if leader is None or len(leader) < LEAST_SEEDS:
+        return False
+    scores = [s.score for s in leader.values() if s.score is not None]
+    losses = [s.loss for s in leader.values() if s.loss is not None]
+    behind = min(scores) - max((s.score for s in own.values() if s.score is not None), default=-math.inf)
+    above = min((s.loss for s in own.values() if s.loss is not None), default=math.inf) > max(losses, default=math.inf)
+    between = (max(scores) + min(scores)) / 2 - min(known)
+    return above and behind > max(between / 2, 3 * (max(scores) - min(scores)))
+
+
+def _no_further(standing: Standing, examples: int) -> bool:
+    return standing.ended in ("running", "missed") and standing.examples <= examples
+
+
+def _mean_score(own: OfRate) -> float | None:
+    scores = [s.score for s in own.values() if s.score is not None and math.isfinite(s.score)]
+    return math.fsum(scores) / len(scores) if scores else None
