@@ -88,9 +88,15 @@
     });
   }
   const download = document.getElementById("download");
-  download.addEventListener("click", () => {
+  async function recordText() {
+    const { textContent, dataset } = document.getElementById("record");
+    if (!dataset.packed) return textContent;
+    const bytes = Uint8Array.from(atob(textContent), (character) => character.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream(dataset.packed))).text();
+  }
+  download.addEventListener("click", async () => {
     // The text itself: parsing it here would round whole numbers beyond 2^53.
-    save(document.getElementById("record").textContent + "\n", "application/json", download.dataset.file);
+    save((await recordText()) + "\n", "application/json", download.dataset.file);
   });
 
   label();

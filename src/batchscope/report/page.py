@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import gzip
 import json
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -12,6 +15,11 @@ from batchscope.records import Comparison, MonitoredNoise, Probe, Record, Sweep,
 from batchscope.report import charts, curves, palette, probe_content, sheets, sweep_content, training_sheets
 from batchscope.report import formatting as f
 from batchscope.report.content import Content, Figure, Section
+
+MOST_PLAIN = 600_000
+"""Characters of JSON in a page above which it is compressed."""
+MOST_PACKED = 1_500_000
+"""Characters so compressed above which the curves of trials away from the best rates of a sweep are left out."""
 
 
 def render(record: Record) -> str:
@@ -44,7 +52,6 @@ def render(record: Record) -> str:
         content = sweep_content.of_law(record, specs)
     else:
         content = _other(record)
-    header = {"record": record.kind, "schema": record.schema_version}
     shown = _charts(record, content, specs)
     environment = jinja.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja.StrictUndefined
@@ -63,9 +70,44 @@ def render(record: Record) -> str:
         script=_file("page.js"),
         library=_library() if shown["figures"] else "",
         charts=json_for_html(shown),
-        record=json_for_html(header | encode(record)),
+        record=_embedded(record),
     )
     return html
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """The record as it stands in the page: JSON, or, where that is long, compressed and in base 64.
+
+    Attributes:
+        text: What stands in the script element.
+        packed: Whether it is compressed.
+        whole: Whether nothing was left out of it.
+    """
+
+    text: str
+    packed: bool
+    whole: bool = True
+
+
+def _embedded(record: Record) -> _Embedded:
+    header = {"record": record.kind, "schema": record.schema_version}
+    text = json_for_html(header | encode(record))
+    if len(text) <= MOST_PLAIN:
+        return _Embedded(text, packed=False)
+    found = _Embedded(_packed(text), packed=True)
+    if len(found.text) > MOST_PACKED and isinstance(record, Sweep):
+        best = {(line.batch_size, line.learning_rate) for line in record.best}
+        trials = tuple(
+            trial if (trial.batch_size, trial.learning_rate) in best else replace(trial, curve=())
+            for trial in record.trials
+        )
+        found = _Embedded(_packed(json_for_html(header | encode(replace(record, trials=trials)))), True, whole=False)
+    return found
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def json_for_html(value: Any) -> str:

@@ -89,7 +89,7 @@ def vega_config(rows: int, theme: Theme, font: str = SCREEN_FONT) -> dict[str, A
     return {
         "background": c["card"],
         "font": font,
-        "range": {"category": row_colours(max(rows, 1), theme)},
+        "range": {"category": row_colours(max(rows, 1), theme), "ramp": row_colours(4, theme)},
         "view": {"stroke": None},
         "axis": {
             **label,
@@ -106,7 +106,14 @@ def vega_config(rows: int, theme: Theme, font: str = SCREEN_FONT) -> dict[str, A
             "titleLimit": 230,
         },
         "axisY": {"domain": False, "ticks": False},
-        "legend": {**label, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "symbolSize": 90},
+        "legend": {
+            **label,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "symbolSize": 90,
+            "symbolBaseStrokeColor": c["axis"],
+        },
         "title": {
             "font": font,
             "subtitleFont": font,
@@ -126,6 +133,7 @@ def vega_config(rows: int, theme: Theme, font: str = SCREEN_FONT) -> dict[str, A
         "rule": {"color": c["axis"]},
         "area": {"color": c["axis"]},
         "point": {"color": c["axis"]},
+        "rect": {"color": c["axis"]},
         "bar": {"color": c["accent"]},
         # Lifted off what they lie on: points by a rim, words by a shadow of the background.
         "style": {

@@ -63,7 +63,7 @@ def seconds_to_target(record: Sweep) -> Spec | None:
     best, reach = timed.best_batch_size, timed.within_ten_per_cent
     across = domain_around([*sizes, best.value], room=1.5)
     along = size_axis(alt, across, "batch size", sizes)
-    up = value_axis(alt, upward, f"seconds to the target, {unit.name}", log=True)
+    up = value_axis(alt, upward, f"time to the target, {unit.name}", log=True)
     colour = colours(alt, names, [i for i, name in ((BLUE, MEASURED), (TEAL, BY_LAW)) if _any(data, name)])
     base = alt.Chart(alt.Data(values=data)).encode(x=alt.X("batch:Q", **along), color=colour)
     line, points = (base.transform_filter(f"datum.kind == '{name}'") for name in (BY_LAW, MEASURED))
@@ -203,7 +203,7 @@ def best_curves(record: Sweep) -> Spec | None:
     upward = [max(ends[0], low - 2 * pad) - pad, high + pad]
     colour = alt.Color(
         "batch:Q",
-        scale=alt.Scale(type="log", scheme="viridis", domain=[sizes[0], max(sizes[-1], 2 * sizes[0])], reverse=True),
+        scale=alt.Scale(type="log", range="ramp", domain=[sizes[0], max(sizes[-1], 2 * sizes[0])]),
         legend=alt.Legend(
             title="batch size",
             orient="top",

@@ -29,7 +29,7 @@ BEST, LINEAR, ROOT, LAW = "best rate", "linear rule", "square-root rule", "fitte
 TODAY = "today"
 
 DIVERGED, PRUNED, MISSED, FAILED = "diverged", "pruned", "missed the target", "no result"
-SHAPES = {DIVERGED: "cross", PRUNED: "triangle-down", MISSED: "stroke", FAILED: "square"}
+SHAPES = {DIVERGED: "M-1,-1L1,1M-1,1L1,-1", PRUNED: "triangle-down", MISSED: "stroke", FAILED: "square"}
 """What stands in a cell without a number; each is told by its shape alone."""
 
 _CELL = 21  # pixels of height that a factor √2 of the rate takes, where there is room
@@ -160,7 +160,7 @@ def rate_map(record: Sweep) -> Spec | None:
     chart = alt.layer(
         empty.mark_rect(opacity=0.13).encode(**ends, tooltip=tips),
         valued.mark_rect(opacity=1).encode(**ends, color=colour, tooltip=tips),
-        base.transform_filter("datum.best").mark_rect(filled=False, strokeWidth=3, style="chosen").encode(**ends),
+        base.transform_filter("datum.best").mark_rect(fillOpacity=0, strokeWidth=3, style="chosen").encode(**ends),
         empty.mark_point(size=45, filled=False, strokeWidth=1.8, opacity=1).encode(y=middle, shape=shape, tooltip=tips),
         *(
             valued.transform_filter(f"{sign}({dark})")
@@ -170,7 +170,7 @@ def rate_map(record: Sweep) -> Spec | None:
             if tall
         ),
     )
-    return done(chart.resolve_scale(color="independent", shape="independent"), height)
+    return done(chart.resolve_scale(color="independent"), height)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,9 @@ def _chart(record: Sweep | TradeoffLaw, *, per_update: bool) -> Spec | None:
         if n.examples.value is not None and f.known(end)
     ]
     near = [end for end in ends if known[0] / _FAR <= end <= known[1] * _FAR]
-    upward = with_headroom(domain_around([*known, *near], room=1.25), 2, log=True)
+    upward = with_headroom(
+        domain_around([*known, *near], room=1.25), 4 if law.critical_batch_size.value else 1, log=True
+    )
     data = [point for n in found if (point := _measured(n, upward, per_update=per_update))]
     names = {BLUE: MEASURED, **REGIMES}
     colour = colours(alt, names)
@@ -136,8 +138,9 @@ def _chart(record: Sweep | TradeoffLaw, *, per_update: bool) -> Spec | None:
         alt.Tooltip("text:N", title=unit),
         alt.Tooltip("runs:N"),
     ]
+    regimes, names_of_regimes = _regimes(alt, law, along, colour)
     chart = alt.layer(
-        *_regimes(alt, law, along, colour),
+        *regimes,
         *_critical(alt, critical, along),
         line.transform_filter("isValid(datum.low)")
         .mark_area(opacity=0.3, clip=True)
@@ -157,6 +160,7 @@ def _chart(record: Sweep | TradeoffLaw, *, per_update: bool) -> Spec | None:
         .mark_point(shape="triangle-up", size=120, filled=False, strokeWidth=2, opacity=1)
         .encode(y=alt.Y("low:Q", **up), tooltip=tips),
         *uprights(alt, marks, along),
+        *names_of_regimes,
     )
     return done(chart, HEIGHT + 20)
 
@@ -207,11 +211,11 @@ def _critical(alt: Any, critical: Interval, along: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _regimes(alt: Any, law: TradeoffLaw, along: dict[str, Any], colour: Any) -> list[Any]:
-    """The three regimes, shaded and named, where B_crit is known."""
+def _regimes(alt: Any, law: TradeoffLaw, along: dict[str, Any], colour: Any) -> tuple[list[Any], list[Any]]:
+    """Layers that shade the three regimes and that name them, where B_crit is known."""
     critical = law.critical_batch_size.value
     if critical is None:
-        return []
+        return [], []
     first, last = along["scale"].domain
     borders = [first, *(min(max(at, first), last) for at in (critical / REGIME, critical * REGIME)), last]
     data: list[Point] = []
@@ -221,14 +225,9 @@ def _regimes(alt: Any, law: TradeoffLaw, along: dict[str, Any], colour: Any) -> 
             named = "\n".join(name.split()) if wide >= _NARROWEST else ""
             data.append({"low": low, "high": high, "kind": REGIMES[place], "at": math.sqrt(low * high), "name": named})
     shade = alt.Chart(alt.Data(values=data)).encode(color=colour)
-    lettering = {"baseline": "bottom", "lineBreak": "\n", "fontSize": 11.5, "align": "center"}
-    lines = 2 * LABEL_HEIGHT - 4
-    return [
-        shade.mark_rect(opacity=0.09).encode(x=alt.X("low:Q", **along), x2="high:Q"),
-        *(
-            alt.Chart(alt.Data(values=data))
-            .mark_text(**lettering, **look)
-            .encode(x=alt.X("at:Q", **along), y=alt.value(HEIGHT + 20 - lines), text="name:N")
-            for look in ({"style": "under"}, {})
-        ),
-    ]
+    lettering = {"baseline": "top", "lineBreak": "\n", "fontSize": 11.5, "align": "center"}
+    bands = [shade.mark_rect(opacity=0.09).encode(x=alt.X("low:Q", **along), x2="high:Q")]
+    lettered = alt.Chart(alt.Data(values=data)).encode(
+        x=alt.X("at:Q", **along), y=alt.value(6 + LABEL_HEIGHT), text="name:N"
+    )
+    return bands, [lettered.mark_text(**lettering, **look) for look in ({"style": "under"}, {})]
