@@ -13,7 +13,7 @@ import torch
 
 from batchscope.errors import BatchscopeError
 from batchscope.measure.child import CannotForkError, can_fork, in_child
-from batchscope.provenance import available_cores
+from batchscope.provenance import available_cores, fingerprint
 from batchscope.study.here_engine import HereEngine
 from batchscope.study.patience import Patience
 from batchscope.study.tasks import Conditions, Event, Known, Lost, Standing, Task, TaskDone
@@ -120,6 +120,7 @@ class LocalEngine:
         self._waiting: deque[Task] = deque()
         self._events: deque[Event] = deque()
         self._told = Known()
+        fingerprint(prepared.workload)  # goes into every result: found out once, before the forks
 
     def __enter__(self) -> LocalEngine:
         return self
