@@ -8,7 +8,7 @@ BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
-    bench-probe
+    bench-probe bench-sweep
 
 # The question, answered on scikit-learn's handwritten digits: four ways to spend the same 32,768 examples.
 demo: $(CORE)
@@ -55,6 +55,10 @@ bench-max-batch: $(BENCH)
 # probing twice: whether the knee and the cost per example come out alike, and how long it takes
 bench-probe: $(BENCH)
 	$(BIN)/python benchmarks/probe.py
+
+# trials an hour of a sweep on one grid; separate runs, Optuna and Ray Tune beside it
+bench-sweep: $(BENCH)
+	$(BIN)/python benchmarks/sweep.py
 
 # A stamp is written last, so that an interrupted installation is done again.
 $(VENV)/bin/python:
