@@ -95,7 +95,7 @@ def test_what_others_have_shown_prunes(make: Make) -> None:
     trials = [Trial(8, 0.1, 0), Trial(8, 0.1, 1)]
     first, second = results_of(told(make("mlp"), trials, AIMING, known=lambda: known)).values()
     assert first.outcome == second.outcome == "pruned"
-    assert 200 < first.examples <= 280
+    assert 200 < first.examples < 800
     assert second.examples == 0  # its rate was out before it began
     unpruned = results_of(told(make("mlp"), trials, replace(AIMING, pruning=False), known=lambda: known))
     assert [result.outcome for result in unpruned.values()] == ["finished"] * 2
@@ -119,7 +119,7 @@ def test_what_a_trial_of_the_task_has_shown_prunes_the_next(make: Make) -> None:
     results = results_of(events)
     assert results[best].outcome == "reached"
     assert results[slow].outcome == "pruned"
-    assert results[slow].examples < 2 * results[best].examples
+    assert results[best].examples <= results[slow].examples < 4000
     assert standing_of(slow, results[slow]).ended == "pruned"
 
 
