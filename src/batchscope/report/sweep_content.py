@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from batchscope.records import Interval, Sweep, TradeoffLaw
+from batchscope.records import Interval, Sweep, TimeToTarget, TradeoffLaw
 from batchscope.report import formatting as f
 from batchscope.report import sheets, sweep_sheets, tradeoff_sheets
 from batchscope.report.content import Card, Content, Figure, Section
@@ -12,8 +12,11 @@ from batchscope.report.marks import RED, TEAL
 
 _BAND = (
     "Line: the law; band: 95%, from all pairs of E_min and B_crit that fit the points almost as well as the best one. "
-    "Dashed: B_crit, with its interval as a bar on the axis. "
 )
+_CRITICAL = {
+    True: "Dashed: B_crit, with its interval as a bar on the axis.",
+    False: "Dashed: as far as B_crit is known.",
+}
 
 
 def of_sweep(record: Sweep, available: Iterable[str]) -> Content:
@@ -127,7 +130,10 @@ def _law(law: TradeoffLaw, shown: frozenset[str], *, over_seeds: bool) -> Sectio
     points += " with their 95% intervals. " if over_seeds else ". "
     if any(point.missed for point in law.points):
         points += "Hollow: some runs missed the target; a wedge: all did, and more is needed. "
+    critical = law.critical_batch_size
+    bounded = critical.resolved or f.between(critical) != f.UNKNOWN
     note = points + (_BAND if any(f.known(point.predicted) for point in law.points) else "")
+    note += _CRITICAL[critical.resolved] if bounded else ""
     return Section(
         "The trade-off law",
         law.verdict if over_seeds else "",
@@ -162,10 +168,29 @@ def _cards(record: Sweep) -> tuple[Card, ...]:
     """The numbers that a reader looks for: B_crit, the fastest batch size."""
     cards = []
     if record.law is not None:
-        cards.append(Card("Critical batch size", *_number(record.law.critical_batch_size), record.law.verdict, TEAL))
+        cards.append(
+            Card(
+                "Critical batch size",
+                *_number(record.law.critical_batch_size),
+                tradeoff_sheets.regimes(record.law),
+                TEAL,
+            )
+        )
     if record.time is not None:
-        cards.append(Card("Fastest batch size", *_number(record.time.best_batch_size), record.time.verdict, RED))
+        cards.append(Card("Fastest batch size", *_number(record.time.best_batch_size), _fastest(record.time), RED))
     return tuple(cards)
+
+
+def _fastest(time: TimeToTarget) -> str:
+    if time.best_batch_size.value is None:
+        return time.verdict
+    reach = time.within_ten_per_cent
+    near = ""
+    if reach is not None:
+        near = f" From {f.count(reach[0])} to {f.count(reach[1])} it takes at most a tenth more."
+        if reach[0] == reach[1]:
+            near = " Every other batch size takes more than a tenth more."
+    return f"It reaches the target in {f.seconds(time.best_seconds.value)}, trained alone.{near}"
 
 
 def _number(interval: Interval) -> tuple[str, str]:

@@ -88,9 +88,9 @@ def rate_facts(law: RateLaw) -> Facts:
     error = law.leave_one_out_error
     return (
         ("form", forms[law.form]),
-        ("exponent α (linear 1, square root ½)", f.sized(law.exponent)),
+        ("exponent α", f.sized(law.exponent)),
         ("largest rate, ε_max", f.sized(law.largest_rate)),
-        ("half of it at batch size", f.sized(law.half_batch_size)),
+        ("half of it at", f.sized(law.half_batch_size)),
         ("error at sizes left out", f.UNKNOWN if error is None else f"{f.number(100 * error, 2)}%"),
     )
 

@@ -69,7 +69,7 @@ def needed(record: Sweep | TradeoffLaw) -> list[Needed]:
             point.batch_size,
             Interval.unresolved(low=point.at_least)
             if point.examples is None
-            else Interval(point.examples, point.examples, math.inf if point.missed else point.examples),
+            else Interval(point.examples, point.examples, point.examples),
             point.runs,
             point.missed,
         )
@@ -132,6 +132,9 @@ def _chart(record: Sweep | TradeoffLaw, *, per_update: bool) -> Spec | None:
     line = alt.Chart(alt.Data(values=curve)).encode(x=alt.X("batch:Q", **along))
     critical = law.critical_batch_size
     marks = [Upright(critical.value, f"B_crit {f.sized(critical)}", dashed=True)]
+    if critical.value is None:
+        bound = critical.low or (critical.high if f.known(critical.high) else None)
+        marks = [Upright(bound, f"B_crit {f.between(critical)}", dashed=True)]
     resolved = base.transform_filter("isValid(datum.value)")
     tips = [
         alt.Tooltip("batch:Q", title="batch size", format=","),

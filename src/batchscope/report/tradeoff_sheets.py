@@ -59,14 +59,14 @@ def facts(law: TradeoffLaw) -> Facts:
     """The law's numbers, and where its regimes end."""
     critical = law.critical_batch_size
     found = [
-        ("critical batch size, B_crit", f.sized(critical)),
+        ("critical, B_crit", f.sized(critical)),
         ("least examples, E_min", needs(law.minimum_examples)),
         ("least updates, S_min", needs(law.minimum_updates)),
-        ("exponent p, fitted beside it" if law.form == "hyperbola" else "exponent p", f.sized(law.exponent)),
+        ("exponent p, beside it" if law.form == "hyperbola" else "exponent p", f.sized(law.exponent)),
         ("form", law.form),
-        ("residuals, root mean square", _percent(law.relative_error)),
+        ("residuals, r.m.s.", _percent(law.relative_error)),
         ("error at sizes left out", _percent(law.leave_one_out_error)),
-        ("the same for the other form", _percent(law.rival_leave_one_out_error)),
+        ("of the other form", _percent(law.rival_leave_one_out_error)),
     ]
     if critical.value is not None:
         found[1:1] = [
@@ -74,6 +74,17 @@ def facts(law: TradeoffLaw) -> Facts:
             ("flat", f"above {f.size(critical.value * REGIME)}"),
         ]
     return tuple(found)
+
+
+def regimes(law: TradeoffLaw) -> str:
+    """Where more examples an update save updates, and where they do not; the verdict where that is not known."""
+    critical = law.critical_batch_size.value
+    if critical is None:
+        return law.verdict
+    return (
+        f"There, a run needs twice the least examples and twice the least updates. Below {f.size(critical / REGIME)} "
+        f"twice the batch size saves nearly half of the updates, above {f.size(critical * REGIME)} next to none."
+    )
 
 
 def needs(interval: Interval) -> str:
