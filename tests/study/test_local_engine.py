@@ -7,21 +7,23 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from batchscope.errors import StorageError
 from batchscope.records import TrainResult
+from batchscope.study.channel import Channel
 from batchscope.study.here_engine import HereEngine
 from batchscope.study.local_engine import LocalEngine, local_engine
 from batchscope.study.patience import Patience
@@ -116,14 +118,15 @@ def workers_of(make: Make) -> Iterator[Callable[..., LocalEngine]]:
         engine.__exit__(None, None, None)
 
 
-def misbehaving(make: Make, deed: Callable[[], object]) -> Workload:
-    """A workload that does something of its own before the third update, at the learning rate BAD."""
+def misbehaving(make: Make, deed: Callable[[], object], *, rate: float | None = BAD) -> Workload:
+    """A workload that does something of its own before the third update, at one learning rate or at all."""
+    bad = rate
 
     def optimizer(parameters: Any, rate: float) -> torch.optim.Optimizer:
         made, updates = torch.optim.SGD(parameters, lr=rate), itertools.count(1)
 
         def before(*_: object) -> None:
-            if next(updates) == 3 and rate == BAD:
+            if next(updates) == 3 and bad in (None, rate):
                 deed()
 
         made.register_step_pre_hook(before)
@@ -265,10 +268,10 @@ def test_a_worker_that_is_lost_costs_its_task_alone(
 
 
 def test_a_worker_that_hangs_is_given_up(workers_of: Callable[..., LocalEngine]) -> None:
-    engine = workers_of(hang, timeout_seconds=1.5)
+    engine = workers_of(hang, timeout_seconds=3.0)
     events = events_of(engine, Task(0, (Trial(8, BAD, 0),), way="separate"), Task(1, (Trial(8, 0.1, 0),)))
     [lost] = [event for event in events if isinstance(event, Lost)]
-    assert lost == Lost(0, "timed out", "nothing was heard of it for 2 s")
+    assert lost == Lost(0, "timed out", "nothing was heard of it for 3 s")
     assert set(results_of(events)) == {Trial(8, 0.1, 0)}
 
 
@@ -342,47 +345,26 @@ def test_where_it_cannot_fork_it_trains_in_this_process(make: Make, monkeypatch:
 
 # --- the driver's end -------------------------------------------------------------------------------------------------
 
-SWEEP = """
-    import os, sys, time
-    from pathlib import Path
-    import torch
-    from torch import nn
-    from batchscope import Workload
-    from batchscope.study.local_engine import LocalEngine
-    from batchscope.study.tasks import Conditions, Finished, Task, Trial
-    from batchscope.study.trial_store import TrialStore
-    from batchscope.training import Prepared
+TRIALS = tuple(Trial(8, rate, 0) for rate in (0.01, 0.02, 0.04, 0.08, 0.16, 0.32))
 
-    folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
 
-    class Slow(nn.Linear):
-        def forward(self, x):
-            if self.training:
-                time.sleep(seconds)
-            return super().forward(x)
-
-    x = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
-    workload = Workload(
-        model=lambda: Slow(4, 2), train=(x[:96], x[:96, :2]), validation=(x[96:], x[96:, :2]),
-        loss=nn.functional.mse_loss, optimizer=lambda params, lr: torch.optim.SGD(params, lr=lr),
-        learning_rate=0.05, batch_size=16,
-    )
-    conditions = Conditions(target=None, budget_examples=160, evaluate_every=80, pruning=False)
-    store = TrialStore.open(folder / "sweep.db", {}, conditions)
-    wanted = [Trial(16, rate, 0) for rate in (0.01, 0.02, 0.03, 0.04, 0.05, 0.06)]
-    ours = store.claim(wanted, f"{os.uname().nodename}:{os.getpid()}:x")
-    with LocalEngine(Prepared(workload, torch.device("cpu")), conditions, processes=2, store=store) as engine:
-        for number, trial in enumerate(ours):
-            engine.submit(Task(number, (trial,), way="separate"))
-        left = set(ours)
-        while left:
-            event = engine.next_event(1.0)
-            pids = " ".join(str(w.pid) for w in engine._places if w is not None)
-            (folder / "pids").write_text(pids)
-            if isinstance(event, Finished):
-                left.remove(event.trial)
-                print("made", event.trial.learning_rate, flush=True)
-"""
+def drive(workload: Workload, path: Path, say: Callable[[str], object]) -> None:
+    """A sweep of its own: claims what there is to do, does it, and says what its workers are and what is made."""
+    with TrialStore.open(path, identity(workload), CONDITIONS) as store:
+        known = {standing.trial for standing in store.standings()}
+        left = set(
+            store.claim([trial for trial in TRIALS if trial not in known], f"{os.uname().nodename}:{os.getpid()}:x")
+        )
+        with LocalEngine(Prepared(workload, CPU), CONDITIONS, processes=2, store=store) as engine:
+            for number, trial in enumerate(sorted(left)):
+                engine.submit(Task(number, (trial,), way="separate"))
+            while left:
+                event = engine.next_event(1.0)
+                if isinstance(event, Began):
+                    say(f"worker {event.worker.rpartition(':')[2]}")
+                if isinstance(event, Finished):
+                    left.remove(event.trial)
+                    say(f"made {event.trial.learning_rate}")
 
 
 def running(pid: int) -> bool:
@@ -392,35 +374,86 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_a_driver_that_is_killed_takes_its_workers_along_and_loses_nothing_that_was_finished(tmp_path: Path) -> None:
-    script = tmp_path / "sweep.py"
-    script.write_text(textwrap.dedent(SWEEP))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path)]
-    driver = subprocess.Popen([*command, "0.08"], env=environment, stdout=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
-    try:
-        for _ in range(2):
-            assert driver.stdout.readline().startswith("made")
-        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-        assert len(pids) == 2
-        assert all(map(running, pids))
-    finally:
-        driver.kill()
-        driver.wait()
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_ends_takes_its_workers_along_and_loses_nothing_that_was_finished(
+    make: Make, tmp_path: Path, number: signal.Signals
+) -> None:
+    ours, theirs = os.pipe()
+    driver = os.fork()
+    if driver == 0:
+        try:
+            slow = misbehaving(make, lambda: time.sleep(0.2), rate=None)
+            drive(slow, tmp_path / "sweep.db", lambda line: os.write(theirs, f"{line}\n".encode()))
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with open(ours, encoding="ascii") as said:
+        lines: list[list[str]] = []
+        while sum(word == "made" for word, _ in lines) < 2 or len({pid for word, pid in lines if word == "worker"}) < 2:
+            lines.append(said.readline().split())
+        os.kill(driver, number)
+        os.waitpid(driver, 0)
+        pids = [int(what) for word, what in lines if word == "worker"]
+        said.read()  # ends when the last worker has
     deadline = time.monotonic() + 30
     while any(map(running, pids)):
         assert time.monotonic() < deadline, "workers outlive their driver"
         time.sleep(0.01)
+    made = {float(what) for word, what in lines if word == "made"}
     with TrialStore.read(tmp_path / "sweep.db") as store:
         kept = {standing.trial.learning_rate for standing in store.standings()}
-    assert 2 <= len(kept) < 6
-    again = subprocess.run(
-        [*command, "0"], env=environment, capture_output=True, text=True, timeout=60, check=True
-    ).stdout.split()
-    assert {float(word) for word in again if word != "made"} == {0.01, 0.02, 0.03, 0.04, 0.05, 0.06} - kept
+    assert made <= kept
+    again: list[str] = []
+    drive(misbehaving(make, lambda: None, rate=None), tmp_path / "sweep.db", again.append)
+    assert {float(line.split()[1]) for line in again if line.startswith("made")} == {
+        t.learning_rate for t in TRIALS
+    } - kept
     with TrialStore.read(tmp_path / "sweep.db") as store:
-        assert len(store.standings()) == 6
+        assert [standing.trial for standing in store.standings()] == list(TRIALS)
+
+
+# --- the way between driver and worker --------------------------------------------------------------------------------
+
+
+def test_a_worker_that_dies_while_it_waits_costs_nothing(make: Make) -> None:
+    with LocalEngine(Prepared(make("mlp"), CPU), CONDITIONS, processes=1) as engine:
+        events_of(engine, Task(0, (Trial(8, 0.1, 0),)))
+        [worker] = [worker for worker in engine._places if worker is not None]
+        os.kill(worker.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        assert set(results_of(events_of(engine, Task(1, (Trial(8, 0.1, 1),))))) == {Trial(8, 0.1, 1)}
+
+
+@given(st.lists(st.binary(max_size=300_000), max_size=8), st.randoms(use_true_random=False))
+@settings(max_examples=20)
+def test_messages_arrive_whole_and_in_order_and_nobody_waits(messages: list[bytes], random: Random) -> None:
+    ours, theirs = Channel.pair()
+    received: list[bytes] = []
+    for message in messages:
+        ours.post(message)  # more than there is room for
+        if random.random() < 0.5:
+            received += theirs.receive()
+    while len(received) < len(messages):
+        ours.flush()
+        received += theirs.receive(wait=True)
+    assert received == messages
+    ours.close()
+    assert theirs.receive(wait=True) == []
+    assert theirs.closed
+    theirs.post(b"to nobody")
+    with pytest.raises(OSError, match="pipe"):
+        theirs.send(b"to nobody")
+    theirs.close()
+
+
+def test_half_a_message_of_one_who_died_is_none() -> None:
+    ours, theirs = Channel.pair()
+    ours.post(list(range(10)))
+    ours.post(bytearray(10_000_000))  # of which the beginning alone is on its way
+    ours.close()
+    assert theirs.receive(wait=True) == [list(range(10))]
+    assert theirs.closed
+    theirs.close()
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ class LocalEngine:
         self._waiting: deque[Task] = deque()
         self._events: deque[Event] = deque()
         self._told = Known()
+        self._sent_again: set[int] = set()
         fingerprint(prepared.workload)  # goes into every result: found out once, before the forks
 
     def __enter__(self) -> LocalEngine:
@@ -196,14 +197,20 @@ class LocalEngine:
             self._patience.heard(_batch_size(worker.task), now - worker.heard_at)
         worker.heard_at = now
         self._events.append(message)
+        worker.has_begun = True
         if isinstance(message, (TaskDone, Lost)):
             worker.task = None
 
     def _bury(self, place: int, worker: WorkerProcess, *, timed_out: str | None = None) -> None:
         outcome, reason = worker.end()
         self._places[place] = None
-        if worker.task is not None:
-            number = worker.task.number
+        if worker.task is None:
+            return
+        number = worker.task.number
+        if not worker.has_begun and number not in self._sent_again:  # it died of something else, while it waited
+            self._sent_again.add(number)
+            self._waiting.appendleft(worker.task)
+        else:
             lost = Lost(number, outcome, reason) if timed_out is None else Lost(number, "timed out", timed_out)
             self._events.append(lost)
 

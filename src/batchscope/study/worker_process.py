@@ -42,6 +42,7 @@ class WorkerProcess:
     Attributes:
         channel: The way to it.
         task: What it is at; None where it waits.
+        has_begun: Whether it has said so.
         heard_at: When it last said something, on the monotonic clock.
     """
 
@@ -49,6 +50,7 @@ class WorkerProcess:
         self, serve: Callable[[Channel], None], *, core: int | None = None, others: Sequence[Channel] = ()
     ) -> None:
         self.task: Task | None = None
+        self.has_begun = False
         self.heard_at = time.monotonic()
         self.channel, theirs = Channel.pair()
         self._last_words = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 — closed in end()
@@ -74,7 +76,7 @@ class WorkerProcess:
 
     def begin(self, task: Task) -> None:
         """Send it a task."""
-        self.task, self.heard_at = task, time.monotonic()
+        self.task, self.has_begun, self.heard_at = task, False, time.monotonic()
         self.channel.post(task)
 
     def has_ended(self) -> bool:
