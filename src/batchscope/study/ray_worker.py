@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import sys
 import sysconfig
@@ -172,7 +173,15 @@ def _is_own(module: ModuleType) -> bool:
     if not isinstance(file, str) or sys.modules.get(module.__name__) is not module:
         return False
     path = Path(file).resolve()
-    return not ({"site-packages", "dist-packages"} & set(path.parts) or str(path).startswith((*_LIBRARY, _PACKAGE)))
+    depth = module.__name__.count(".") + (path.stem == "__init__")
+    library = str(path).startswith((*_LIBRARY, _PACKAGE))
+    return path.is_file() and not library and not _holds_installed(path.parents[min(depth, len(path.parents) - 1)])
+
+
+@functools.cache
+def _holds_installed(folder: Path) -> bool:
+    """Whether packages were installed into a folder, be it site-packages or one of PYTHONPATH."""
+    return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))
 
 
 def _cloudpickle() -> ModuleType:
