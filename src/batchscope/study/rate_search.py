@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from batchscope.errors import ArgumentError
+from batchscope.fit.rate_law import Valley
 from batchscope.records.sweep import Edge
 from batchscope.study.pruning import SLACK, OfRate, Rank, beaten, begun, by_rate, contenders, ended, rank
 from batchscope.study.tasks import Standing, Trial
@@ -26,6 +27,8 @@ MOST_WIDENINGS = 12
 NEAR = 4
 # Log examples that count as a tie: differences of rounding.
 TIE = 1e-9
+# Costs told apart at least: a tenth in log examples, a tenth of what lies between the best score and the last one.
+LEAST_MARGIN = 0.1
 
 Rates = dict[float, dict[int, Standing]]
 
@@ -140,6 +143,42 @@ class RateSearch:
         counted = [rates[best][seed] for seed in sorted(ended(rates[best]))]
         reached = sum(standing.ended == "reached" for standing in counted)
         return Choice(best, edge, tried, tuple(standing.trial for standing in counted), reached)
+
+    def valley(self, standings: Iterable[Standing]) -> Valley:
+        """What each rate costs, comparable over rates that were tried with different seeds.
+
+        The cost of the best rate, plus the mean difference from it over the seeds that a rate has in common with it: in
+        log examples where the best has reached the target, and otherwise in scores.
+
+        Args:
+            standings: Of all trials of this batch size so far.
+
+        Returns:
+            The valley; empty where there is no best rate.
+        """
+        rates = self._rates(standings)
+        best = self._best(rates)
+        if best is None or self._hopeless(rates[best]):
+            return Valley((), (), (), 0.0)
+        by_examples = self.target is not None and _reached(rates[best])
+        costs = {rate: _costs(own, by_examples) for rate, own in sorted(rates.items())}
+        of_best = {seed: cost for seed, (cost, _) in costs[best].items() if math.isfinite(cost)}
+        level = math.fsum(of_best.values()) / max(1, len(of_best))
+        found, squares, freedom = [], 0.0, 0
+        for rate, own in costs.items():
+            gaps = [own[seed][0] - cost for seed, cost in of_best.items() if seed in own]
+            if not gaps:
+                continue
+            mean = math.fsum(gaps) / len(gaps)
+            bound = rate != best and any(own[seed][1] for seed in of_best if seed in own)
+            found.append((rate, level + mean, bound))
+            if not bound and math.isfinite(mean):
+                squares, freedom = squares + math.fsum((gap - mean) ** 2 for gap in gaps), freedom + len(gaps) - 1
+        finite = [cost for _, cost, _ in found if math.isfinite(cost)]
+        least = LEAST_MARGIN * (1.0 if by_examples or not finite else max(finite) - min(finite))
+        margin = 2 * math.sqrt(squares / freedom / len(self.seeds)) if squares else 0.0
+        tried, of_rates, bounds = (tuple(column) for column in zip(*found, strict=True)) if found else ((), (), ())
+        return Valley(tried, of_rates, bounds, max(least, margin, TIE))
 
     def _rate(self, k: int) -> float:
         """A rate of the grid: the same float whenever it is asked for."""
@@ -259,6 +298,23 @@ class RateSearch:
     def _hopeless(self, own: OfRate) -> bool:
         """Whether all results of a rate are divergences."""
         return all(own[seed].ended == "diverged" for seed in ended(own))
+
+
+def _costs(own: OfRate, by_examples: bool) -> dict[int, tuple[float, bool]]:
+    """What a rate's trials cost by seed, and whether that is only a bound: log examples, or minus the score."""
+    if by_examples:
+        return {
+            seed: (
+                math.inf if own[seed].ended == "diverged" else math.log(max(1, own[seed].examples)),
+                own[seed].ended != "reached",
+            )
+            for seed in begun(own)
+        }
+    return {
+        seed: (math.inf if s.ended == "diverged" or s.score is None else -s.score, False)
+        for seed, s in own.items()
+        if seed in ended(own)
+    }
 
 
 def _over(own: OfRate) -> set[int]:
