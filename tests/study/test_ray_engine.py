@@ -100,7 +100,8 @@ def cluster(wanted: Callable[[bool, str], None]) -> Iterator[Any]:
     except ModuleNotFoundError:
         wanted(False, "ray")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in ray_engine.LOCAL_CLUSTER.items():
+            patch.setenv(name, value)
         head = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 128 << 20}
         cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
