@@ -27,6 +27,21 @@ def samples() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def sweeps() -> dict[str, Record]:
+    """Sweeps and trade-off laws, plain and awkward, by name."""
+    found: dict[str, Record] = neighbour("sample_sweeps").every(neighbour("sample_probes"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def sweep_pages(sweeps: dict[str, Record]) -> dict[str, str]:
+    """Pages of those whose sections differ."""
+    sorts = ("", " scores", " diverged", " empty", " hostile", " large")
+    names = [*(f"sweep{sort}" for sort in sorts), "law", "law missed", "law nothing"]
+    return {name: page.render(sweeps[name]) for name in names}
+
+
+@pytest.fixture(scope="session")
 def probes() -> dict[str, Record]:
     """Probes and their parts, plain and awkward, by name."""
     found: dict[str, Record] = neighbour("sample_probes").every()
