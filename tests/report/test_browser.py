@@ -27,6 +27,7 @@ NAMES = ("plain", "diverged", "single seed", "no run finished", "nothing ran", "
 RUNS = ("run finished", "run diverged", "run out of memory")
 PROBES = ("probe", "probe cnn", "probe transformer", "probe bare", "probe hostile", "probe replanned", "probe extremes")
 PARTS = ("part step time", "part memory", "part noise", "part branches", "part branches lost", "part range flat")
+SWEEPS = ("sweep", "sweep scores", "sweep hostile", "sweep large", "law missed")
 DRAWN = """
 return Array.from(document.querySelectorAll('.chart'), (place) => {
   const kinds = '.mark-symbol path, .mark-rect path, .mark-line path, .mark-rule.role-mark line';
@@ -38,10 +39,11 @@ return Array.from(document.querySelectorAll('.chart'), (place) => {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, pages: dict[str, str]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, pages: dict[str, str], sweep_pages: dict[str, str]) -> Path:
     folder = tmp_path_factory.mktemp("pages")
-    for name in (*NAMES, *RUNS, *PROBES, *PARTS):
-        (folder / f"{name}.html").write_text(pages[name], encoding="utf-8")
+    every = pages | sweep_pages
+    for name in (*NAMES, *RUNS, *PROBES, *PARTS, *SWEEPS):
+        (folder / f"{name}.html").write_text(every[name], encoding="utf-8")
     return folder
 
 
@@ -93,7 +95,7 @@ def axis_titles(browser: Any) -> list[str]:
     return titles
 
 
-@pytest.mark.parametrize("name", [*NAMES, *RUNS, *PROBES, *PARTS])
+@pytest.mark.parametrize("name", [*NAMES, *RUNS, *PROBES, *PARTS, *SWEEPS])
 def test_every_chart_is_drawn_and_nothing_complains(browser: Any, folder: Path, name: str) -> None:
     show(browser, folder, name)
     charts = browser.execute_script(DRAWN)
@@ -104,7 +106,7 @@ def test_every_chart_is_drawn_and_nothing_complains(browser: Any, folder: Path, 
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["plain", "long name", "hostile", "twelve rows", "run finished", *PROBES])
+@pytest.mark.parametrize("name", ["plain", "long name", "hostile", "twelve rows", "run finished", *PROBES, *SWEEPS])
 def test_a_phone_needs_no_sideways_scrolling(browser: Any, folder: Path, name: str, theme: str) -> None:
     show(browser, folder, name, width=375, theme=theme)
     scroll, inner = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
@@ -202,4 +204,19 @@ def test_the_record_is_downloaded_whole(browser: Any, folder: Path, records: dic
     drawing = tmp_path / "final_scores.svg"
     until(drawing.exists, "the drawing")
     assert drawing.read_text(encoding="utf-8").startswith("<svg")
+    assert complaints(browser) == []
+
+
+def test_a_long_record_is_unpacked_as_it_is_downloaded(
+    browser: Any, folder: Path, sweeps: dict[str, Record], tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.by import By
+
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    show(browser, folder, "sweep large")
+    assert browser.find_element(By.ID, "record").get_attribute("data-packed") == "gzip"
+    browser.find_element(By.ID, "download").click()
+    path = tmp_path / "batchscope-sweep.json"
+    until(path.exists, "the download")
+    assert load(path) == sweeps["sweep large"]
     assert complaints(browser) == []
