@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         RangeTest,
         Record,
         StepTimes,
+        Sweep,
         TradeoffLaw,
         TrainResult,
         load,
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
     # For people who keep their own loop
     from batchscope.schedule import rescale
 
-    # The question
-    from batchscope.study import compare
+    # The question, and the exhaustive answer
+    from batchscope.study import compare, sweep
 
     # Training
     from batchscope.training import train
@@ -70,8 +71,9 @@ _HOMES = {
     # What is trained
     "Workload": "batchscope.workload",
     "load_workload": "batchscope.workload",
-    # The question
+    # The question, and the exhaustive answer
     "compare": "batchscope.study",
+    "sweep": "batchscope.study",
     # What this machine and these gradients say
     "probe": "batchscope.measure",
     "replan": "batchscope.fit",
@@ -99,6 +101,7 @@ _HOMES = {
     "RangeTest": "batchscope.records",
     "Record": "batchscope.records",
     "StepTimes": "batchscope.records",
+    "Sweep": "batchscope.records",
     "TradeoffLaw": "batchscope.records",
     "TrainResult": "batchscope.records",
     "load": "batchscope.records",
@@ -134,6 +137,7 @@ __all__ = [
     "RunError",
     "StepTimes",
     "StorageError",
+    "Sweep",
     "TradeoffLaw",
     "TrainResult",
     "Workload",
@@ -150,6 +154,7 @@ __all__ = [
     "replan",
     "rescale",
     "step_times",
+    "sweep",
     "train",
 ]
 

@@ -16,7 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from batchscope.workload import Workload
 
 INTERRUPTED = 130
+Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
     name="batchscope",
@@ -290,6 +291,78 @@ def probe(
 
 
 @_command
+def sweep(
+    workload: WorkloadName,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="As in 8,32,128; powers of two from 8 to 2048, if left out.")
+    ] = None,
+    learning_rates: Annotated[str, typer.Option(help="As in 0.01,0.1; or search.")] = "search",
+    seeds: Annotated[int, typer.Option(help="Runs at the best learning rates.")] = 3,
+    target: Annotated[float | None, typer.Option(help="A validation score to reach.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Budget of a trial; with --target: given up there.")] = None,
+    shape: Annotated[
+        Literal["linear", "constant"] | None,
+        typer.Option(help="The rate over the budget: constant with --target, linear without, if left out."),
+    ] = None,
+    order: Order = "shuffled",
+    prune: Annotated[bool, typer.Option(help="Stop trials that cannot win.")] = True,
+    evaluate_every: EvaluateEvery = None,
+    store: Annotated[
+        Path | None, typer.Option(help="SQLite file of finished trials, to go on from when killed.")
+    ] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Where trials run.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; a local one is started, if left out.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Trials, or stacks of them, that run at once.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds of silence after which a trial is given up.")] = None,
+    data: Data = None,
+    load_timeout: LoadTimeout = 30.0,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = None,
+    report: Report = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Train over batch sizes, learning rates and seeds, and fit the laws that come out."""
+    from batchscope.study import sweep as run
+
+    sizes = None if batch_sizes is None else _numbers("--batch-sizes", batch_sizes, int)
+    rates: list[float] | Literal["search"] = (
+        "search" if learning_rates == "search" else _numbers("--learning-rates", learning_rates, float)
+    )
+    _writable(json, report)
+    record = run(
+        _load(workload, data, load_timeout),
+        sizes,
+        learning_rates=rates,
+        seeds=seeds,
+        target=target,
+        examples=examples,
+        shape=shape,
+        order=order,
+        prune=prune,
+        evaluate_every=evaluate_every,
+        store=store,
+        engine=engine,
+        address=address,
+        processes=processes,
+        timeout_seconds=timeout,
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    _show(record, json, report, quiet=quiet)
+    if record.error is not None:
+        print(f"batchscope: Stopped by an error; what was finished is kept. {record.error}", file=sys.stderr)
+        return 1
+    if record.interrupted:
+        kept = "what was finished is kept" if store else "give --store to go on from here the next time"
+        print(f"batchscope: Interrupted; {kept}.", file=sys.stderr)
+        return INTERRUPTED
+    return 0 if any(line.runs for line in record.best) else 1
+
+
+@_command
 def fit(
     table: Annotated[
         Path,
@@ -309,6 +382,26 @@ def fit(
 
     _writable(json, report, reads=table)
     _show(read_table(table).fit(), json, report, quiet=quiet)
+
+
+@_command
+def export(
+    store: Annotated[Path, typer.Argument(help="The store of a sweep, which may be running.", show_default=False)],
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the trials to this file.")] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write the trials to this file.")] = None,
+    curves: Annotated[
+        Path | None, typer.Option("--curves", help="Write their evaluations to this file, .csv or .parquet.")
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write the trials in a sweep's store as CSV or Parquet."""
+    from batchscope.study.export import export as run
+
+    _writable(csv, parquet, curves, reads=store)
+    for path in run(store, csv=csv, parquet=parquet, curves=curves):
+        if not quiet:
+            print(f"Wrote {path}")
 
 
 @_command
@@ -349,6 +442,14 @@ def _pair(text: str) -> tuple[int, int]:
     if match is None:
         raise ArgumentError("a pair is BATCHxITERATIONS", got=text, mend="write it as in 16x2000")
     return int(match[1]), int(match[2])
+
+
+def _numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        example = "8,32,128" if kind is int else "0.01,0.1"
+        raise ArgumentError(f"{name} must be numbers separated by commas", got=text, mend=f"as in {example}") from error
 
 
 def _bytes(text: str) -> int:
