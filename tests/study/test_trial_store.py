@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from batchscope.errors import StorageError
@@ -132,6 +132,7 @@ LATER = st.sampled_from(["reached", "finished", "diverged", "pruned", "out of me
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@example([("pruned", 50), ("pruned", 10), ("pruned", 60)])
 @given(st.lists(st.tuples(LATER, st.integers(0, 50)), min_size=1, max_size=6))
 def test_what_has_ended_stays_and_the_rest_gives_way(make_run: MakeRun, story: list[tuple[Any, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "sweep.db") as store:
@@ -356,6 +357,29 @@ def test_four_processes_write_at_once(store: TrialStore, path: Path, make_run: M
         assert connection.execute("SELECT count(*) FROM claims").fetchone() == (0,)
         assert connection.execute("SELECT DISTINCT owner FROM trials WHERE batch_size = 8").fetchall() == [(ME,)]
     connection.close()
+
+
+def test_no_connection_is_carried_over_a_fork(store: TrialStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither side goes on with the one that there was: each makes its own, when it needs one."""
+    made: list[int] = []
+    connect = sqlite3.connect
+
+    def counted(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        made.append(os.getpid())
+        return connect(*arguments, **options)
+
+    store.standings()
+    monkeypatch.setattr(sqlite3, "connect", counted)
+    store.standings()
+    assert made == []
+
+    def work(_: int) -> None:
+        store.standings()
+        assert made == [os.getpid()]
+
+    children(2, work)
+    store.standings()
+    assert made == [os.getpid()]
 
 
 def test_processes_that_open_a_new_store_at_once(path: Path, make_run: MakeRun) -> None:
