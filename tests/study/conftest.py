@@ -1,8 +1,11 @@
-"""What the tests of comparisons share: a workload of milliseconds, and comparisons made of numbers."""
+"""What the tests of studies share: a workload of milliseconds, comparisons made of numbers, and runs played back."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +28,10 @@ from batchscope.records import (
 )
 from batchscope.study import statistics
 from batchscope.study.conclusion import conclude
+from batchscope.study.pruning import SLACK, prunable
+from batchscope.study.rate_search import Choice
+from batchscope.study.rate_search import RateSearch as Search
+from batchscope.study.tasks import Standing, Trial
 from batchscope.workload import Workload
 
 TIMES = ("seconds", "memory", "created", "conclusion", "examples_per_second", "cores", "threads")
@@ -197,3 +204,138 @@ def make_comparison() -> Callable[..., Comparison]:
         return Comparison(**{**vars(record), "conclusion": conclude(record)})
 
     return make
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run to play back: examples, scores and losses of its evaluations, and whether it diverged at the last."""
+
+    examples: tuple[int, ...]
+    scores: tuple[float, ...]
+    losses: tuple[float, ...] = ()
+    diverged: bool = False
+
+    def standing(self, trial: Trial, evaluations: int, target: float | None) -> Standing:
+        """How it stands after so many evaluations."""
+        scores, losses = self.scores[:evaluations], self.losses[:evaluations]
+        standing = Standing(trial, "running", self.examples[evaluations - 1], max(scores), min(losses, default=None))
+        if target is not None and scores[-1] >= target:
+            return standing._replace(ended="reached")
+        if evaluations == len(self.examples):
+            return standing._replace(ended="diverged" if self.diverged else "missed")
+        return standing
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A full grid of recorded runs at one batch size; rates are ``start`` times powers of the root of two."""
+
+    name: str
+    batch_size: int
+    start: float
+    budget: int
+    seeds: tuple[int, ...]
+    curves: dict[tuple[int, int], Curve]
+
+    @property
+    def places(self) -> list[int]:
+        return sorted({place for place, _ in self.curves})
+
+    def rate(self, place: int) -> float:
+        return float(self.start * 2.0 ** (place / 2))
+
+    def trials(self, places: Sequence[int], seeds: Sequence[int]) -> list[Trial]:
+        """The trials at these rates, seed by seed."""
+        return [Trial(self.batch_size, self.rate(place), seed) for place in places for seed in seeds]
+
+    def __call__(self, trial: Trial) -> Curve:
+        place = next(place for place in self.places if self.rate(place) == trial.learning_rate)
+        return self.curves[place, trial.seed]
+
+
+class Replays:
+    """Plays back what a sweep does with curves: stacks at one pace, or runs one after the other, with pruning."""
+
+    curve = Curve
+
+    def run(
+        self,
+        trials: Sequence[Trial],
+        curves: Callable[[Trial], Curve],
+        *,
+        target: float | None,
+        budget: int,
+        known: Sequence[Standing] = (),
+        prune: bool = True,
+        together: bool = True,
+        slack: float = SLACK,
+    ) -> dict[Trial, Standing]:
+        """How the trials end."""
+        now = {trial: Standing(trial, "running", 0, None, None) for trial in trials}
+
+        def pruned() -> None:
+            everything = [*(s for s in known if s.trial not in now), *now.values()]
+            for trial in prunable(everything, target=target, budget_examples=budget, slack=slack) if prune else ():
+                now[trial] = now[trial]._replace(ended="pruned")
+
+        pruned()
+        for group in [list(trials)] if together else [[trial] for trial in trials]:
+            evaluations = 0
+            while any(now[trial].ended == "running" for trial in group):
+                evaluations += 1
+                for trial in group:
+                    if now[trial].ended == "running":
+                        now[trial] = curves(trial).standing(trial, evaluations, target)
+                pruned()
+        return now
+
+    def search(
+        self, search: Search, curves: Callable[[Trial], Curve], *, prune: bool = True, together: bool = True
+    ) -> tuple[Choice, dict[Trial, Standing], int]:
+        """What a search ends with, how all its trials stand, and the examples that it took."""
+        known: dict[Trial, Standing] = {}
+        spent = 0
+        for _ in range(60):
+            wave = search.next_wave(known.values())
+            if not wave:
+                return search.choice(known.values()), known, spent
+            assert len(set(wave)) == len(wave)
+            ended = self.run(
+                wave,
+                curves,
+                target=search.target,
+                budget=search.budget_examples,
+                known=list(known.values()),
+                prune=prune,
+                together=together,
+                slack=search.slack,
+            )
+            known |= ended
+            spent += sum(standing.examples for standing in ended.values())
+        raise AssertionError("the search does not end")
+
+    def grids(self) -> list[Grid]:
+        """The recorded grids: see benchmarks/record_grids.py."""
+        return [grid for path in sorted((Path(__file__).parents[1] / "data").glob("*.json")) for grid in _grids(path)]
+
+
+def _grids(path: Path) -> list[Grid]:
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    grids = []
+    for grid in whole["grids"]:
+        curves = {}
+        for place, runs in grid["runs"].items():
+            for seed, run in zip(whole["seeds"], runs, strict=True):
+                assert run["outcome"] == "finished"
+                scores = [right / whole["validation_examples"] for right in run["right"]]
+                losses = [loss / 1000 for loss in run["loss"]]
+                # The evaluation before the first update is not one that a sweep can stop at.
+                curves[int(place), seed] = Curve(tuple(grid["examples"][1:]), tuple(scores[1:]), tuple(losses[1:]))
+        grids.append(Grid(path.stem, grid["batch_size"], grid["start"], whole["budget"], tuple(whole["seeds"]), curves))
+    return grids
+
+
+@pytest.fixture(scope="session")
+def replays() -> Replays:
+    """Runs played back, without training."""
+    return Replays()

@@ -75,6 +75,7 @@ def prunable(
     rates = by_rate(standing for standing in standings if standing.ended != "failed")
     seeds = {seed for own in rates.values() for seed in own}
     out: set[Trial] = set()
+    measures = contenders(rates, seeds, budget_examples) if target is not None else []
     for own in rates.values():
         running = {standing.trial for standing in own.values() if standing.ended == "running"}
         if not running:
@@ -82,7 +83,7 @@ def prunable(
         if target is None:
             behind = far_behind(own, [other for other in rates.values() if other is not own], budget_examples)
         else:
-            behind = beaten(own, contenders(rates, seeds, budget_examples), seeds, budget_examples, slack)
+            behind = beaten(own, measures, seeds, budget_examples, slack)
         if behind:
             out |= running
     return out
@@ -170,9 +171,12 @@ def beaten(
         theirs = rank(other, common, budget_examples)
         if not some and bound[:3] >= theirs[:3]:
             return True
+        # Of the misses there can only be more.
+        if seeds <= ended(other) and bound[:2] > rank(other, seeds, budget_examples)[:2]:
+            return True
         # A miss by a hair with some of the seeds says no more than a few examples too many.
-        clearly = bound.diverged > theirs.diverged or bound.log_examples >= theirs.log_examples + math.log(slack)
-        if some and bound.missed >= theirs.missed and clearly:
+        far = bound.log_examples >= theirs.log_examples + math.log(slack)
+        if some and bound.missed >= theirs.missed and far:
             return True
     return False
 
