@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -292,11 +293,15 @@ work = bs.Workload(model=Net, train=(x, y), validation=(x, y), loss=nn.functiona
 """
 
 
-def test_a_persons_own_module_travels_by_value(tmp_path: Path) -> None:
-    """As on a machine that has no such file."""
+def test_a_persons_own_module_travels_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has no such file; called from a script, which is in ``sys.modules`` under two names."""
     pytest.importorskip("ray")
     from ray import cloudpickle
 
+    script = types.ModuleType("__main__")
+    script.__file__ = __file__
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    monkeypatch.setitem(sys.modules, "__mp_main__", script)
     path = tmp_path / "mine.py"
     path.write_text(FILE, encoding="utf-8")
     packed = pickled(load_workload(f"{path}:work"))

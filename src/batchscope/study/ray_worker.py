@@ -149,22 +149,25 @@ def pickled(workload: Workload) -> bytes:
         ArgumentError: It holds something that cannot be pickled.
     """
     cloudpickle = _cloudpickle()
-    own = [module for module in list(sys.modules.values()) if _is_own(module)]
-    try:
-        with contextlib.ExitStack() as stack:
-            for module in own:
-                cloudpickle.register_pickle_by_value(module)
-                stack.callback(cloudpickle.unregister_pickle_by_value, module)
+    # A script is in there under two names, and goes by value anyway.
+    own = {module.__name__: module for module in list(sys.modules.values()) if _is_own(module)}
+    own.pop("__main__", None)
+    with contextlib.ExitStack() as stack:
+        for module in own.values():
+            cloudpickle.register_pickle_by_value(module)
+            stack.callback(cloudpickle.unregister_pickle_by_value, module)
+        try:
             return bytes(cloudpickle.dumps(workload))
-    except Exception as error:
-        # A module that holds a lock, say, travels by name only.
-        with contextlib.suppress(Exception):
-            return bytes(cloudpickle.dumps(workload))
-        raise ArgumentError(
-            "a workload must be picklable to reach the workers of a Ray cluster",
-            got=first_line(error),
-            mend="have open files, locks and connections made in the functions that use them, not kept in the workload",
-        ) from error
+        except Exception as error:
+            refusal = error
+    # A module that holds a lock, say, travels by name only.
+    with contextlib.suppress(Exception):
+        return bytes(cloudpickle.dumps(workload))
+    raise ArgumentError(
+        "a workload must be picklable to reach the workers of a Ray cluster",
+        got=first_line(refusal),
+        mend="have open files, locks and connections made in the functions that use them, not kept in the workload",
+    ) from refusal
 
 
 def _is_own(module: ModuleType) -> bool:
