@@ -104,18 +104,29 @@ def evaluate(model: nn.Module, data: EvaluationData) -> tuple[float, float]:
                 kept.append((output, target, count))
                 kept_bytes += nbytes((output, target))
                 if kept_bytes > SCORE_SET_BYTES:
-                    scored += _scores(score_of, kept)
+                    scored += scores_of_sets(score_of, kept)
                     kept, kept_bytes = [], 0
         if score_of is not None and kept:
-            scored += _scores(score_of, kept)
+            scored += scores_of_sets(score_of, kept)
     loss = total_loss / seen
     if len(scored) > 1:
         return loss, sum(score * count for score, count in scored) / seen
     return loss, scored[0][0] if scored else -loss
 
 
-def _scores(score: Score, kept: list[tuple[Any, Any, int]]) -> list[tuple[float, int]]:
-    """The score of all the sets joined, or of each where they cannot be, with the number of examples."""
+def scores_of_sets(score: Score, kept: list[tuple[Any, Any, int]]) -> list[tuple[float, int]]:
+    """The score of all the sets joined, or of each where they cannot be, with the number of examples.
+
+    Args:
+        score: A workload's.
+        kept: Output, target and number of examples of each set.
+
+    Returns:
+        Pairs of a score and the number of examples that it is of.
+
+    Raises:
+        RunError: The score raised or is no number.
+    """
     try:
         if len(kept) > 1:
             # Sizes that differ between batches, or something else than tensors, cannot be joined.

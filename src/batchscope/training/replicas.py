@@ -1,0 +1,240 @@
+"""Many runs in one stack: each what it would be by itself, all of them in a fraction of the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from batchscope.errors import PlanError
+from batchscope.records import CurvePoint, Outcome, Plan, TrainResult
+from batchscope.schedule import rate_factor
+from batchscope.seeding import derive, isolated
+from batchscope.training.course import Course
+from batchscope.training.interruption import StopRequest, stop_requests
+from batchscope.training.loop import LOSSES_AT_ONCE, Prepared, course_of
+from batchscope.training.meters import Stopwatch
+from batchscope.training.stack import Stack
+from batchscope.training.stacked_evaluation import StackedEvaluation
+from batchscope.training.stacked_feed import StackedFeed, example_batch
+from batchscope.training.threads import compute_threads
+
+# A stack of another size is another trace: ended replicas are dropped from a batched pass when they are half of it, or
+# when carrying them on to the end would cost as much as this many updates of the whole stack.
+WORTH_A_TRACE = 200
+
+
+class Replicas:
+    """Runs of one workload and one batch size, of different learning rates and seeds, trained together.
+
+    Each is what :class:`Run` makes of its plan and seed, up to rounding: the same initial weights and order of the
+    data, the same rates, the same evaluations and the same ending. Dropout and whatever else is drawn in training is
+    drawn for each by itself, from another stream than a single run's. Weights are not kept, and training examples not
+    evaluated.
+
+    Args:
+        prepared: The workload, with its data on the device.
+        plans: One for each; they may differ in the learning rate alone.
+        seeds: One for each.
+        evaluate_every: Examples between two evaluations; None: as in a single run.
+        in_turn: One replica after the other at each update, by a step that was traced for one, instead of all in one
+            batched pass: faster where the arithmetic of one fills the processor.
+        on_evaluation: Called after each evaluation, off the clock, with the run's position in ``plans`` and the point.
+        prune: Asked after each round of evaluations for the positions of the runs to stop, as "pruned".
+        on_finished: Called with a run's position and result as soon as it ends.
+
+    Raises:
+        PlanError: Plans that differ in more than the learning rate, or that this workload cannot follow.
+        WorkloadError: A workload that no stack can be made of; :func:`refusal` says so beforehand.
+
+    Examples:
+        >>> import torch
+        >>> from batchscope.workload.digits import digits
+        >>> prepared = Prepared(digits(), torch.device("cpu"))
+        >>> plans = [Plan(batch_size=64, learning_rate=rate, iterations=100) for rate in (0.05, 0.2)]
+        >>> [result.best_score > 0.9 for result in Replicas(prepared, plans, seeds=[0, 0])()]
+        [True, True]
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        plans: Sequence[Plan],
+        seeds: Sequence[int],
+        *,
+        evaluate_every: int | None = None,
+        in_turn: bool = False,
+        on_evaluation: Callable[[int, CurvePoint], None] | None = None,
+        prune: Callable[[], Collection[int]] | None = None,
+        on_finished: Callable[[int, TrainResult], None] | None = None,
+    ) -> None:
+        self.began = time.perf_counter()
+        self.prepared, self.plans, self.seeds = prepared, list(plans), list(seeds)
+        self.workload, self.device = prepared.workload, prepared.device
+        self.plan = _common(self.plans, self.seeds)
+        prepared.training.check(self.plan)
+        self.on_evaluation, self.prune, self.on_finished = on_evaluation, prune, on_finished
+        self.courses = [course_of(self.workload, plan, evaluate_every=evaluate_every) for plan in self.plans]
+        self.budget, self.iterations = self.courses[0].budget, self.courses[0].iterations
+        self.stack = Stack(
+            self.workload,
+            self.plans,
+            self.seeds,
+            self.device,
+            example=example_batch(prepared.training, self.plan, self.seeds[0]),
+            in_turn=in_turn,
+        )
+        self.evaluation = StackedEvaluation(self.stack, prepared.validation)
+        self.feed = StackedFeed.of(prepared.training, self.plan, self.budget, self.seeds)
+        self.clock = Stopwatch(self.device)
+        # The runs that the stack's rows are, and those of them that have not ended.
+        self.rows = list(range(len(self.plans)))
+        self.live = set(self.rows)
+        self.results: list[TrainResult | None] = [None] * len(self.plans)
+        self.set_up_seconds = (time.perf_counter() - self.began) / len(self.plans)
+
+    def __call__(self) -> list[TrainResult]:
+        """Train.
+
+        Returns:
+            The results, in the order of the plans. Their seconds are shares of the stack's.
+
+        Raises:
+            MemoryError: Memory ran out, here or as torch says it (:func:`is_out_of_memory`): a smaller stack may fit.
+        """
+        per_example = self.prepared.flops_per_example
+        together = self.plan.batch_size * (self.stack.size if self.stack.is_batched else 1)
+        work = None if per_example is None else per_example * together
+        with (
+            stop_requests() as stop,
+            isolated(derive(self.seeds[0], "replicas", *self.seeds), self.device),
+            compute_threads(work, self.device),
+        ):
+            outcome = self._loop(stop)
+            self._end(sorted(self.live), outcome)
+        return [result for result in self.results if result is not None]
+
+    def _loop(self, stop: StopRequest) -> Outcome:
+        """Train until all have ended, or the rest of them ends with what this returns."""
+        plan, iteration, seconds, data_seconds = self.plan, 0, 0.0, 0.0
+        self._evaluate()
+        if not self.live:
+            return "finished"
+        next_evaluation = self._next_evaluation()
+        next_pause = min(next_evaluation, LOSSES_AT_ONCE)
+        losses: list[Tensor] = []
+        self.clock.start()
+        for batch in self.feed:
+            if plan.shape != "constant":
+                self.stack.optimizer.set_rate_factor(rate_factor(plan.shape, iteration, self.iterations))
+            losses.append(self.stack.update(batch))
+            iteration += 1
+            if iteration < next_pause and not stop.requested:
+                continue
+
+            # A pause: the clock stands still while losses are read, and now and then the replicas evaluated.
+            values = torch.stack(losses, 1).tolist()
+            losses.clear()
+            self.clock.stop()
+            self._advance(iteration, self.clock.seconds - seconds, self.feed.seconds - data_seconds)
+            seconds, data_seconds = self.clock.seconds, self.feed.seconds
+            exploded = [k for k, own in zip(self.rows, values, strict=True) if self._exploded(k, own)]
+            self._end(exploded, "diverged")
+            if iteration == next_evaluation and self.live:
+                self._evaluate()
+            if not self.live:
+                return "finished"
+            if stop.requested and iteration < self.iterations:
+                return "interrupted"
+            if iteration < self.iterations:
+                next_evaluation = self._next_evaluation()
+                self._compact(self.iterations - iteration)
+            next_pause = min(next_evaluation, iteration + LOSSES_AT_ONCE)
+            self.clock.start()
+        self.clock.stop()
+        return "finished"
+
+    def _advance(self, iteration: int, seconds: float, data_seconds: float) -> None:
+        """Move the live runs on; each has its share of the time."""
+        for k in self.live:
+            progress = self.courses[k].progress
+            progress.iterations = iteration
+            progress.examples = min(iteration * self.plan.batch_size, self.budget)
+            progress.seconds += seconds / len(self.live)
+            progress.data_seconds += data_seconds / len(self.live)
+
+    def _exploded(self, k: int, losses: list[float]) -> bool:
+        return k in self.live and self.courses[k].exploded(losses)
+
+    def _evaluate(self) -> None:
+        began = time.perf_counter()
+        rates = self.stack.optimizer.learning_rates
+        found = self.evaluation()
+        spent = (time.perf_counter() - began) / len(self.live)
+        evaluated: list[tuple[int, Course]] = []
+        for row, k in enumerate(self.rows):
+            if k in self.live:
+                course = self.courses[k]
+                course.evaluated(*found[row], learning_rate=rates[row])
+                course.progress.evaluation_seconds += spent
+                evaluated.append((k, course))
+        for k, course in evaluated:
+            if self.on_evaluation is not None:
+                self.on_evaluation(k, course.progress.curve[-1])
+        for k, course in evaluated:
+            ended = course.ending()
+            if ended is not None:
+                self._end([k], ended)
+        if self.prune is not None and self.live and course.progress.iterations < self.iterations:
+            self._end(sorted(self.live.intersection(self.prune())), "pruned")
+
+    def _next_evaluation(self) -> int:
+        return self.courses[next(iter(self.live))].next_evaluation()
+
+    def _end(self, runs: Sequence[int], outcome: Outcome) -> None:
+        for k in runs:
+            self.live.discard(k)
+            course = self.courses[k]
+            result = self.results[k] = course.result(
+                outcome,
+                seed=self.seeds[k],
+                device=self.device,
+                total_seconds=self.set_up_seconds + course.progress.seconds + course.progress.evaluation_seconds,
+                micro_batch_size=self.plan.batch_size,
+                stack_size=len(self.plans),
+            )
+            if self.on_finished is not None:
+                self.on_finished(k, result)
+
+    def _compact(self, updates_left: int) -> None:
+        """Drop ended replicas from the stack, where that is worth a new trace."""
+        size, live = self.stack.size, len(self.live)
+        wasted = updates_left * (size - live) / size
+        if live < size and (self.stack.in_turn or live <= size // 2 or wasted >= WORTH_A_TRACE):
+            rows = [row for row, k in enumerate(self.rows) if k in self.live]
+            self.stack.keep(rows)
+            self.feed.keep(rows)
+            self.rows = [self.rows[row] for row in rows]
+
+
+def _common(plans: Sequence[Plan], seeds: Sequence[int]) -> Plan:
+    """What the plans have in common: the first one, checked against the others."""
+    if not plans or len(plans) != len(seeds):
+        raise PlanError("a stack needs a plan and a seed for each run", got=f"{len(plans)} plans, {len(seeds)} seeds")
+    first = plans[0]
+    for plan in plans[1:]:
+        for name, value in vars(plan).items():
+            if name != "learning_rate" and value != getattr(first, name):
+                raise PlanError(
+                    "the plans of a stack may differ in the learning rate alone",
+                    got=f"{name} {getattr(first, name)!r} and {value!r}",
+                )
+    if first.micro_batch_size not in (None, first.batch_size):
+        raise PlanError(
+            "a stack does not cut its batches",
+            got=f"micro_batch_size={first.micro_batch_size}",
+            mend="leave micro_batch_size out, or train the runs by themselves",
+        )
+    return first
