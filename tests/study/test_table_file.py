@@ -214,3 +214,11 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_bytes("größe,batch\n".encode("latin-1"))
     with pytest.raises(ArgumentError, match="UTF-8"):
         read_table(tmp_path / "old.csv")
+
+
+def test_a_run_that_was_stopped_before_it_began_says_nothing(read: Read) -> None:
+    table = read(
+        "batch_size,learning_rate,outcome,examples_to_target,examples\n8,0.1,reached,900,900\n8,0.2,pruned,,0\n"
+    )
+    assert table.batch_sizes == (8,)
+    assert table.examples_to_target == ((900.0,),)

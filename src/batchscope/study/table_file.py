@@ -286,7 +286,8 @@ class _Columns:
         batch_size = _whole(cell(self.batch), source)
         rate = None if self.rate is None else _number(cell(self.rate), self.names[self.rate], source)
         examples, missed = number(self.needs)
-        spent = None if self.spent is None else number(self.spent)[0]
+        # A run that was stopped before it began has spent nothing, which says nothing.
+        spent = None if self.spent is None or cell(self.spent[0]) in ("0", "0.0") else number(self.spent)[0]
         outcome = cell(self.outcome).lower().replace("_", " ")
         if outcome and outcome not in (*REACHED_WORDS, *MISSED_WORDS):
             raise source.wrong(f"an outcome is one of {', '.join((*REACHED_WORDS, *MISSED_WORDS))}", outcome)
