@@ -90,13 +90,16 @@ def prunable(
 
 
 def contenders(rates: Mapping[float, OfRate], seeds: AbstractSet[int], budget_examples: int) -> list[OfRate]:
-    """The rates that others are measured by: of those complete over all seeds, the best alone.
+    """The rates that others are measured by: all but those that are behind the best over all seeds.
 
-    A rate that is behind overall may have been lucky with some of the seeds, and must not put others out by those.
+    Such a rate may have been lucky with some of the seeds, and must not put others out by those.
     """
-    done = {rate: rank(own, seeds, budget_examples) for rate, own in rates.items() if seeds <= ended(own)}
-    least = min(done.values(), default=None)
-    return [own for rate, own in rates.items() if rate not in done or done[rate] == least]
+    bounds = {rate: rank(own, seeds, budget_examples) for rate, own in rates.items() if seeds <= begun(own)}
+    done = {rate for rate in bounds if seeds <= ended(rates[rate])}
+    least = min((bounds[rate] for rate in done), default=None)
+    # An unfinished one needs more than it has spent.
+    behind = {rate for rate, bound in bounds.items() if least and (bound > least if rate in done else bound >= least)}
+    return [own for rate, own in rates.items() if rate not in behind]
 
 
 def by_rate(standings: Iterable[Standing]) -> dict[float, dict[int, Standing]]:

@@ -207,7 +207,7 @@ class RateSearch:
         return tuple(self._trial(rate, seed) for rate in wanted for seed in seeds if seed not in rates.get(rate, {}))
 
     def _again(self, rates: Rates) -> tuple[Trial, ...]:
-        """Trials that were pruned and whose bound, by what is known now, does not put them out."""
+        """Trials that were pruned and had not even spent what the best needs: others looked better at the time."""
         if self.target is None:
             return ()
         others = contenders(rates, set(self.seeds), self.budget_examples)
@@ -217,7 +217,7 @@ class RateSearch:
             for seed in self.seeds
             if seed in own
             and own[seed].ended == "pruned"
-            and not beaten(own, others, set(self.seeds), self.budget_examples, self.slack)
+            and not beaten(own, others, set(self.seeds), self.budget_examples, slack=1.0)
         )
 
     def _best(self, rates: Rates) -> float | None:
