@@ -304,7 +304,7 @@ def test_time_is_measured_points_and_a_line_by_the_law(sweeps: dict[str, Record]
 
 def test_the_front_is_of_sizes_that_none_beats_in_both(sweeps: dict[str, Record]) -> None:
     points = data(drawn(sweeps["sweep"], "front"), "examples", "value", "kind")
-    assert {point["kind"] for point in points} == {"on the front", "another needs less of both"}
+    assert {point["kind"] for point in points} == {"on the front", "beaten in both"}
     for point in points:
         beaten = any(
             other["examples"] <= point["examples"] and other["value"] < point["value"]
@@ -454,7 +454,7 @@ def test_what_to_know_before_trusting_the_numbers(sweeps: dict[str, Record]) -> 
     assert "the disk is full" in said["sweep stopped"]
     assert "One seed" in said["sweep single seed"]
     assert "Batch size 4, 8, 16: no trial ended with a result." in said["sweep diverged"]
-    assert "(highest tried)" in said["sweep edge"]
+    assert "highest tried" in printed(sweeps["sweep edge"])
     assert "3 trials without a result, crashed: the process was killed by signal 11" in said["sweep failing"]
 
 

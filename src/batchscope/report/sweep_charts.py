@@ -30,7 +30,7 @@ MEASURED, BY_LAW, FRONT, OFF_FRONT, FASTEST, HIGHEST = (
     "measured",
     "by the law",
     "on the front",
-    "another needs less of both",
+    "beaten in both",
     "fastest",
     "highest",
 )
@@ -38,7 +38,7 @@ MOST_POINTS = 60
 """Evaluations drawn of one run."""
 MOST_LABELS = 14
 
-_FAR = 30.0  # an end of an interval so many times away from every value is beyond the axis
+_FAR = 3.0  # an end of an interval so many times away from every value is beyond the axis
 
 
 def seconds_to_target(record: Sweep) -> Spec | None:
@@ -52,10 +52,11 @@ def seconds_to_target(record: Sweep) -> Spec | None:
     if not law and not measured:
         return None
     unit = f.time_unit(interval.value for _, interval in [*law, *measured])
-    upward = with_headroom(_domain([i for _, i in [*law, *measured]], unit.size), 2, log=True)
+    body = _domain([i for _, i in [*law, *measured]], unit.size)
+    upward = with_headroom(body, 2, log=True)
     names = {BLUE: MEASURED, TEAL: BY_LAW, RED: FASTEST}
     data = [
-        {**_cut(interval, unit.size, upward), "batch": size, "kind": kind, "text": f.within(interval, unit)}
+        {**_cut(interval, unit.size, body), "batch": size, "kind": kind, "text": f.within(interval, unit)}
         for kind, points in ((MEASURED, measured), (BY_LAW, law))
         for size, interval in points
     ]
@@ -77,6 +78,12 @@ def seconds_to_target(record: Sweep) -> Spec | None:
         line.mark_line(strokeWidth=2, clip=True, strokeJoin="round").encode(y=y),
         line.mark_point(size=26, filled=True, opacity=1).encode(y=y, tooltip=_tips(alt, "time")),
         points.mark_rule(strokeWidth=2.5, opacity=0.8, strokeCap="round").encode(y=alt.Y("low:Q", **up), y2="high:Q"),
+        *(
+            points.transform_filter(f"datum.{flag}")
+            .mark_point(shape=f"triangle-{side}", size=70, filled=True, opacity=1)
+            .encode(y=alt.Y(f"{end}:Q", **up))
+            for flag, side, end in (("below", "down", "low"), ("above", "up", "high"))
+        ),
         points.mark_point(size=80, filled=True, opacity=1, style="halo").encode(y=y, tooltip=_tips(alt, "time")),
         *uprights(alt, marks, along, colour, names),
     )

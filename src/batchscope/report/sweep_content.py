@@ -62,7 +62,7 @@ def of_sweep(record: Sweep, available: Iterable[str]) -> Content:
                     Figure(
                         "front",
                         "Time against examples",
-                        note="Each dot is a batch size, by the law. Hollow: another one needs less of both.",
+                        note="Dots: batch sizes, by the law. Hollow: another one needs fewer examples and less time.",
                     ),
                 ),
                 folded=sweep_sheets.times(record.time),

@@ -204,7 +204,10 @@ def outcomes(record: Sweep) -> str:
 
 
 def warnings(record: Sweep) -> tuple[str, ...]:
-    """What a reader must know before trusting the numbers, most serious first."""
+    """What a reader must know before trusting the numbers, most serious first.
+
+    Rates at an end of what was tried are not among it: the conclusion says so, and the table marks them.
+    """
     found = []
     if record.error is not None:
         found.append(f"Stopped by an error; what follows is what was finished until then. {record.error}")
@@ -212,8 +215,6 @@ def warnings(record: Sweep) -> tuple[str, ...]:
         found.append("Interrupted before the sweep was done: what follows is what was finished until then.")
     if sizes := [f.count(line.batch_size) for line in record.best if line.learning_rate is None]:
         found.append(f"Batch size {', '.join(sizes)}: no trial ended with a result.")
-    if sizes := [f"{f.count(line.batch_size)} ({EDGES[line.edge]})" for line in record.best if line.edge]:
-        found.append(f"The best rate lies at an end of what was tried at batch size {', '.join(sizes)}.")
     reasons = Counter(
         f"{trial.outcome}{': ' + trial.message[:_LONGEST_REASON] if trial.message else ''}"
         for trial in record.trials

@@ -36,7 +36,7 @@ MEASURED = "measured"
 REGIMES = {TEAL: "perfect scaling", AMBER: "diminishing returns", RED: "flat"}
 
 _NARROWEST = 0.13  # of the axis: where a regime's name still has room
-_FAR = 30.0  # an end of an interval so many times away from every value is beyond the axis
+_FAR = 3.0  # an end of an interval so many times away from every value is beyond the axis
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,12 @@ def _chart(record: Sweep | TradeoffLaw, *, per_update: bool) -> Spec | None:
         .encode(y=alt.Y("low:Q", **up), y2="high:Q"),
         line.mark_line(strokeWidth=1.75, clip=True).encode(y=alt.Y("value:Q", **up)),
         resolved.mark_rule(strokeWidth=2.5, strokeCap="round", opacity=0.8).encode(y=alt.Y("low:Q", **up), y2="high:Q"),
-        base.transform_filter("datum.above")
-        .mark_point(shape="triangle-up", size=70, filled=True, opacity=1)
-        .encode(y=alt.Y("high:Q", **up), tooltip=tips),
+        *(
+            base.transform_filter(f"datum.{flag}")
+            .mark_point(shape=f"triangle-{side}", size=70, filled=True, opacity=1)
+            .encode(y=alt.Y(f"{end}:Q", **up), tooltip=tips)
+            for flag, side, end in (("below", "down", "low"), ("above", "up", "high"))
+        ),
         *(
             resolved.transform_filter(f"datum.missed {sign} 0")
             .mark_point(size=80, opacity=1, **look)
@@ -172,8 +175,8 @@ def _ends(interval: Interval) -> dict[str, float]:
     return {key: end for key, end in (("value", interval.value), ("low", interval.low), ("high", interval.high)) if end}
 
 
-def _measured(n: Needed, upward: list[float], *, per_update: bool) -> Point | None:
-    """A batch size as it is drawn; None where nothing is known of it."""
+def _measured(n: Needed, body: list[float], *, per_update: bool) -> Point | None:
+    """A batch size as it is drawn, its interval cut to the body of the plot; None where nothing is known of it."""
     by = n.batch_size if per_update else 1
     value, low, high = (
         None if end is None else end / by for end in (n.examples.value, n.examples.low, n.examples.high)
@@ -185,10 +188,10 @@ def _measured(n: Needed, upward: list[float], *, per_update: bool) -> Point | No
         "runs": f"{n.runs}, {n.missed} missed the target" if n.missed else f"{n.runs}",
     }
     if value is None:
-        if not f.known(low) or low < upward[0]:  # a bound that lies far below everything else says nothing
+        if not f.known(low) or low < body[0]:  # a bound that lies far below everything else says nothing
             return None
         return {**point, "low": low, "text": f"{f.count(low)} or more"}
-    drawn = cut(Interval(value, value if low is None else low, value if high is None else high), upward)
+    drawn = cut(Interval(value, value if low is None else low, value if high is None else high), body)
     spread = high is not None and low is not None and low < value < high
     ends = f" ({f.number(low, 3)} to {f.number(high, 3)})" if spread else ""
     return {**point, **(drawn or {}), "text": f"{f.number(value, 3)}{ends}"}
