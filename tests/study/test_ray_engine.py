@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -238,12 +239,11 @@ def test_a_local_cluster_lasts_as_long_as_the_engine(cluster: Any, workload: Wor
     until(lambda: not any(map(is_alive, started | workers)))
 
 
-def test_no_cluster_there(workload: Workload) -> None:
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1", "[::1]:1"])
+def test_no_cluster_there(workload: Workload, address: str) -> None:
     pytest.importorskip("ray")
-    with (
-        pytest.raises(RunError, match="Ray cluster must answer at nowhere"),
-        RayEngine(workload, CONDITIONS, address="nowhere"),
-    ):
+    refusal = f"Ray cluster must answer at {re.escape(address)}; got .*Error"
+    with pytest.raises(RunError, match=refusal), RayEngine(workload, CONDITIONS, address=address):
         pass
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from batchscope.study.ray_worker import RayWorker, pickled, versions_here
 from batchscope.study.tasks import Conditions, Event, Finished, Known, Lost, Standing, Task, TaskDone, Trial
 from batchscope.workload import Workload
 
+CONNECT_SECONDS = 20.0
 # A cluster that starts machines when they are asked for needs minutes.
 START_SECONDS = 900.0
 # Ray rarely tells whether a worker was killed or killed itself: a trial that lost so many workers is to blame.
@@ -186,14 +188,15 @@ class RayEngine:
             }
         with _undisturbed(), _environment(**LOCAL_CLUSTER), _unheard(self._ray):
             try:
+                _reach(self._address)
                 self._ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            except (RuntimeError, ValueError, OSError) as error:
                 if self._address is None:
                     rule, mend = "a Ray cluster must start on this machine", "see whether `ray start --head` works"
                 else:
                     rule = f"a Ray cluster must answer at {self._address}"
                     mend = "see what `ray status` says there; both sides need the same versions of Ray and Python"
-                raise RunError(rule, got=first_line(error), mend=mend) from error
+                raise RunError(rule, got=first_line(error).rstrip("."), mend=mend) from error
         self._connected_here = True
 
     def _places(self) -> int:
@@ -349,6 +352,13 @@ def _end_of(error: BaseException) -> str:
         if found
         else f"could not be reached any more ({first_line(error)})"
     )
+
+
+def _reach(address: str | None) -> None:
+    """Raise an OSError where nobody listens, which Ray would try for 20 seconds, with a warning in each of them."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 @contextlib.contextmanager
