@@ -29,8 +29,8 @@ from batchscope.records.tradeoff import TradeoffLaw
 Floats = NDArray[np.float64]
 
 DRAWS = 4000
-# Steps in each e-fold of B_crit, and of the batch sizes among which the optimum lies.
-CRITICAL_STEPS, SIZE_STEPS = 20, 60
+# Steps in each e-fold of B_crit, about the interval that it has, and in each e-fold of batch sizes.
+CRITICAL_STEPS, FINE_STEPS, SIZE_STEPS = 20, 300, 60
 TOLERANCE = 1.1
 
 
@@ -166,6 +166,11 @@ def _drawn_examples(law: TradeoffLaw, grid: Floats, generator: np.random.Generat
     power = law.exponent.value if law.form == "general exponent" and law.exponent.value else 1.0
     low, high = x.min() - math.log(REACH), x.max() + math.log(REACH)
     critical = np.linspace(low, high, round((high - low) * CRITICAL_STEPS))
+    found = law.critical_batch_size
+    if found.resolved and found.low and found.high:  # where nearly all of the density is, however narrow
+        ends = math.log(found.low), math.log(found.high)
+        width = max(ends[1] - ends[0], 1e-6)
+        critical = np.union1d(critical, np.linspace(ends[0] - width, ends[1] + width, FINE_STEPS))
     gaps = y - np.logaddexp(0.0, power * (x - critical[:, None]))
     counts = np.broadcast_to(~bounds, gaps.shape)
     for _ in range(len(x) + 1):  # a size that is only a bound counts where the law lies below it
@@ -174,9 +179,10 @@ def _drawn_examples(law: TradeoffLaw, grid: Floats, generator: np.random.Generat
     least = (gaps * counts).sum(1) / counts.sum(1)
     # Rounding must not empty the density where the law fits exactly.
     squares = (((gaps - least[:, None]) * counts) ** 2).sum(1) + 1e-14
-    weights = np.exp(-(count - 1) / 2 * (np.log(squares) - np.log(squares.min())))
+    cells = np.gradient(critical)
+    weights = cells * np.exp(-(count - 1) / 2 * (np.log(squares) - np.log(squares.min())))
     chosen = generator.choice(len(critical), size=DRAWS, p=weights / weights.sum())
-    step = (critical[1] - critical[0]) * (generator.random(DRAWS) - 0.5)
+    step = cells[chosen] * (generator.random(DRAWS) - 0.5)
     aside = np.sqrt(squares[chosen] / (count - 1) / count) * generator.standard_t(count - 1, size=DRAWS)
     curves = np.logaddexp(0.0, power * (grid - (critical[chosen] + step)[:, None]))
     return np.asarray((least[chosen] + aside)[:, None] + curves)
