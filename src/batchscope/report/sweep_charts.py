@@ -219,14 +219,13 @@ def best_curves(record: Sweep) -> Spec | None:
             values=sizes[:: -(-len(sizes) // 5)],
         ),
     )
+    y = alt.Y("score:Q", **value_axis(alt, upward, f"{record.workload.score[:40]} on validation data", log=False))
     chart = (
         alt.Chart(alt.Data(values=data))
         .mark_line(strokeWidth=1.6, opacity=0.85, clip=True, strokeJoin="round")
         .encode(
-            x=alt.X("examples:Q", **{**value_axis(alt, across, "examples seen", log=True)}),
-            y=alt.Y(
-                "score:Q", **value_axis(alt, upward, f"{record.workload.score[:40]} on validation data", log=False)
-            ),
+            x=alt.X("examples:Q", **value_axis(alt, across, "examples seen", log=True)),
+            y=y,
             color=colour,
             detail="run:N",
             tooltip=[
@@ -236,7 +235,9 @@ def best_curves(record: Sweep) -> Spec | None:
             ],
         )
     )
-    return done(alt.layer(chart))
+    goal = alt.Chart(alt.Data(values=[] if record.target is None else [{"score": record.target}]))
+    target = goal.mark_rule(strokeDash=[5, 4], strokeWidth=1.5, clip=True).encode(y=y)
+    return done(alt.layer(target, chart))
 
 
 def _curve(trial: SweepTrial) -> list[Point]:

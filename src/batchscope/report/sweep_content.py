@@ -73,7 +73,8 @@ def of_sweep(record: Sweep, available: Iterable[str]) -> Content:
         _rates(record, shown),
         Section(
             "Learning curves",
-            "Score against examples at the best rate of each batch size; a line is a run.",
+            "Score against examples at the best rate of each batch size; a line is a run"
+            + (", dashed the target." if record.target is not None else "."),
             figures=_figures(shown, Figure("best_curves", "Learning curves at the best rates", alone=True)),
         ),
         Section(
