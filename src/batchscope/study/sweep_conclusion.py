@@ -95,7 +95,7 @@ def _caveats(sweep: Sweep) -> list[str]:
             said.append(f"At batch {listed(missed)} not every run at the best rate reached the target.")
     bad = [trial for trial in sweep.trials if trial.outcome in ("crashed", "timed out", "out of memory")]
     if bad:
-        kinds = sorted({trial.outcome for trial in bad})
+        kinds: list[str] = sorted({trial.outcome for trial in bad})
         said.append(f"{counted(len(bad), 'trial').capitalize()} ended without a result ({listed(kinds)}).")
     pruned = sum(line.pruned for line in sweep.best)
     if pruned:

@@ -57,7 +57,7 @@ def best_of(
     examples = Interval.unresolved() if target is None else _examples_to_target(runs)
     updates = _scaled(examples, 1 / batch_size)
     update_seconds = _update_seconds(step_times).get(batch_size)
-    scores = [run.best_score for run in runs if run.best_score is not None]
+    scores = [run.best_score for run in runs if run.best_score is not None and run.outcome != "diverged"]
     return SweepBest(
         batch_size=batch_size,
         learning_rate=choice.learning_rate,
@@ -123,7 +123,7 @@ def standing(trial: SweepTrial) -> Standing:
 
 
 def _counts(trial: SweepTrial) -> bool:
-    return trial.outcome in ("reached", "finished", "pruned")
+    return trial.outcome in ("reached", "finished", "pruned", "diverged")
 
 
 def _runs_of(line: SweepBest, trials: Sequence[SweepTrial]) -> list[SweepTrial]:
