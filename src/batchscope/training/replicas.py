@@ -148,12 +148,12 @@ class Replicas:
                 return "finished"
             if stop.requested and iteration < self.iterations:
                 return "interrupted"
-            if iteration < self.iterations:
-                next_evaluation = self._next_evaluation()
-                self._compact(self.iterations - iteration)
+            if iteration == self.iterations:
+                break
+            next_evaluation = self._next_evaluation()
             next_pause = min(next_evaluation, iteration + LOSSES_AT_ONCE)
+            self._compact(self.iterations - iteration)
             self.clock.start()
-        self.clock.stop()
         return "finished"
 
     def _advance(self, iteration: int, seconds: float, data_seconds: float) -> None:

@@ -21,10 +21,11 @@ aten = torch.ops.aten
 
 @contextlib.contextmanager
 def batched_attention() -> Iterator[None]:
-    """Let ``scaled_dot_product_attention`` be batched by ``vmap`` inside the block.
+    """Let attention be batched by ``vmap`` inside the block.
 
-    Plain attention on a CPU (no mask but the causal one, no dropout) takes the fused kernel. Everything else takes the
-    kernel that is written in plain operations, which ``vmap`` knows how to batch.
+    Plain ``scaled_dot_product_attention`` on a CPU (no mask but the causal one, no dropout) takes the fused kernel.
+    Everything else takes what is written in plain operations, which ``vmap`` knows how to batch; so do torch's own
+    transformer layers when they evaluate, for which they have a kernel of their own.
 
     Examples:
         >>> q = torch.ones(3, 2, 1, 4, 8)
@@ -33,8 +34,13 @@ def batched_attention() -> Iterator[None]:
         >>> out.shape
         torch.Size([3, 2, 1, 4, 8])
     """
-    with sdpa_kernel(SDPBackend.MATH), _Fused():
-        yield
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _Fused():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _Fused(TorchFunctionMode):

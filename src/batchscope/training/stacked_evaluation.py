@@ -31,6 +31,7 @@ class StackedEvaluation:
         self.stack, self.data = stack, data
         self._traces: dict[Any, Trace] = {}
         self._size = stack.size
+        self._fails = False
 
     @torch.no_grad()
     def __call__(self) -> list[tuple[float, float]]:
@@ -45,13 +46,14 @@ class StackedEvaluation:
         if self._size != self.stack.size:
             self._traces.clear()
             self._size = self.stack.size
-        if self.stack.is_batched:
+        if self.stack.is_batched and not self._fails:
             try:
                 return self._together()
             except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
-                # An output that no batched pass can return, or an operation that none has: one by one it goes.
+                # An output that no batched pass can return, or an operation that none has: one by one it goes then.
+                self._fails = True
         return [evaluate(model, self.data) for model in self.stack.models]
 
     def _together(self) -> list[tuple[float, float]]:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from batchscope.errors import BatchscopeError
 from batchscope.records import Plan, TrainResult
+from batchscope.seeding import derive, isolated
 from batchscope.training.chance import NoChance
 from batchscope.training.evaluation import EvaluationData
 from batchscope.training.loop import Prepared, Run
 from batchscope.training.memory import is_out_of_memory
+from batchscope.training.meters import Stopwatch
+from batchscope.training.micro_batching import MicroBatchingStep
 from batchscope.training.replicas import Replicas
+from batchscope.training.stack import Stack
+from batchscope.training.stacked_feed import StackedFeed, example_batch
+from batchscope.training.threads import compute_threads
 
 CHECKED_UPDATES = 4
 CHECKED_EXAMPLES = 32
+CHECKED_BATCH = 16
 # Replicas and single runs compute the same with other kernels. Losses must agree to this, weights to this much of the
 # way that they went.
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-3, 0.05
@@ -27,8 +36,10 @@ LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-3, 0.05
 # an optimiser that divides by the gradient's size takes it for as much as any other.
 NO_GRADIENT = 1e-6
 
-# Each way is timed over updates of about so many seconds, the best of so many rounds.
-TIMED_SECONDS, ROUNDS = 0.05, 3
+# Each way is timed over updates of about so many seconds, the best of so many rounds. Those that are so many times
+# slower than the best are not timed again; no larger stack is tried after one that is slower than a smaller one.
+TIMED_SECONDS, ROUNDS, WORSE, NO_GAIN = 0.05, 3, 1.2, 1.03
+MOST_UPDATES = 1_000_000
 # Replicas must be faster by this much to be chosen: within it, chance would choose.
 MARGIN = 1.03
 
@@ -58,7 +69,7 @@ def refusal(prepared: Prepared, plan: Plan, seed: int = 0) -> str | None:
     """Why runs of this workload cannot be stacked.
 
     A few updates of a stack of three, in one batched pass and in turn, are compared with three single runs: losses,
-    weights, buffers and evaluations. Random numbers drawn in training are held still for it.
+    weights, buffers and evaluations. Random numbers drawn in training are held still for it, and the batches are small.
 
     Args:
         prepared: The workload, with its data on the device.
@@ -74,6 +85,7 @@ def refusal(prepared: Prepared, plan: Plan, seed: int = 0) -> str | None:
         None
     """
     small = _with_few_to_evaluate(prepared)
+    plan = replace(plan, batch_size=min(plan.batch_size, CHECKED_BATCH))
     short = _short(plan, CHECKED_UPDATES)
     plans = [replace(short, learning_rate=plan.learning_rate * factor) for factor in (1.0, 0.3, 0.6)]
     seeds = [seed, seed + 1, seed]
@@ -115,7 +127,8 @@ def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) ->
     """Measure how trials of one batch size are trained fastest: stacked, and how many at a time, or separately.
 
     Stacks of count, count/2, count/4 … in one batched pass are timed from the smallest one on, for as long as larger
-    ones gain; so are replicas in turn and a single run. The workload must be one that :func:`refusal` lets pass.
+    ones gain; so are replicas in turn and a single run. Those that are near the best are timed again, in alternation,
+    and the best of the rounds counts. The workload must be one that :func:`refusal` lets pass.
 
     Args:
         prepared: The workload, with its data on the device.
@@ -132,84 +145,129 @@ def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) ->
         >>> way.replicas, way.update_seconds < way.separate_seconds
         (True, True)
     """
-    small = _with_few_to_evaluate(prepared)
-    separate = _timed(small, plan, 0, seed)
-    times = {(min(count, 2), True): _timed(small, plan, min(count, 2), seed, in_turn=True)}
-    best = math.inf
-    for size in _sizes(count):
-        try:
-            times[size, False] = now = _timed(small, plan, size, seed)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            break
-        if now > 1.1 * best:
-            break
-        best = min(best, now)
-    (size, in_turn), seconds = min(times.items(), key=lambda item: item[1])
-    replicas = separate >= MARGIN * seconds
+    with isolated(derive(seed, "fastest way"), prepared.device):
+        separate = _Separate(prepared, plan, seed)
+        stacked: list[_Stacked] = []
+        for size, in_turn in ((min(count, 2), True), *((size, False) for size in _sizes(count))):
+            try:
+                stacked.append(_Stacked(prepared, plan, seed, size=size, in_turn=in_turn))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or in_turn:
+                    raise
+                break
+            batched = [way.seconds for way in stacked if not way.in_turn]
+            if batched and batched[-1] > NO_GAIN * min(batched):
+                break
+        for _ in range(ROUNDS - 1):
+            best = min(way.seconds for way in stacked)
+            for way in (separate, *(way for way in stacked if way.seconds <= WORSE * best)):
+                way.time_again()
+    stacked.sort(key=lambda way: way.seconds)
+    first = stacked[0]
+    replicas = separate.seconds >= MARGIN * first.seconds
     return FastestWay(
-        stack_size=(count if in_turn else size) if replicas else 1,
+        stack_size=(count if first.in_turn else first.size) if replicas else 1,
         replicas=replicas,
-        in_turn=in_turn and replicas,
-        update_seconds=seconds if replicas else separate,
-        separate_seconds=separate,
-        reason=_in_words(times, separate, replicas),
+        in_turn=first.in_turn and replicas,
+        update_seconds=first.seconds if replicas else separate.seconds,
+        separate_seconds=separate.seconds,
+        reason=_in_words(stacked, separate.seconds, replicas),
     )
 
 
-def _in_words(times: dict[tuple[int, bool], float], separate: float, replicas: bool) -> str:
-    (size, in_turn), seconds = min(times.items(), key=lambda item: item[1])
-    how = "in turn" if in_turn else f"{size} in one batched pass"
+class _Separate:
+    """One run by itself, timed over some of its updates.
+
+    Attributes:
+        seconds: Time of an update of one run, the least of the rounds.
+    """
+
+    size = 1
+
+    def __init__(self, prepared: Prepared, plan: Plan, seed: int) -> None:
+        self.prepared, self.plan, self.seed = prepared, _short(plan, MOST_UPDATES), seed
+        self.work = (prepared.flops_per_example or math.inf) * plan.batch_size
+        self._advance(1)  # the first one is slower
+        self._updates = 1
+        self.seconds = self._timed()
+        self._updates = max(1, min(500, round(TIMED_SECONDS / (self.seconds * self.size))))
+        if self._updates > 1:
+            self.seconds = self._timed()
+
+    def time_again(self) -> None:
+        """Time another round."""
+        self.seconds = min(self.seconds, self._timed())
+
+    def _timed(self) -> float:
+        return self._advance(self._updates) / (self._updates * self.size)
+
+    def _advance(self, updates: int) -> float:
+        device = self.prepared.device
+        with compute_threads(self.work, device):
+            if device.type == "cpu" and torch.get_num_threads() == 1:
+                # The processor's time is what it would take on a machine that nobody else is busy on.
+                began = time.thread_time()
+                for _ in range(updates):
+                    self._update()
+                return time.thread_time() - began
+            clock = Stopwatch(device)
+            clock.start()
+            for _ in range(updates):
+                self._update()
+            clock.stop()
+            return clock.seconds
+
+    @cached_property
+    def _update(self) -> Callable[[], object]:
+        workload, plan = self.prepared.workload, self.plan
+        model = workload.model().to(self.prepared.device)
+        optimizer = workload.optimizer(model.parameters(), plan.learning_rate)
+        step = MicroBatchingStep(workload, model, optimizer, micro_batch_size=None)
+        feed = iter(self.prepared.training.feed(plan, MOST_UPDATES * plan.batch_size, seed=self.seed))
+        return lambda: step(next(feed), plan.batch_size)
+
+
+class _Stacked(_Separate):
+    """Replicas, likewise; at rates below the plan's, so that none diverges."""
+
+    def __init__(self, prepared: Prepared, plan: Plan, seed: int, *, size: int, in_turn: bool) -> None:
+        self.size, self.in_turn = size, in_turn
+        super().__init__(prepared, plan, seed)
+        self.work *= 1 if in_turn else size
+
+    @cached_property
+    def _update(self) -> Callable[[], object]:
+        plans = [replace(self.plan, learning_rate=self.plan.learning_rate / (1 + k)) for k in range(self.size)]
+        seeds = [self.seed + k % 4 for k in range(self.size)]
+        training = self.prepared.training
+        stack = Stack(
+            self.prepared.workload,
+            plans,
+            seeds,
+            self.prepared.device,
+            example=example_batch(training, self.plan, self.seed),
+            in_turn=self.in_turn,
+        )
+        feed = iter(StackedFeed.of(training, self.plan, MOST_UPDATES * self.plan.batch_size, seeds))
+        return lambda: stack.update(next(feed))
+
+
+def _in_words(stacked: list[_Stacked], separate: float, replicas: bool) -> str:
+    names = ["in turn" if way.in_turn else f"{way.size} in one batched pass" for way in stacked]
     if not replicas:
-        return f"replicas would take {seconds / separate:.2f} times as long at best ({how})"
-    faster = f"{separate / seconds:.1f} times as fast as separate runs, {how}"
-    others = [
-        f"{'in turn' if turn else number}: {separate / other:.1f}"
-        for (number, turn), other in times.items()
-        if other > seconds
-    ]
+        return f"replicas would take {stacked[0].seconds / separate:.2f} times as long at best ({names[0]})"
+    others = [f"{name}: {separate / way.seconds:.1f}" for name, way in zip(names[1:], stacked[1:], strict=True)]
+    faster = f"{separate / stacked[0].seconds:.1f} times as fast as separate runs, {names[0]}"
     return f"{faster} ({', '.join(others)})" if others else faster
 
 
 def _sizes(count: int) -> list[int]:
-    """Half of the trials, half of that and so on, ascending, down to a stack of two."""
+    """The number of trials, half of it and so on, down to a stack of two; ascending."""
     sizes = []
     while count >= 2:
         sizes.append(count)
         count = -(-count // 2) if count > 2 else 1
     return sizes[::-1]
-
-
-def _timed(prepared: Prepared, plan: Plan, size: int, seed: int, *, in_turn: bool = False) -> float:
-    """Seconds for an update of one trial: in a stack, or by itself where the size is 0."""
-
-    def seconds_per_update(updates: int) -> float:
-        short = _short(plan, updates)
-        if size == 0:
-            alone = Run(
-                prepared,
-                short,
-                seed=seed,
-                evaluate_every=updates * plan.batch_size,
-                keep_best_weights=False,
-                evaluate_training=False,
-                measure_memory=False,
-            )
-            return alone().step_seconds / updates
-        plans = [replace(short, learning_rate=plan.learning_rate / (1 + k)) for k in range(size)]
-        stack = Replicas(
-            prepared,
-            plans,
-            [seed + k % 4 for k in range(size)],
-            evaluate_every=updates * plan.batch_size,
-            in_turn=in_turn,
-        )
-        return max(result.step_seconds / result.iterations for result in stack())
-
-    once = seconds_per_update(2)
-    updates = max(2, min(500, round(TIMED_SECONDS / (once * max(1, size)))))
-    return min(seconds_per_update(updates) for _ in range(ROUNDS if updates > 2 else 1))
 
 
 def _short(plan: Plan, iterations: int) -> Plan:
