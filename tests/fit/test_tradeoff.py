@@ -174,6 +174,18 @@ def test_regimes_lie_around_the_critical_batch_size() -> None:
     ]
 
 
+def test_a_target_is_reached_half_way_between_two_evaluations() -> None:
+    every = 300.0
+    seen = [[math.ceil(f * 1000 * (1 + b / 64) / every) * every for f in np.linspace(0.8, 1.25, 20)] for b in SIZES]
+    exact = [[f * 1000 * (1 + b / 64) for f in np.linspace(0.8, 1.25, 20)] for b in SIZES]
+    law, told = fit_tradeoff(SIZES, seen), fit_tradeoff(SIZES, seen, evaluated_every=every)
+    truth = fit_tradeoff(SIZES, exact)
+    assert told.minimum_examples.value == pytest.approx(truth.minimum_examples.value, rel=0.02)
+    assert told.critical_batch_size.value == pytest.approx(truth.critical_batch_size.value, rel=0.02)
+    assert told == fit_tradeoff(SIZES, seen, evaluated_every=[every] * len(SIZES))
+    assert law.minimum_examples.value > 1.1 * truth.minimum_examples.value  # type: ignore[operator]
+
+
 def test_left_out_sizes_are_predicted_from_the_others() -> None:
     examples = [1000 * (1 + b / 64) for b in SIZES]
     examples[4] *= 2
@@ -198,3 +210,9 @@ def test_left_out_sizes_are_predicted_from_the_others() -> None:
 def test_tables_that_make_no_sense(sizes: Any, examples: Any, spent: Any, said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
         fit_tradeoff(sizes, examples, spent=spent)
+
+
+@pytest.mark.parametrize("every", [-1.0, 1001.0, math.nan, [1500.0, 1500.0]])
+def test_evaluations_further_apart_than_the_examples(every: Any) -> None:
+    with pytest.raises(ArgumentError, match="evaluated_every"):
+        fit_tradeoff([8, 16], [1000.0, 2000.0], evaluated_every=every)

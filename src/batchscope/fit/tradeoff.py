@@ -78,6 +78,7 @@ def fit_tradeoff(
     examples_to_target: Sequence[float | Sequence[float]],
     *,
     spent: Sequence[float | Sequence[float]] | float | None = None,
+    evaluated_every: float | Sequence[float] = 0.0,
     level: float = 0.95,
 ) -> TradeoffLaw:
     """Fit the trade-off law to a table of batch sizes and examples to a target.
@@ -88,6 +89,9 @@ def fit_tradeoff(
         spent: Examples that the runs were given: one number for all, or in the shape of ``examples_to_target``. It is
             what a missed run needs at least; None: at least the largest number at its own size, and a size whose runs
             all missed says nothing.
+        evaluated_every: Examples between two evaluations, where runs were seen to have reached the target at one of
+            them: one number, or one for each size. They did so somewhere since the one before, and are counted
+            half-way. 0: the examples are exact.
         level: Level of the intervals.
 
     Returns:
@@ -104,6 +108,12 @@ def fit_tradeoff(
         (100, 1000)
     """
     runs, bounds = _checked(batch_sizes, examples_to_target, spent)
+    apart = np.broadcast_to(np.asarray(evaluated_every, dtype=np.float64), len(runs))
+    if not all(0 <= every <= run.min() for every, run in zip(apart, runs, strict=True)):
+        raise ArgumentError(
+            "evaluated_every must be at least 0 and no more than the least examples to target", got=evaluated_every
+        )
+    runs = [run - every / 2 for every, run in zip(apart, runs, strict=True)]
     order = np.argsort(batch_sizes)
     ascending = [int(batch_sizes[i]) for i in order]
     located = _located([runs[i] for i in order], [bounds[i] for i in order])
