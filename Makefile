@@ -8,7 +8,7 @@ BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
-    bench-probe bench-sweep
+    bench-probe bench-sweep bench-tradeoff bench-pruning
 
 # The question, answered on scikit-learn's handwritten digits: four ways to spend the same 32,768 examples.
 demo: $(CORE)
@@ -59,6 +59,14 @@ bench-probe: $(BENCH)
 # trials an hour of a sweep on one grid; separate runs, Optuna and Ray Tune beside it
 bench-sweep: $(BENCH)
 	$(BIN)/python benchmarks/sweep.py
+
+# how often the trade-off law's intervals hold the truth on tables whose law is known, 1,000 each; published curves
+bench-tradeoff: $(DEV)
+	$(BIN)/python benchmarks/tradeoff.py
+
+# what pruning saves, and whether the same learning rates come out as the best
+bench-pruning: $(DEV)
+	$(BIN)/python benchmarks/pruning.py
 
 # A stamp is written last, so that an interrupted installation is done again.
 $(VENV)/bin/python:
