@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from batchscope.errors import RunError
-from batchscope.records import TrainResult
+from batchscope.records import CurvePoint, Plan, TrainResult
+from batchscope.study import ways
 from batchscope.study.run_task import run_task, worker_name
 from batchscope.study.tasks import Began, Conditions, Evaluated, Event, Finished, Standing, Task, TaskDone, Trial, Way
 from batchscope.study.trial_store import standing_of
+from batchscope.study.ways import Ways
 from batchscope.training import Prepared, Run
 from batchscope.training.interruption import StopRequest
+from batchscope.training.replicas import Replicas
+from batchscope.training.ways import FastestWay
 from batchscope.workload import Workload
 
 Make = Callable[..., Workload]
@@ -64,7 +70,7 @@ def test_everything_is_told_in_order(make: Make) -> None:
     trials = [Trial(8, 0.1, 1), Trial(8, 0.1, 0)]
     events = told(make("mlp"), trials)
     assert events[0] == Began(7, worker_name())
-    assert events[-1] == TaskDone(7, "separate runs")
+    assert events[-1] == TaskDone(7, "separate runs: as asked for")
     for trial, own in zip(trials, (events[1:7], events[7:13]), strict=True):
         *evaluations, finished = own
         assert isinstance(finished, Finished)
@@ -136,6 +142,176 @@ def test_standings_are_asked_for_at_evaluations_and_the_later_counts(make: Make)
     [result] = results_of(told(make("mlp"), [Trial(8, 0.1, 0)], AIMING, known=known)).values()
     assert result.outcome == "pruned"
     assert len(result.curve) == len(asked) == 5
+
+
+# --- stacks -----------------------------------------------------------------------------------------------------------
+
+FIVE = [Trial(8, rate, seed) for rate, seed in ((0.1, 0), (0.05, 0), (0.2, 0), (0.1, 1), (0.05, 1))]
+
+
+def found(**changes: Any) -> FastestWay:
+    return replace(FastestWay(4, True, False, 1.0, 2.0, "twice as fast"), **changes)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "batch norm", "tied"])
+def test_a_stack_gives_what_plain_runs_do(make: Make, kind: str) -> None:
+    workload = make(kind)
+    conditions = replace(CONDITIONS, shape="linear")
+    events = told(workload, FIVE, conditions, way="replicas")
+    assert events[-1] == TaskDone(7, "replicas: as asked for")
+    results = results_of(events)
+    assert set(results) == set(FIVE)
+    for trial, result in results.items():
+        assert result.stack_size == 5
+        assert (result.plan, result.seed) == (conditions.plan(trial), trial.seed)
+        expected = alone(workload, trial, conditions)
+        assert [point.examples for point in result.curve] == [point.examples for point in expected.curve]
+        losses = [[point.validation_loss for point in curve] for curve in (result.curve, expected.curve)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        assert [e.point for e in events if isinstance(e, Evaluated) and e.trial == trial] == list(result.curve)
+
+
+def test_trials_of_a_stack_are_told_of_as_they_end_and_prune_each_other(make: Make) -> None:
+    conditions = replace(AIMING, target=0.75, budget_examples=4000)
+    best, slow, wild = Trial(8, 0.2, 0), Trial(8, 1e-6, 0), Trial(8, 1e30, 0)
+    events = told(make("mlp"), [slow, best, wild], conditions, way="replicas")
+    ended = [(event.trial, event.result.outcome) for event in events if isinstance(event, Finished)]
+    assert ended == [(wild, "diverged"), (best, "reached"), (slow, "pruned")]
+    of_slow = [place for place, e in enumerate(events) if isinstance(e, Evaluated) and e.trial == slow]
+    finished = next(place for place, e in enumerate(events) if isinstance(e, Finished) and e.trial == best)
+    assert finished < len(events) - 2
+    assert of_slow
+
+
+def test_what_others_have_shown_prunes_in_a_stack_too(make: Make) -> None:
+    known = [reached(0.4, 0, 200), reached(0.4, 1, 200)]
+    trials = [Trial(8, 0.1, 0), Trial(8, 0.1, 1)]
+    results = results_of(told(make("mlp"), trials, AIMING, known=lambda: known, way="replicas")).values()
+    assert [result.outcome for result in results] == ["pruned", "pruned"]
+
+
+def test_as_many_stacks_as_it_takes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "fastest_way", lambda *_: found(stack_size=2))
+    monkeypatch.setattr(ways, "WORTH_UPDATES", 1)
+    events = told(make("mlp"), FIVE, way="auto")
+    assert events[-1] == TaskDone(7, "replicas: twice as fast")
+    assert [result.stack_size for result in results_of(events).values()] == [2, 2, 2, 2, 1]
+    assert list(results_of(events)) == FIVE
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, above: int) -> list[int]:
+    """Stacks of more trials than that fail at their first evaluation; the sizes tried, as they come."""
+    tried: list[int] = []
+
+    class Failing(Replicas):
+        def __init__(self, prepared: Prepared, plans: Any, seeds: Any, **more: Any) -> None:
+            tried.append(len(plans))
+            super().__init__(prepared, plans, seeds, **more)
+            on_evaluation = self.on_evaluation
+
+            def fail(place: int, point: CurvePoint) -> None:
+                assert on_evaluation is not None
+                on_evaluation(place, point)
+                if len(plans) > above:
+                    raise error
+
+            self.on_evaluation = fail
+
+    monkeypatch.setattr("batchscope.study.run_task.Replicas", Failing)
+    return tried
+
+
+def test_where_memory_runs_out_stacks_are_halved(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = failing(monkeypatch, MemoryError("no room"), above=1)
+    prepared, events = Prepared(make("mlp"), CPU), list[Event]()
+    for number in range(2):
+        run_task(prepared, Task(number, tuple(FIVE), way="replicas"), CONDITIONS, emit=events.append)
+    done = [event.trained_as for event in events if isinstance(event, TaskDone)]
+    assert tried == [5, 2, *[1] * 5, *[1] * 5]  # and it is remembered
+    assert done == ["replicas: as asked for; no more than 1 at once (MemoryError: no room)"] * 2
+    assert len([event for event in events if isinstance(event, Finished)]) == 10
+
+
+def test_a_lone_run_out_of_memory_is_its_outcome(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = failing(monkeypatch, MemoryError("no room"), above=0)
+    results = results_of(told(make("mlp"), FIVE[:2], way="replicas"))
+    assert tried == [2, 1]
+    assert [result.outcome for result in results.values()] == ["finished"] * 2
+    assert [result.stack_size for result in results.values()] == [None, None]  # which had room, this time
+
+
+def test_where_a_stack_fails_runs_are_separate(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = failing(monkeypatch, RuntimeError("no such\nkernel"), above=0)
+    events = told(make("mlp"), FIVE, way="replicas")
+    assert tried == [5]
+    assert events[-1] == TaskDone(7, "separate runs: a stack failed (RuntimeError: no such)")
+    for trial, result in results_of(events).items():
+        assert [p.score for p in result.curve] == [p.score for p in alone(make("mlp"), trial).curve]
+
+
+class Branches(nn.Linear):
+    """Does what its data say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_what_cannot_be_stacked_is_run_separately(make: Make) -> None:
+    events = told(make("mlp", model=lambda: Branches(6, 3)), FIVE[:2], way="replicas")
+    assert isinstance(events[-1], TaskDone)
+    assert events[-1].trained_as.startswith("separate runs: it cannot be batched")
+    assert len(results_of(events)) == 2
+
+
+# --- which way --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_fastest_is_measured_where_it_may_differ(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[int, int]] = []
+    prepared = Prepared(make("mlp"), CPU)
+    plan = Conditions(target=None, budget_examples=10_000, evaluate_every=100).plan
+
+    def fastest(_: Prepared, of: Plan, count: int) -> FastestWay:
+        assert of.learning_rate == 0.05  # the reference's, whatever the trial's
+        measured.append((of.batch_size, count))
+        return found(stack_size=min(count, 4))
+
+    monkeypatch.setattr(ways, "fastest_way", fastest)
+    known = Ways()
+    # Stacks of four are the fastest: known for three and more, measured anew where twice as many might be better.
+    for count, size in ((8, 4), (3, 4), (15, 4), (16, 4), (2, 2), (1, 1), (8, 4), (2, 2)):
+        assert known.choose(prepared, plan(Trial(8, 10.0, 0)), count).stack_size == size
+    assert measured == [(8, 8), (8, 16), (8, 2), (8, 1)]
+    # In turn, any number will do.
+    monkeypatch.setattr(ways, "fastest_way", lambda _, __, count: found(stack_size=count, in_turn=True))
+    for count in (8, 3, 1, 15):
+        assert known.choose(prepared, plan(Trial(16, 0.1, 0)), count) == (True, count, True, "twice as fast")
+    assert list(known.measured[16]) == [8]
+    # What another process has found out is not measured again.
+    other = Ways()
+    other.add(pickle.loads(pickle.dumps(known)))
+    monkeypatch.setattr(ways, "fastest_way", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(ways, "refusal", lambda *_: pytest.fail("checked again"))
+    assert other.choose(prepared, plan(Trial(8, 0.1, 0)), 8).stack_size == 4
+
+
+def test_what_is_short_is_not_measured(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "refusal", lambda *_: pytest.fail("checked"))
+    chosen = Ways().choose(Prepared(make("mlp"), CPU), CONDITIONS.plan(Trial(8, 0.1, 0)), 4)
+    assert not chosen.replicas
+    assert "fewer than 50 updates" in chosen.reason
+
+
+def test_where_it_cannot_be_measured_runs_are_separate(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    conditions = Conditions(target=None, budget_examples=10_000, evaluate_every=100)
+    for name, said in (("refusal", "a stack cannot be tried"), ("fastest_way", "a stack cannot be timed")):
+        with monkeypatch.context() as patched:
+            patched.setattr(ways, name, fail)
+            chosen = Ways().choose(Prepared(make("mlp"), CPU), conditions.plan(Trial(8, 0.1, 0)), 4)
+        assert str(chosen) == f"separate runs: {said}: RuntimeError: no such kernel"
 
 
 # --- stopping and failing ---------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class HereEngine:
         >>> from batchscope.workload.digits import digits
         >>> conditions = Conditions(target=0.9, budget_examples=10_000, evaluate_every=500)
         >>> with HereEngine(Prepared(digits(), torch.device("cpu")), conditions) as engine:
-        ...     engine.submit(Task(0, (Trial(64, 0.1, 0),)))
+        ...     engine.submit(Task(0, (Trial(64, 0.1, 0),), way="separate"))
         ...     while not isinstance(event := engine.next_event(60.0), TaskDone):
         ...         last = event
         >>> last.result.outcome

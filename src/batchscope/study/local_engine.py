@@ -18,6 +18,7 @@ from batchscope.study.here_engine import HereEngine
 from batchscope.study.patience import Patience
 from batchscope.study.tasks import Conditions, Event, Known, Lost, Standing, Task, TaskDone
 from batchscope.study.trial_store import TrialStore
+from batchscope.study.ways import Ways, ways_of
 from batchscope.study.worker_process import WorkerProcess, serve_tasks
 from batchscope.training import Prepared
 from batchscope.training.train import chosen_device
@@ -95,7 +96,7 @@ class LocalEngine:
         >>> conditions = Conditions(target=0.9, budget_examples=10_000, evaluate_every=500)
         >>> told = []
         >>> with LocalEngine(Prepared(digits(), torch.device("cpu")), conditions, processes=2) as engine:
-        ...     engine.submit(Task(0, (Trial(64, 0.1, 0),)))
+        ...     engine.submit(Task(0, (Trial(64, 0.1, 0),), way="separate"))
         ...     while not isinstance(event := engine.next_event(60.0), TaskDone):
         ...         told.append(event)
         >>> [event.result.outcome for event in told if isinstance(event, Finished)]
@@ -192,6 +193,9 @@ class LocalEngine:
     def _take(self, worker: WorkerProcess, message: Any) -> None:
         if isinstance(message, BatchscopeError):  # it concerns all trials
             raise message
+        if isinstance(message, Ways):
+            ways_of(self.prepared).add(message)
+            return
         now = time.monotonic()
         if worker.task is not None:
             self._patience.heard(_batch_size(worker.task), now - worker.heard_at)
@@ -221,6 +225,7 @@ class LocalEngine:
             if worker is None or worker.task is None:
                 task = self._waiting.popleft()
                 found = worker or self._fork(place)
+                found.channel.post(ways_of(self.prepared))
                 self._tell(found, list(self._told.standings.values()), task)
                 found.begin(task)
 

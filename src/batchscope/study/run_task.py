@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import torch
+
+from batchscope.errors import StorageError, first_line
 from batchscope.records import CurvePoint, TrainResult
 from batchscope.study.pruning import prunable
 from batchscope.study.tasks import Began, Conditions, Evaluated, Event, Finished, Known, Standing, Task, TaskDone, Trial
 from batchscope.study.trial_store import standing_of
+from batchscope.study.ways import ways_of
 from batchscope.training import Prepared, Run
 from batchscope.training.interruption import StopRequest
+from batchscope.training.memory import is_out_of_memory
+from batchscope.training.replicas import Replicas
 
 
 def run_task(
@@ -41,7 +49,7 @@ def run_task(
     Examples:
         >>> import torch
         >>> from batchscope.workload.digits import digits
-        >>> task = Task(0, (Trial(64, 0.1, 0), Trial(64, 0.1, 1)))
+        >>> task = Task(0, (Trial(64, 0.1, 0), Trial(64, 0.1, 1)), way="separate")
         >>> told = []
         >>> conditions = Conditions(target=0.9, budget_examples=10_000, evaluate_every=500)
         >>> run_task(Prepared(digits(), torch.device("cpu")), task, conditions, emit=told.append)
@@ -54,6 +62,13 @@ def run_task(
 def worker_name() -> str:
     """This process, as a store and a record call it: ``host:pid``."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class _Failure(NamedTuple):
+    """Why a stack came to nothing."""
+
+    out_of_memory: bool
+    said: str
 
 
 class _Running:
@@ -78,12 +93,56 @@ class _Running:
 
     def __call__(self) -> None:
         self.emit(Began(self.task.number, worker_name()))
-        for trial in self.task.trials:
-            if self.stop.requested:
-                return
-            self._separately(trial)
+        ways, plan = ways_of(self.prepared), self.conditions.plan(self.task.trials[0])
+        chosen = first = ways.choose(self.prepared, plan, len(self.task.trials), self.task.way)
+        left = list(self.task.trials)
+        while left and not self.stop.requested:
+            if not chosen.replicas:
+                self._separately(left.pop(0))
+                continue
+            # In as few parts of equal size as it takes, the most promising first.
+            parts = math.ceil(len(left) / chosen.stack_size)
+            part = left[: math.ceil(len(left) / parts)]
+            failure = self._together(part, in_turn=chosen.in_turn)
+            left = [trial for trial in left if self.own[trial].ended == "running"]
+            if failure is not None:
+                # A single run says whose fault it is; where memory ran out, a smaller stack may do.
+                most = len(part) // 2 if failure.out_of_memory else 0
+                chosen = ways.limit(plan.batch_size, first, most, failure.said)
         if not self.stop.requested:
-            self.emit(TaskDone(self.task.number, "separate runs"))
+            self.emit(TaskDone(self.task.number, str(chosen)))
+
+    def _together(self, trials: Sequence[Trial], *, in_turn: bool) -> _Failure | None:
+        """Train trials as one stack; what came in between, if anything did."""
+
+        def prune() -> list[int]:
+            out = self._prunable()
+            return [place for place, trial in enumerate(trials) if trial in out]
+
+        try:
+            Replicas(
+                self.prepared,
+                [self.conditions.plan(trial) for trial in trials],
+                [trial.seed for trial in trials],
+                evaluate_every=self.conditions.evaluate_every,
+                in_turn=in_turn,
+                on_evaluation=lambda place, point: self._evaluated(trials[place], point),
+                prune=prune,
+                on_finished=lambda place, result: self._finished(trials[place], result),
+            )()
+            return None
+        except StorageError:
+            raise
+        except Exception as error:
+            failure = _Failure(is_out_of_memory(error), first_line(error))
+        if failure.out_of_memory:  # with the error what the stack held is gone
+            gc.collect()
+            if self.prepared.device.type == "cuda":
+                torch.cuda.empty_cache()
+        for trial in trials:
+            if self.own[trial].ended == "running":
+                self.own[trial] = Standing(trial, "running", 0, None, None)
+        return failure
 
     def _separately(self, trial: Trial) -> None:
         result = Run(

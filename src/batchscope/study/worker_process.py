@@ -23,6 +23,7 @@ from batchscope.study.channel import Channel
 from batchscope.study.run_task import run_task, worker_name
 from batchscope.study.tasks import Conditions, Event, Finished, Known, Lost, Standing, Task
 from batchscope.study.trial_store import TrialStore
+from batchscope.study.ways import Ways, ways_of
 from batchscope.training import Prepared
 from batchscope.training.interruption import stop_requests
 from batchscope.training.memory import is_out_of_memory
@@ -138,7 +139,8 @@ def serve_tasks(channel: Channel, prepared: Prepared, conditions: Conditions, st
     all trials.
 
     Args:
-        channel: To the driver: tasks and standings come, events go.
+        channel: To the driver: tasks, standings and what others have found out of the fastest ways come; events and
+            what is found out here go.
         prepared: The workload.
         conditions: What all trials have in common.
         store: Where finished trials go; None: the driver sees to that.
@@ -150,6 +152,8 @@ def serve_tasks(channel: Channel, prepared: Prepared, conditions: Conditions, st
         for message in channel.receive(wait=wait):
             if isinstance(message, Task):
                 tasks.append(message)
+            elif isinstance(message, Ways):
+                ways_of(prepared).add(message)
             else:
                 known.add(message)
         if channel.closed:
@@ -178,6 +182,7 @@ def serve_tasks(channel: Channel, prepared: Prepared, conditions: Conditions, st
                     raise
                 out_of_memory = is_out_of_memory(error)
                 channel.send(Lost(task.number, "out of memory" if out_of_memory else "crashed", first_line(error)))
+            channel.send(ways_of(prepared))
             with contextlib.suppress(ValueError, OSError, AttributeError):
                 sys.stdout.flush()  # what the workload prints; a worker is killed in the end
 
