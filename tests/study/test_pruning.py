@@ -81,6 +81,10 @@ def test_misses_come_before_examples_and_failures_count_for_nothing() -> None:
     assert pruned_rates(*missed, at(0.2, 0, "diverged", 10), at(0.2, 1, "running", 10)) == {0.2}
     done = [at(0.1, 0, "reached", 4000), at(0.1, 1, "reached", 4000)]
     assert pruned_rates(*done, at(0.2, 0, "diverged", 10), at(0.2, 1, "running", 10)) == {0.2}
+    # With some of the seeds, too: misses are not made up for by examples, and one more of them is enough.
+    third = at(0.1, 2, "reached", 100)
+    assert pruned_rates(*missed, third, at(0.2, 0, "running", 2000), at(0.2, 1, "running", 2000)) == set()
+    assert pruned_rates(*done, third, at(0.2, 0, "missed", BUDGET), at(0.2, 1, "running", 10)) == {0.2}
     assert pruned_rates(at(0.1, 0, "failed", 0), at(0.1, 1, "failed", 0), at(0.2, 0, "running", 4999)) == set()
     # Nor is a failed seed one that the others still lack.
     assert pruned_rates(*done, at(0.2, 2, "failed", 0), at(0.2, 0, "running", 4000), at(0.2, 1, "running", 4000)) == {

@@ -280,6 +280,19 @@ def test_a_pruned_trial_that_is_no_longer_put_out_is_asked_for_again() -> None:
     assert wanted.next_wave([*lucky, missed, *started]) == tuple(s.trial for s in started)
 
 
+def test_a_rate_that_was_pruned_by_a_lucky_one_is_looked_at_again() -> None:
+    wanted = search(seeds=(0, 1))
+
+    def at(place: int, seed: int, ended: Any, examples: int) -> Standing:
+        return Standing(Trial(32, 0.1 * 2.0 ** (place / 2), seed), ended, examples, 1.0, None)
+
+    lucky = [at(0, 0, "reached", 1000), at(0, 1, "reached", 9000)]
+    best = [at(1, 0, "reached", 2000), at(1, 1, "reached", 2000)]
+    bad = [at(place, 0, "missed", BUDGET) for place in (-4, -2, -1, 4)]
+    assert wanted.next_wave([*lucky, *best, *bad, at(2, 0, "pruned", 2000)]) == ()
+    assert wanted.next_wave([*lucky, *best, *bad, at(2, 0, "pruned", 1500)]) == (Trial(32, 0.2, 0),)
+
+
 def test_standings_of_others_and_running_ones() -> None:
     wanted = search()
     wave = wanted.next_wave([])
