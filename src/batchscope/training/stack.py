@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from batchscope.errors import WorkloadError
 from batchscope.records import Plan
 from batchscope.schedule import rescale
 from batchscope.seeding import derive, isolated
+from batchscope.training.captured_update import captured_or_none
 from batchscope.training.flat_graph import Flat
 from batchscope.training.stacked_optimizer import StackedOptimizer
 from batchscope.training.traced_step import TensorNames, batched, losses_and_gradients, traced, untraced
@@ -20,6 +21,8 @@ from batchscope.workload.workload import Batch, Workload
 
 # Weights begin at multiples of this many elements, so that they lie as well in memory as tensors of their own.
 ALIGNMENT = 16
+# On CUDA the update is recorded once the optimiser has all of its state, and what is set up at first use is.
+UPDATES_BEFORE_CAPTURE = 2
 
 
 class Stack:
@@ -29,7 +32,7 @@ class Stack:
     it, so that each is a live model. The step is traced once for the shape of a batch: through ``vmap`` for all
     replicas together, or for one of them and called for each in turn, which is faster where the arithmetic of a single
     one fills the processor. Where it cannot be traced, the function itself is called; so it is for a shape that comes
-    once, as the short last batch does.
+    once, as the short last batch does. On CUDA the whole update is recorded and replayed, where that can be done.
 
     Args:
         workload: What is trained.
@@ -91,6 +94,8 @@ class Stack:
         chosen = {id(parameters[name]) for name in trained}
         self.optimizer = StackedOptimizer(optimizers, [identity in chosen for identity in position])
         self._steps: dict[torch.Size, Flat] = {}
+        self._captured: Callable[[Sequence[Tensor]], Tensor] | None = None
+        self._updates = 0
         self._place()
 
     @property
@@ -113,6 +118,15 @@ class Stack:
         Returns:
             Each replica's loss before the update, on the device.
         """
+        if self._captured is not None and leaves[0].shape == self._usual:
+            return self._captured(leaves)
+        losses = self._update(leaves)
+        self._updates += 1
+        if self.device.type == "cuda" and self._updates == UPDATES_BEFORE_CAPTURE and self.optimizer.is_capturable:
+            self._captured = captured_or_none(self._update, leaves)
+        return losses
+
+    def _update(self, leaves: Sequence[Tensor]) -> Tensor:
         losses = self.gradient(leaves)
         self.optimizer.step()
         return losses
@@ -214,7 +228,9 @@ class Stack:
             self._gradients_of.append(into)
         self.optimizer.bind(weights, gradients, edges)
         usual = [leaf.expand(self.size, *leaf.shape).contiguous() for leaf in self._example]
-        self._steps = {usual[0].shape: self._step(usual)}
+        self._usual = usual[0].shape
+        self._steps = {self._usual: self._step(usual)}
+        self._captured, self._updates = None, 0
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -53,11 +53,20 @@ class StackedOptimizer:
         self.is_flat = type(optimizers[0]) in ELEMENTWISE
         self._rows: list[list[nn.Parameter]] = []
         self._one: torch.optim.Optimizer | None = None
+        self._rates: Tensor | None = None
+        self._factor = 1.0
         self._full_rates = [[float(group["lr"]) for group in groups] for groups in self._groups]
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a step may be recorded on a CUDA device: its rates and counts lie there."""
+        return self._rates is not None
 
     @property
     def learning_rates(self) -> list[float]:
         """The rate of each replica's first group."""
+        if self._rates is not None:  # reading it would wait for the device
+            return [rates[0] * self._factor for rates in self._full_rates]
         return [float(groups[0]["lr"]) for groups in self._groups]
 
     def segments(self) -> list[int]:
@@ -81,6 +90,7 @@ class StackedOptimizer:
             return
         if self._one is None:
             self._one = self._merged(weights, edges)
+            self._put_rates_on_the_device()
         for k, row in enumerate(self._rows):
             for parameter, (start, stop) in zip(row, itertools.pairwise(edges), strict=True):
                 parameter.data = weights[k, start:stop]
@@ -96,6 +106,11 @@ class StackedOptimizer:
 
     def set_rate_factor(self, factor: float) -> None:
         """Set every rate to a part of what it was in the beginning."""
+        if self._rates is not None:
+            self._factor = factor
+            full = [rate for rates in self._full_rates for rate in rates]
+            self._rates.copy_(torch.tensor(full, dtype=self._rates.dtype) * factor, non_blocking=True)
+            return
         for groups, rates in zip(self._groups, self._full_rates, strict=True):
             for group, rate in zip(groups, rates, strict=True):
                 set_rate(group, rate * factor)
@@ -111,6 +126,7 @@ class StackedOptimizer:
                 self._one.state.pop(parameter, None)
             self._rows = [self._rows[k] for k in replicas]
             self._one.param_groups[:] = [group for groups in self._groups for group in groups]
+            self._put_rates_on_the_device()
 
     def _merged(self, weights: Tensor, edges: Sequence[int]) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = []
@@ -127,6 +143,18 @@ class StackedOptimizer:
         count = len(self._groups[0])
         self._groups = [one.param_groups[start : start + count] for start in range(0, len(groups), count)]
         return one
+
+    def _put_rates_on_the_device(self) -> None:
+        """Let the rates of a fused optimiser on CUDA be parts of one tensor, that a recorded step reads them from."""
+        groups = [group for groups in self._groups for group in groups]
+        device = groups[0]["params"][0].device
+        if device.type != "cuda" or not all(group.get("fused") for group in groups):
+            return
+        self._rates = torch.tensor([float(group["lr"]) for group in groups], device=device)
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = True
 
 
 def _may_be_fused(settings: dict[str, Any], weights: Tensor) -> bool:

@@ -1,0 +1,149 @@
+"""Updates of trials per second, trained together as replicas over one after the other, on one core.
+
+For each workload and batch size the way that batchscope measures to be the fastest for 24 trials (6 learning rates × 4
+seeds) is held against separate runs of the same trials, in alternating rounds in one process; the ratio is taken within
+the round. Processor time of one thread counts, since other programs may want the machine too; evaluation is left out,
+and what it takes to set a stack up, the tracing of its step above all, is given beside it.
+
+    python benchmarks/replicas.py [--rounds 7] [--workloads digits,…] [--batch-sizes 8,32,128,512]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from batchscope import Plan
+from batchscope.training import Prepared, Run
+from batchscope.training.replicas import Replicas
+from batchscope.training.ways import FastestWay, fastest_way, refusal
+from cases import case, keep, machine, median_and_spread
+
+RATES, SEEDS = 6, 4
+
+
+def trials(workload_rate: float, batch_size: int, iterations: int) -> list[tuple[Plan, int]]:
+    """The grid: rates below the workload's own by factors of two, so that none diverges, and seeds."""
+    rates = [workload_rate / 2**k for k in range(1, RATES + 1)]
+    return [
+        (Plan(batch_size=batch_size, learning_rate=r, iterations=iterations), s) for s in range(SEEDS) for r in rates
+    ]
+
+
+def processor_seconds(action: Callable[[], object]) -> float:
+    began = time.thread_time()
+    action()
+    return time.thread_time() - began
+
+
+def separately(prepared: Prepared, grid: list[tuple[Plan, int]]) -> float:
+    """Seconds per update of a trial."""
+    spent = 0.0
+    for plan, seed in grid:
+        run = Run(
+            prepared,
+            plan,
+            seed=seed,
+            evaluate_every=plan.budget_examples,
+            keep_best_weights=False,
+            evaluate_training=False,
+            measure_memory=False,
+        )
+        spent += processor_seconds(run)
+    return spent / sum(plan.iterations or 0 for plan, _ in grid)
+
+
+def together(prepared: Prepared, grid: list[tuple[Plan, int]], way: FastestWay) -> tuple[float, float]:
+    """Seconds per update of a trial, and seconds of setting up a stack."""
+    plans, seeds = [plan for plan, _ in grid], [seed for _, seed in grid]
+    began = time.thread_time()
+    stack = Replicas(prepared, plans, seeds, evaluate_every=plans[0].budget_examples, in_turn=way.in_turn)
+    set_up = time.thread_time() - began
+    return processor_seconds(stack) / sum(plan.iterations or 0 for plan in plans), set_up
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="aimed at for each side of a round")
+    parser.add_argument("--workloads", default="digits,fashion-mlp,fashion,text")
+    parser.add_argument("--batch-sizes", default="8,32,128,512")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    table = Table(title="Replicas over separate runs, one core (median of rounds, least–most)")
+    for column in ("workload", "batch", "separate, updates/s", "replicas, updates/s", "ratio", "set-up", "how"):
+        table.add_column(column, justify="left" if column in ("workload", "how") else "right")
+    rows = []
+    for name in arguments.workloads.split(","):
+        prepared = Prepared(case(name), torch.device("cpu"))
+        prepared.validation.indices = prepared.validation.indices[:8]
+        for batch_size in map(int, arguments.batch_sizes.split(",")):
+            row = _measure(name, prepared, batch_size, arguments)
+            rows.append(row)
+            table.add_row(
+                name,
+                str(batch_size),
+                f"{row['separate_updates_per_second']:,.0f}",
+                f"{row['replicas_updates_per_second']:,.0f}",
+                median_and_spread(row["ratios"]),
+                f"{row['set_up_seconds']:.1f} s",
+                row["how"],
+            )
+    console = Console(width=180)
+    console.print(table)
+    console.print(machine())
+    console.print(f"Kept in {keep('replicas', rows)}")
+
+
+def _measure(name: str, prepared: Prepared, batch_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    workload = prepared.workload
+    reason = refusal(prepared, Plan(batch_size=batch_size, learning_rate=workload.learning_rate / 2, iterations=1))
+    if reason is not None:
+        raise RuntimeError(f"{name} cannot be stacked: {reason}")
+    began = time.perf_counter()
+    plan = Plan(batch_size=batch_size, learning_rate=workload.learning_rate / 2, iterations=1)
+    way = fastest_way(prepared, plan, RATES * SEEDS)
+    choice_seconds = time.perf_counter() - began
+    # In turn, a stack of few does what a stack of many does; separate runs are all alike.
+    size = min(way.stack_size, 4) if way.in_turn else way.stack_size
+    alone = trials(workload.learning_rate, batch_size, _updates(arguments.seconds, way.separate_seconds))[:2]
+    stacked = trials(workload.learning_rate, batch_size, _updates(arguments.seconds, way.update_seconds * size))[:size]
+    separate, replicas, set_up = [], [], 0.0
+    for number in range(arguments.rounds):
+        separate.append(separately(prepared, alone))
+        if way.replicas:
+            seconds, spent = together(prepared, stacked, way)
+            set_up = set_up or spent
+            replicas.append(seconds)
+        else:
+            replicas.append(separate[-1])
+        print(f"{name} batch {batch_size} round {number + 1}: {separate[-1] / replicas[-1]:.2f}", flush=True)
+    return {
+        "workload": name,
+        "batch_size": batch_size,
+        "replicas": way.replicas,
+        "stack_size": way.stack_size,
+        "in_turn": way.in_turn,
+        "how": way.reason,
+        "choice_seconds": choice_seconds,
+        "set_up_seconds": set_up,
+        "separate_updates_per_second": 1 / statistics.median(separate),
+        "replicas_updates_per_second": 1 / statistics.median(replicas),
+        "ratios": [one / other for one, other in zip(separate, replicas, strict=True)],
+    }
+
+
+def _updates(seconds: float, per_update: float) -> int:
+    return max(3, min(5000, round(seconds / per_update)))
+
+
+if __name__ == "__main__":
+    main()
