@@ -246,7 +246,11 @@ class Driver:
         standings = self.of(batch_size)
         ended = [standing for standing in standings if standing.ended != "running"]
         choice = size.search.choice(ended)
-        of_best = [s for s in ended if s.trial.learning_rate == choice.learning_rate]
+        best_rate = choice.learning_rate
+        if best_rate is None:  # none has ended yet: what leads so far
+            scored = [s for s in standings if s.score is not None]
+            best_rate = max(scored, key=lambda s: s.score or 0.0).trial.learning_rate if scored else None
+        of_best = [s for s in standings if s.trial.learning_rate == best_rate]
         reached = [math.log(s.examples) for s in of_best if s.ended == "reached"]
         scores = [s.score for s in of_best if s.score is not None]
         here = sum(trial.batch_size == batch_size for trial in running)
@@ -256,7 +260,7 @@ class Driver:
             running=here,
             pruned=sum(s.ended == "pruned" for s in ended),
             waiting=len(size.outstanding) - here,
-            best_rate=choice.learning_rate,
+            best_rate=best_rate,
             best_examples=math.exp(sum(reached) / len(reached)) if reached else None,
             best_score=max(scores, default=None),
             at_edge=choice.edge is not None,
