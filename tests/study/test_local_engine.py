@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from batchscope.errors import StorageError
-from batchscope.records import TrainResult
+from batchscope.records import Plan, TrainResult
+from batchscope.study import ways
 from batchscope.study.channel import Channel
 from batchscope.study.here_engine import HereEngine
 from batchscope.study.local_engine import LocalEngine, local_engine
@@ -43,6 +44,7 @@ from batchscope.study.tasks import (
 from batchscope.study.trial_store import TrialStore
 from batchscope.study.worker_process import cause_of_death
 from batchscope.training import Prepared, Run
+from batchscope.training.ways import FastestWay
 from batchscope.workload import Workload
 
 Make = Callable[..., Workload]
@@ -195,6 +197,27 @@ def test_what_is_told_reaches_a_task_that_runs(make: Make, workers_of: Callable[
         results = results_of(events_of(engine, Task(1, (Trial(4, 0.02, 0),)), begun=1))
     # The one that waited, and had not been told when it was submitted, knew it as well.
     assert [result.outcome for result in results.values()] == ["pruned", "pruned"]
+
+
+def test_what_one_worker_has_measured_the_other_does_not_measure_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measure(_: Prepared, plan: Plan, count: int) -> FastestWay:
+        with (tmp_path / "log").open("a") as log:
+            print(plan.batch_size, count, file=log)
+        return FastestWay(1, False, False, 1.0, 1.0, "measured")
+
+    monkeypatch.setattr(ways, "fastest_way", measure)
+    monkeypatch.setattr(ways, "WORTH_UPDATES", 1)
+    with LocalEngine(Prepared(make("mlp"), CPU), CONDITIONS, processes=2) as engine:
+        for round_ in range(2):  # the second time, the other way round
+            sizes = (8, 16)[:: 1 - 2 * round_]
+            events = events_of(
+                engine, *(Task(2 * round_ + place, (Trial(size, 0.1, round_),)) for place, size in enumerate(sizes))
+            )
+            assert {e.trained_as for e in events if isinstance(e, TaskDone)} == {"separate runs: measured"}
+            assert len({e.worker for e in events if isinstance(e, Began)}) == 2
+    assert sorted((tmp_path / "log").read_text().splitlines()) == ["16 1", "8 1"]
 
 
 def test_workers_have_a_core_and_a_thread_of_their_own(make: Make) -> None:

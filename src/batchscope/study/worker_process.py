@@ -21,7 +21,7 @@ import torch
 from batchscope.errors import RunError, StorageError, first_line
 from batchscope.study.channel import Channel
 from batchscope.study.run_task import run_task, worker_name
-from batchscope.study.tasks import Conditions, Event, Finished, Known, Lost, Standing, Task
+from batchscope.study.tasks import Conditions, Event, Finished, Known, Lost, Standing, Task, TaskDone
 from batchscope.study.trial_store import TrialStore
 from batchscope.study.ways import Ways, ways_of
 from batchscope.training import Prepared
@@ -163,6 +163,8 @@ def serve_tasks(channel: Channel, prepared: Prepared, conditions: Conditions, st
     def emit(event: Event) -> None:
         if store is not None and isinstance(event, Finished):
             store.finish(event.trial, event.result, worker=name)
+        if isinstance(event, TaskDone):
+            channel.send(ways_of(prepared))  # first, so that the next task can be told
         channel.send(event)
 
     with stop_requests() as stop:
@@ -182,7 +184,6 @@ def serve_tasks(channel: Channel, prepared: Prepared, conditions: Conditions, st
                     raise
                 out_of_memory = is_out_of_memory(error)
                 channel.send(Lost(task.number, "out of memory" if out_of_memory else "crashed", first_line(error)))
-            channel.send(ways_of(prepared))
             with contextlib.suppress(ValueError, OSError, AttributeError):
                 sys.stdout.flush()  # what the workload prints; a worker is killed in the end
 
