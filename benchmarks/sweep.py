@@ -3,14 +3,15 @@
 Beside ``bs.sweep``, whose pruning is off, stand plain separate runs in a pool of processes, Optuna's grid sampler in as
 many, and Ray Tune's grid search with as many trials at once. The three of them train with the same loop, written by
 hand (``grid_by_hand.py``): one thread, data loaded once in each process, validation set and evaluations as in the
-sweep. Trials are so long that by hand one takes ``--seconds``.
+sweep. Trials are so long that by hand the updates of one take ``--seconds``; real ones take longer, and the way of
+training that a sweep tries out at each call weighs less in them.
 
 A time begins where a tool is ready: imported, processes there, data loaded. What that takes is measured once for each
-workload, and the last columns count it in. A sweep forks its workers at each call, and tries out which way of training
-is faster, all within its time. Sweep, separate runs and Optuna take turns within each round; Ray Tune, whose daemons
-would disturb them, comes after them; it starts a process for every trial at once, which imports torch within its time.
+workload, and the last columns count it in. A sweep forks its workers at each call, within its time. Sweep, separate
+runs and Optuna take turns within each round; Ray Tune, whose daemons would disturb them, comes after them, and its
+trials' processes import torch within its time.
 
-    python benchmarks/sweep.py [--quick] [--workloads digits,…] [--batch-sizes 8,…] [--rounds 3] [--seconds 0.4]
+    python benchmarks/sweep.py [--quick] [--workloads digits,…] [--batch-sizes 8,…] [--rounds 3] [--seconds 0.5]
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ SEEDS = (0, 1, 2, 3)
 # Of the reference; none of them makes a trial diverge, which would end it early in a sweep alone.
 RATE_FACTORS = tuple(2.0**-k for k in range(1, 7))
 EVALUATIONS = 4
+# A grid that takes longer is run once.
+LONG_SECONDS = 30.0
 # What the project has promised: at least so many times the others' trials an hour.
 EVERYWHERE, SMALL_BATCH = 1.0, 32
 AT_SMALL_BATCH = {"digits": 3.0, "fashion-mlp": 3.0, "fashion": 1.3, "text": 1.3}
@@ -226,7 +229,7 @@ def _study(journal: str, case: Case) -> Any:
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # of a pair that two processes try at once
     return optuna.create_study(
         study_name="grid",
         storage=optuna.storages.JournalStorage(JournalFileBackend(journal)),
@@ -245,7 +248,7 @@ def _optimize(journal: str, case: Case) -> None:
 
 
 def case_of(workload: str, batch_size: int, seconds: float) -> Case:
-    """A grid whose trials take so long by hand, and make no fewer than four updates."""
+    """A grid the updates of whose trials take so long by hand, and are no fewer than four."""
     rates = tuple(workload_of(workload).learning_rate * factor for factor in RATE_FACTORS)
     examples = EVALUATIONS * batch_size
     while True:
@@ -258,7 +261,7 @@ def case_of(workload: str, batch_size: int, seconds: float) -> Case:
         if took >= seconds / 2:
             break
         examples *= 2
-    updates = max(EVALUATIONS, round(examples / batch_size * min(1.0, seconds / took)))
+    updates = max(EVALUATIONS, round(examples / batch_size * seconds / took))
     return Case(workload, batch_size, rates, updates * batch_size)
 
 
@@ -272,32 +275,36 @@ def startup_of_sweep(workload: str) -> float:
 
 def measure(workload: str, batch_sizes: Sequence[int], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every grid of a workload with every tool."""
-    tools: dict[str, Tool] = {}
-    startup = {"batchscope": startup_of_sweep(workload)}
-    for name, tool in TAKING_TURNS.items():
-        began = time.perf_counter()
-        tools[name] = tool(workload)
-        startup.setdefault(name, time.perf_counter() - began)
-    rows: list[dict[str, Any]] = []
     cases = [case_of(workload, size, arguments.seconds) for size in batch_sizes]
-    for case in cases:
-        grids: dict[str, list[Grid]] = {name: [] for name in tools}
-        for number in range(arguments.rounds):
-            for name in list(tools) if number % 2 == 0 else list(reversed(tools)):
-                grids[name].append(tools[name].run(case))
-                print(f"{case.workload} batch {case.batch_size} {name}: {grids[name][-1].seconds:.2f} s", flush=True)
-        rows.append({"case": case, "grids": grids, "startup": startup})
-    for stopping in tools.values():
-        stopping.stop()
-    if arguments.ray_rounds:
-        began = time.perf_counter()
-        tune = RayTune(workload)
-        startup["Ray Tune"] = time.perf_counter() - began
-        for row in rows:
-            row["grids"]["Ray Tune"] = [tune.run(row["case"]) for _ in range(arguments.ray_rounds)]
-            print(f"{row['case'].workload} batch {row['case'].batch_size} Ray Tune: done", flush=True)
-        tune.stop()
-    return [summary(row["case"], row["grids"], row["startup"]) for row in rows]
+    grids: dict[Case, dict[str, list[Grid]]] = {case: {name: [] for name in TAKING_TURNS} for case in cases}
+    startup = {"batchscope": startup_of_sweep(workload)}
+    with contextlib.ExitStack() as stack:
+
+        def started(name: str, tool: type[Tool]) -> Tool:
+            began = time.perf_counter()
+            made = tool(workload)
+            stack.callback(made.stop)
+            startup.setdefault(name, time.perf_counter() - began)
+            return made
+
+        def run(name: str, tool: Tool, case: Case) -> None:
+            made = tool.run(case)
+            grids[case].setdefault(name, []).append(made)
+            print(f"{case.workload} batch {case.batch_size} {name}: {made.seconds:.2f} s", flush=True)
+
+        tools = {name: started(name, tool) for name, tool in TAKING_TURNS.items()}
+        for case in cases:
+            for number in range(arguments.rounds):
+                if number and grids[case]["batchscope"][0].seconds > LONG_SECONDS:
+                    break
+                for name in list(tools)[:: 1 if number % 2 == 0 else -1]:
+                    run(name, tools[name], case)
+        if arguments.ray_rounds:
+            tune = started("Ray Tune", RayTune)
+            for case in cases:
+                for _ in range(arguments.ray_rounds):
+                    run("Ray Tune", tune, case)
+    return [summary(case, grids[case], startup) for case in cases]
 
 
 def summary(case: Case, grids: dict[str, list[Grid]], startup: dict[str, float]) -> dict[str, Any]:
@@ -346,7 +353,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default=",".join(map(str, BATCH_SIZES)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ray-rounds", type=int, default=1, help="of Ray Tune; 0 leaves it out")
-    parser.add_argument("--seconds", type=float, default=0.4, help="that one trial takes by hand")
+    parser.add_argument("--seconds", type=float, default=0.5, help="that the updates of a trial take by hand")
     parser.add_argument("--quick", action="store_true", help="a dry run: one small grid, kept nowhere")
     arguments = parser.parse_args()
     if arguments.quick:
