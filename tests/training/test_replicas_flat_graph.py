@@ -17,6 +17,14 @@ from batchscope.seeding import isolated
 from batchscope.training.flat_graph import flat_graph
 from batchscope.training.stacked_attention import batched_attention
 
+
+def written_in_part(a: Tensor, b: Tensor) -> Tensor:
+    """A matrix whose first row is changed through a view of it, after another value was made of it."""
+    c = a @ b
+    c[0].add_(1)
+    return c
+
+
 # Steps of a random program on 4×4 matrices: each takes two of the values so far.
 STEPS: list[Callable[[Tensor, Tensor], Tensor]] = [
     lambda a, b: a + b,
@@ -31,6 +39,7 @@ STEPS: list[Callable[[Tensor, Tensor], Tensor]] = [
     lambda a, b: a.sum(0, keepdim=True).expand(4, 4),
     lambda a, b: a.clone().add_(b),
     lambda a, b: a.contiguous(),
+    lambda a, b: written_in_part(a, b),
     lambda a, b: torch.zeros_like(a) + torch.ones_like(b),
     lambda a, b: torch.where(a > b, a, torch.tensor(0.5, dtype=a.dtype)),
     lambda a, b: a.view(1, 4, 4).bmm(b.view(1, 4, 4))[0] if b.is_contiguous() and a.is_contiguous() else a,

@@ -42,6 +42,7 @@ _IN_PLACE: dict[Any, Any] = {
     aten.neg.default: aten.neg_.default,
     aten.exp.default: aten.exp_.default,
 }
+_BATCH_NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default)
 _WRITING_PRODUCTS: dict[Any, Any] = {aten.bmm.default: aten.bmm.out, aten.mm.default: aten.mm.out}
 _MOST_CONSTANT_BYTES = 64 << 20
 
@@ -248,37 +249,28 @@ class _Graph:
     def _write(self, made: fx.Node, into: fx.Node, *, final: bool) -> None:
         """Let the value of a node end up in given memory, without a copy where its operation can write there."""
         into.meta["val"] = _value(made)
-        shape = _value(made).shape
-        with self.graph.inserting_before(self.output):
+        if root(made) in self.written or made.op != "call_function":
+            with self.graph.inserting_before(self.output):  # after whatever else writes to it
+                self.graph.call_function(aten.copy_.default, (into, made))
+            return
+        summed = made.args[0] if made.target in _SHAPED else made
+        with self.graph.inserting_after(made):
             if final and len(made.users) == 1 and made.target in _WRITING_PRODUCTS:
                 self.graph.call_function(_WRITING_PRODUCTS[made.target], made.args, {"out": into})
-                return
-            summed = made.args[0] if made.target in _SHAPED else made
-            if (
-                final
-                and isinstance(summed, fx.Node)
-                and summed.target is aten.sum.dim_IntList
-                and len(made.users) == len(summed.users) == 1
-                and not summed.kwargs
-            ):
-                source, dimensions = summed.args[:2]
-                reduced = {d % _value(source).dim() for d in dimensions}  # type: ignore[union-attr, operator]
-                if shape == tuple(n for d, n in enumerate(_value(source).shape) if d not in reduced):
-                    self.graph.call_function(aten.sum.IntList_out, (source, dimensions, False), {"out": into})
-                    return
-            self.graph.call_function(aten.copy_.default, (into, made))
+            elif final and isinstance(summed, fx.Node) and _sums_to(summed, made):
+                self.graph.call_function(aten.sum.IntList_out, (*summed.args[:2], False), {"out": into})
+            else:
+                self.graph.call_function(aten.copy_.default, (into, made))
 
     def _is_own(self, node: fx.Node) -> bool:
         """Whether its memory was made in this call, all of it for this value."""
         base = root(node)
         if base.op != "call_function" or base in self.written or not isinstance(base.meta.get("val"), Tensor):
             return False
-        return (
-            isinstance(base.target, torch._ops.OpOverload)
-            and not base.target._schema.is_mutable
-            and 0
-            not in (stride for size, stride in zip(_value(node).shape, _value(node).stride(), strict=True) if size > 1)
-        )
+        if not isinstance(base.target, torch._ops.OpOverload) or base.target._schema.is_mutable:
+            return False
+        value = _value(node)
+        return all(stride != 0 for size, stride in zip(value.shape, value.stride(), strict=True) if size > 1)
 
     def _last_uses(self) -> dict[fx.Node, int]:
         """The place of the last node that needs each node's memory."""
@@ -322,6 +314,17 @@ def _returns_a_view(target: torch._ops.OpOverload[Any, Any]) -> bool:
     return any(result.alias_info is not None for result in target._schema.returns)
 
 
+def _sums_to(summed: fx.Node, made: fx.Node) -> bool:
+    """Whether a node's value is a sum over dimensions of another, wanted for nothing else, these dimensions gone."""
+    if summed.target is not aten.sum.dim_IntList or summed.kwargs or not len(made.users) == len(summed.users) == 1:
+        return False
+    source: Any = summed.args[0]
+    dimensions: Any = summed.args[1]
+    shape = _value(source).shape
+    reduced = {d % len(shape) for d in dimensions}
+    return _value(made).shape == tuple(n for d, n in enumerate(shape) if d not in reduced)
+
+
 def _swapped(node: Any) -> set[int] | None:
     """The two dimensions that a transpose swaps; None where a node is none."""
     if not isinstance(node, fx.Node) or node.target not in (aten.transpose.int, aten.t.default):
@@ -335,6 +338,8 @@ def _written_by(node: fx.Node) -> list[fx.Node]:
     """The arguments that an operation writes to."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return []
+    if node.target in _BATCH_NORMS:  # whose declarations do not tell of their statistics
+        return [argument for argument in node.args[3:5] if isinstance(argument, fx.Node)]
     written = []
     for i, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
