@@ -24,6 +24,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -177,6 +178,8 @@ class RayTune:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+        # Ray takes it, and pools of processes do not end well in its handler.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def run(self, case: Case) -> Grid:  # noqa: D102 — see Tool
         from ray import tune
@@ -205,6 +208,7 @@ class RayTune:
         import ray
 
         ray.shutdown()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 TAKING_TURNS: dict[str, type[Tool]] = {"batchscope": Sweep, "separate": Processes, "Optuna": Optuna}
