@@ -8,7 +8,7 @@ BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
-    bench-probe bench-sweep bench-tradeoff bench-pruning
+    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas
 
 # The question, answered on scikit-learn's handwritten digits: four ways to spend the same 32,768 examples.
 demo: $(CORE)
@@ -67,6 +67,10 @@ bench-tradeoff: $(DEV)
 # what pruning saves, and whether the same learning rates come out as the best
 bench-pruning: $(DEV)
 	$(BIN)/python benchmarks/pruning.py
+
+# updates of trials per second as replicas over one after the other, on one core
+bench-replicas: $(BENCH)
+	$(BIN)/python benchmarks/replicas.py
 
 # A stamp is written last, so that an interrupted installation is done again.
 $(VENV)/bin/python:

@@ -2,8 +2,9 @@
 
 For each workload and batch size the way that batchscope measures to be the fastest for 24 trials (6 learning rates × 4
 seeds) is held against separate runs of the same trials, in alternating rounds in one process; the ratio is taken within
-the round. Processor time of one thread counts, since other programs may want the machine too; evaluation is left out,
-and what it takes to set a stack up, the tracing of its step above all, is given beside it.
+the round. Processor time of one thread counts, since other programs may want the machine too. Evaluation is left out,
+and so is the tracing of the step, which is done once for all stacks of a size: what the measurement of the fastest way
+takes, tracing included, is given beside it.
 
     python benchmarks/replicas.py [--rounds 7] [--workloads digits,…] [--batch-sizes 8,32,128,512]
 """
@@ -60,13 +61,11 @@ def separately(prepared: Prepared, grid: list[tuple[Plan, int]]) -> float:
     return spent / sum(plan.iterations or 0 for plan, _ in grid)
 
 
-def together(prepared: Prepared, grid: list[tuple[Plan, int]], way: FastestWay) -> tuple[float, float]:
-    """Seconds per update of a trial, and seconds of setting up a stack."""
+def together(prepared: Prepared, grid: list[tuple[Plan, int]], way: FastestWay) -> float:
+    """Seconds per update of a trial."""
     plans, seeds = [plan for plan, _ in grid], [seed for _, seed in grid]
-    began = time.thread_time()
     stack = Replicas(prepared, plans, seeds, evaluate_every=plans[0].budget_examples, in_turn=way.in_turn)
-    set_up = time.thread_time() - began
-    return processor_seconds(stack) / sum(plan.iterations or 0 for plan in plans), set_up
+    return processor_seconds(stack) / sum(plan.iterations or 0 for plan in plans)
 
 
 def main() -> None:
@@ -79,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     table = Table(title="Replicas over separate runs, one core (median of rounds, least–most)")
-    for column in ("workload", "batch", "separate, updates/s", "replicas, updates/s", "ratio", "set-up", "how"):
+    for column in ("workload", "batch", "separate, updates/s", "replicas, updates/s", "ratio", "choice", "how"):
         table.add_column(column, justify="left" if column in ("workload", "how") else "right")
     rows = []
     for name in arguments.workloads.split(","):
@@ -94,7 +93,7 @@ def main() -> None:
                 f"{row['separate_updates_per_second']:,.0f}",
                 f"{row['replicas_updates_per_second']:,.0f}",
                 median_and_spread(row["ratios"]),
-                f"{row['set_up_seconds']:.1f} s",
+                f"{row['choice_seconds']:.1f} s",
                 row["how"],
             )
     console = Console(width=180)
@@ -116,15 +115,13 @@ def _measure(name: str, prepared: Prepared, batch_size: int, arguments: argparse
     size = min(way.stack_size, 4) if way.in_turn else way.stack_size
     alone = trials(workload.learning_rate, batch_size, _updates(arguments.seconds, way.separate_seconds))[:2]
     stacked = trials(workload.learning_rate, batch_size, _updates(arguments.seconds, way.update_seconds * size))[:size]
-    separate, replicas, set_up = [], [], 0.0
+    separate: list[float] = []
+    replicas: list[float] = []
+    if way.replicas:
+        together(prepared, stacked, way)  # traces the evaluation
     for number in range(arguments.rounds):
         separate.append(separately(prepared, alone))
-        if way.replicas:
-            seconds, spent = together(prepared, stacked, way)
-            set_up = set_up or spent
-            replicas.append(seconds)
-        else:
-            replicas.append(separate[-1])
+        replicas.append(together(prepared, stacked, way) if way.replicas else separate[-1])
         print(f"{name} batch {batch_size} round {number + 1}: {separate[-1] / replicas[-1]:.2f}", flush=True)
     return {
         "workload": name,
@@ -134,7 +131,6 @@ def _measure(name: str, prepared: Prepared, batch_size: int, arguments: argparse
         "in_turn": way.in_turn,
         "how": way.reason,
         "choice_seconds": choice_seconds,
-        "set_up_seconds": set_up,
         "separate_updates_per_second": 1 / statistics.median(separate),
         "replicas_updates_per_second": 1 / statistics.median(replicas),
         "ratios": [one / other for one, other in zip(separate, replicas, strict=True)],

@@ -41,7 +41,7 @@ NO_GRADIENT = 1e-6
 TIMED_SECONDS, ROUNDS, WORSE, NO_GAIN = 0.05, 3, 1.2, 1.03
 MOST_UPDATES = 1_000_000
 # Replicas must be faster by this much to be chosen: within it, chance would choose.
-MARGIN = 1.03
+MARGIN = 1.05
 
 
 @dataclass(frozen=True)
