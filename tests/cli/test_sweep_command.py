@@ -1,4 +1,4 @@
-"""``batchscope sweep``: trials of a file's workload, kept, gone on from, shown; and words that make no sense refused."""
+"""``batchscope sweep``: trials kept, gone on from and shown; and words that make no sense, refused."""
 
 from __future__ import annotations
 

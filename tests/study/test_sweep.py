@@ -221,3 +221,14 @@ def test_a_sweep_killed_at_any_moment_goes_on_without_losing_a_trial(tmp_path: P
     assert len(found.trials) == 6
     after = {(t.batch_size, t.learning_rate, t.seed): t for t in found.trials}
     assert all(after[key] == trial for key, trial in before.items())
+
+
+def test_runs_seen_at_the_same_evaluation_are_not_certain(small: Workload) -> None:
+    found = sweep(small, [16], learning_rates=[0.1], seeds=2, target=0.5, evaluate_every=400, time_updates=False)
+    (line,) = found.best
+    assert [trial.examples_to_target for trial in found.trials] == [400, 400]
+    low, high = line.examples_to_target.low, line.examples_to_target.high
+    assert low is not None
+    assert high is not None
+    # t with one degree of freedom, times the spread of something anywhere in 400 examples, as the mean of two
+    assert math.log(high / low) == pytest.approx(2 * 12.706 * math.sqrt(1 / 12 / 2), rel=1e-3)

@@ -397,12 +397,12 @@ def _verdict(sizes: _Sizes, critical: Interval, left_out: float | None, *, deter
             f"A learning rate that was not found anew at every size, or a target near the noise floor, does that."
         )
     if not critical.resolved:
-        if critical.low:
+        if critical.low and critical.low > first:
             return (
                 f"All sizes lie on the branch of perfect scaling: B_crit is above {critical.low:,.0f}, "
                 f"and the largest size is {last:,}.{off}"
             )
-        if critical.high is not None and math.isfinite(critical.high):
+        if not critical.low and critical.high is not None and critical.high < last:
             return (
                 f"All sizes lie beyond the critical one: B_crit is below {critical.high:,.0f}, "
                 f"and the least size is {first:,}.{off}"

@@ -370,6 +370,7 @@ def _record(
             standings[size],
             search,
             target=conditions.target,
+            evaluate_every=conditions.evaluate_every,
             step_times=times,
             trained_as=ways.get(size, ""),
         )

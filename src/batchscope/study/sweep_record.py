@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from scipy.special import stdtrit
+
 from batchscope.fit import fit_tradeoff
 from batchscope.fit.intervals import mean_interval, ratio_interval
 from batchscope.fit.rate_law import fit_rate_law, rate_point
@@ -35,6 +37,7 @@ def best_of(
     search: RateSearch,
     *,
     target: float | None,
+    evaluate_every: int,
     step_times: StepTimes | None,
     trained_as: str,
 ) -> SweepBest:
@@ -46,6 +49,7 @@ def best_of(
         standings: How they stand, as the search sees them.
         search: Which knows what "best" means.
         target: The score to reach; None where there is none.
+        evaluate_every: Examples between two evaluations.
         step_times: Time of an update; None where not measured.
         trained_as: How they were trained, in words.
 
@@ -54,7 +58,7 @@ def best_of(
     """
     choice = search.choice(standings)
     runs = [trial for trial in trials if trial.learning_rate == choice.learning_rate and _counts(trial)]
-    examples = Interval.unresolved() if target is None else _examples_to_target(runs)
+    examples = Interval.unresolved() if target is None else _examples_to_target(runs, evaluate_every)
     updates = _scaled(examples, 1 / batch_size)
     update_seconds = _update_seconds(step_times).get(batch_size)
     scores = [run.best_score for run in runs if run.best_score is not None and run.outcome != "diverged"]
@@ -134,15 +138,26 @@ def _runs_of(line: SweepBest, trials: Sequence[SweepTrial]) -> list[SweepTrial]:
     ]
 
 
-def _examples_to_target(runs: Sequence[SweepTrial]) -> Interval:
-    logs = [math.log(max(1, run.examples_to_target or run.examples)) for run in runs]
+def _examples_to_target(runs: Sequence[SweepTrial], evaluate_every: int) -> Interval:
+    """The geometric mean with Student's interval, to whose spread evaluating now and then adds its own.
+
+    A target seen at E was reached anywhere in the distance d before: a variance of d²/12 in E. Without it, runs that
+    were seen to reach it at the same evaluation would have an interval of no width.
+    """
+    spent = [max(1, run.examples_to_target or run.examples) for run in runs]
+    logs = [math.log(examples) for examples in spent]
     missed = sum(run.examples_to_target is None for run in runs)
     found = ratio_interval(logs)
-    if not missed or found.value is None:
-        return found
-    if missed == len(runs):
+    if found.value is None or missed == len(runs):
         return Interval.unresolved(low=found.value)
-    return replace(found, high=math.inf)
+    if len(runs) > 1:
+        mean = math.fsum(logs) / len(logs)
+        apart = max(evaluate_every, runs[0].batch_size)
+        squares = math.fsum((one - mean) ** 2 for one in logs) / (len(logs) - 1)
+        squares += math.fsum((apart / examples) ** 2 for examples in spent) / len(spent) / 12
+        half = float(stdtrit(len(logs) - 1, (1 + found.level) / 2)) * math.sqrt(squares / len(logs))
+        found = replace(found, low=math.exp(mean - half), high=math.exp(mean + half))
+    return replace(found, high=math.inf) if missed else found
 
 
 def _scaled(found: Interval, factor: float) -> Interval:
