@@ -44,7 +44,7 @@ _IN_PLACE: dict[Any, Any] = {
 }
 _BATCH_NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default)
 _WRITING_PRODUCTS: dict[Any, Any] = {aten.bmm.default: aten.bmm.out, aten.mm.default: aten.mm.out}
-_MOST_CONSTANT_BYTES = 64 << 20
+_MOST_CONSTANT_BYTES = 8 << 20
 
 
 def flat_graph(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], *, given: int = 0) -> Flat:
@@ -291,7 +291,9 @@ class _Graph:
 
     def _eliminate_dead_code(self) -> None:
         """Drop what nobody uses, except what writes."""
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or bool(_written_by(node)))
+        for node in reversed(self.graph.nodes):
+            if node.op in ("call_function", "get_attr") and not node.users and not _written_by(node):
+                self.graph.erase_node(node)
 
 
 def root(node: fx.Node) -> fx.Node:

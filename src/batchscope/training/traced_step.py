@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -131,7 +132,9 @@ def batched(function: Function, dimensions: tuple[int | None, ...] | int = 0) ->
     together = vmap(function, in_dims=dimensions, randomness="different")
 
     def batched_function(*tensors: Tensor) -> list[Tensor]:
-        with batched_attention():
+        with batched_attention(), warnings.catch_warnings():
+            # An operation without a batching rule runs in a loop: whether that pays is measured, not warned of.
+            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
             return list(together(*tensors))
 
     return batched_function
