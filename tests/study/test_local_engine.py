@@ -230,9 +230,13 @@ def test_workers_have_a_core_and_a_thread_of_their_own(make: Make) -> None:
             )
         return nn.Linear(6, 3)
 
-    driver = os.getpid()
+    driver, threads = os.getpid(), torch.get_num_threads()
     with LocalEngine(Prepared(make("mlp", model=look), CPU), CONDITIONS, processes=2) as engine:
-        events = events_of(engine, Task(0, (Trial(8, 0.1, 0),)), Task(1, (Trial(8, 0.1, 1),)))
+        torch.set_num_threads(2)
+        try:
+            events = events_of(engine, Task(0, (Trial(8, 0.1, 0),)), Task(1, (Trial(8, 0.1, 1),)))
+        finally:
+            torch.set_num_threads(threads)
         cores = [event.reason for event in events if isinstance(event, Lost)]
     mine = sorted(os.sched_getaffinity(0))
     assert set(cores) == {f"RuntimeError: [{core}] 1 True" for core in mine[:2]}
