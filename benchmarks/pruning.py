@@ -46,7 +46,7 @@ def swept(name: str, rates: str, *, prune: bool, quick: bool) -> list[Sweep]:
     sizes = sizes[1:3] if quick else sizes
 
     def sweep(sizes: tuple[int, ...], learning_rates: Any) -> Sweep:
-        return bs.sweep(
+        found = bs.sweep(
             workload,
             sizes,
             learning_rates=learning_rates,
@@ -58,6 +58,9 @@ def swept(name: str, rates: str, *, prune: bool, quick: bool) -> list[Sweep]:
             time_updates=False,
             progress=True,
         )
+        if found.interrupted:
+            raise SystemExit(130)  # half a sweep is nothing to compare with
+        return found
 
     if rates == "search":
         return [sweep(sizes, "search")]
