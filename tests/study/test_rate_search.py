@@ -123,6 +123,16 @@ def test_where_everything_diverges_it_ends_without_a_rate(replays: Any) -> None:
     assert len(standings) == 5 + 2 * MOST_WIDENINGS
 
 
+@pytest.mark.parametrize("target", [0.9, None])
+def test_where_no_score_is_finite_it_ends_without_a_rate(target: float | None) -> None:
+    wanted, known = search(target=target), list[Standing]()
+    while wave := wanted.next_wave(known):
+        known += [Standing(trial, "missed", BUDGET, None, None) for trial in wave]
+        assert len(known) < 50
+    assert wanted.choice(known).learning_rate is None
+    assert wanted.valley(known).rates == ()
+
+
 def test_where_nothing_reaches_the_target_the_best_score_decides_and_it_ends(replays: Any) -> None:
     def curve(trial: Trial) -> Any:
         distance = math.log2(trial.learning_rate / 0.1) - 1.5

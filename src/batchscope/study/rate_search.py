@@ -296,8 +296,8 @@ class RateSearch:
         return [rate for _, rate in sorted(rivals)]
 
     def _hopeless(self, own: OfRate) -> bool:
-        """Whether all results of a rate are divergences."""
-        return all(own[seed].ended == "diverged" for seed in ended(own))
+        """Whether a rate has no result that could be compared: all its trials diverged, or had no finite score."""
+        return not _reached(own) and self._rank(own).minus_score == math.inf
 
 
 def _costs(own: OfRate, by_examples: bool) -> dict[int, tuple[float, bool]]:
