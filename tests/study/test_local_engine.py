@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from batchscope.errors import StorageError
-from batchscope.records import Plan, TrainResult
+from batchscope.records import CurvePoint, Plan, TrainResult
 from batchscope.study import ways
 from batchscope.study.channel import Channel
 from batchscope.study.here_engine import HereEngine
@@ -353,12 +354,16 @@ def test_the_engine_in_this_process_tells_of_what_goes_wrong_and_goes_on(make: M
         assert set(results_of(events)) == {Trial(8, 0.1, 0)}
 
 
-def test_the_engine_in_this_process_can_be_left_in_the_middle(make: Make) -> None:
+def test_the_engine_in_this_process_can_be_left_in_the_middle(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
-    with HereEngine(Prepared(make("dropout"), CPU), CONDITIONS) as engine:
-        engine.submit(Task(0, (Trial(8, 0.1, 0),)))
+    conditions = replace(CONDITIONS, budget_examples=30_000)
+    with HereEngine(Prepared(make("dropout"), CPU), conditions) as engine:
+        engine.submit(Task(0, (Trial(8, 0.1, 0),), way="separate"))
         assert isinstance(engine.next_event(60.0), Began)
         assert isinstance(engine.next_event(60.0), Evaluated)
+        evaluations: list[CurvePoint] = []
+        monkeypatch.setattr("batchscope.study.run_task._Running._evaluated", lambda *_: evaluations.append(_[2]))
+    assert evaluations == []  # it went on to none
     assert torch.equal(torch.get_rng_state(), before)
 
 

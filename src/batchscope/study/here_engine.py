@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -85,7 +86,7 @@ class HereEngine:
         """Train on until there is an event.
 
         Args:
-            timeout_seconds: Not looked at: an event comes when it comes.
+            timeout_seconds: How long to wait where there is nothing to train; otherwise an event comes when it comes.
 
         Returns:
             The event; None where there is nothing to do, or where a task was interrupted.
@@ -95,6 +96,7 @@ class HereEngine:
         """
         if self._thread is None:
             if not self._waiting:
+                time.sleep(timeout_seconds)
                 return None
             arguments = (self._waiting.popleft(), torch.get_num_threads())
             self._thread = threading.Thread(target=self._train, args=arguments, daemon=True)
