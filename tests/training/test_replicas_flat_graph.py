@@ -39,7 +39,7 @@ STEPS: list[Callable[[Tensor, Tensor], Tensor]] = [
     lambda a, b: a.sum(0, keepdim=True).expand(4, 4),
     lambda a, b: a.clone().add_(b),
     lambda a, b: a.contiguous(),
-    lambda a, b: written_in_part(a, b),
+    written_in_part,
     lambda a, b: torch.zeros_like(a) + torch.ones_like(b),
     lambda a, b: torch.where(a > b, a, torch.tensor(0.5, dtype=a.dtype)),
     lambda a, b: a.view(1, 4, 4).bmm(b.view(1, 4, 4))[0] if b.is_contiguous() and a.is_contiguous() else a,
