@@ -36,8 +36,9 @@ LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-3, 0.05
 # an optimiser that divides by the gradient's size takes it for as much as any other.
 NO_GRADIENT = 1e-6
 
-# Each way is timed over updates of about so many seconds, the best of so many rounds. Those that are so many times
-# slower than the best are not timed again; no larger stack is tried after one that is slower than a smaller one.
+# Each way is timed over updates of about so many seconds, the best of so many rounds (two, where a single update takes
+# as long as that). Those that are so many times slower than the best are not timed again; no larger stack is tried
+# after one that is slower than a smaller one.
 TIMED_SECONDS, ROUNDS, WORSE, NO_GAIN = 0.05, 3, 1.2, 1.03
 MOST_UPDATES = 1_000_000
 # Replicas must be faster by this much to be chosen: within it, chance would choose.
@@ -158,7 +159,7 @@ def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) ->
             batched = [way.seconds for way in stacked if not way.in_turn]
             if batched and batched[-1] > NO_GAIN * min(batched):
                 break
-        for _ in range(ROUNDS - 1):
+        for _ in range(ROUNDS - 1 if separate.seconds < TIMED_SECONDS else 1):
             best = min(way.seconds for way in stacked)
             for way in (separate, *(way for way in stacked if way.seconds <= WORSE * best)):
                 way.time_again()
