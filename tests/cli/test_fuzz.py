@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,19 @@ Command = Callable[..., Any]
 def canned() -> TrainResult:
     workload = load_workload("quadratic")
     return replace(train(workload, Plan(batch_size=32, learning_rate=0.1, iterations=4)), state=None)
+
+
+class Idle:
+    """Drives nothing, and is content."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, stop: Any) -> bool:
+        return True
+
+    def trained_as(self, batch_size: int) -> str:
+        return ""
 
 
 @pytest.fixture
@@ -46,8 +61,12 @@ def harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, canned: TrainResul
     comparing = importlib.import_module("batchscope.study.compare")
     training = importlib.import_module("batchscope.training.train")
     monkeypatch.setattr(comparing, "Run", Run)
-    monkeypatch.setattr(comparing, "MOST_SEEDS", 5)
+    monkeypatch.setattr("batchscope.study.arguments.MOST_SEEDS", 5)
     monkeypatch.setattr(training, "Run", Run)
+    sweeping = importlib.import_module("batchscope.study.sweep")
+    monkeypatch.setattr(sweeping, "_engine", lambda *_, **__: contextlib.nullcontext(SimpleNamespace(workers=1)))
+    monkeypatch.setattr(sweeping, "Driver", Idle)
+    monkeypatch.setattr(sweeping, "_timed", lambda *_: None)
     monkeypatch.setattr("batchscope.workload.load_workload", load)
     monkeypatch.setattr(page, "render", lambda record: "<!doctype html>")
     monkeypatch.chdir(tmp_path)
@@ -95,6 +114,12 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "--tolerance": number,
     "--checkpoint": places,
     "--weights": places,
+    "--batch-sizes": st.one_of(st.sampled_from(["8,16", "8", "", ",", "8,8", "8;16", "1e1"]), number),
+    "--learning-rates": st.one_of(st.sampled_from(["search", "0.1,0.2", "0.1,0.1", ",", "-1", "nan"]), number),
+    "--engine": st.sampled_from(["local", "local", "cloud", ""]),
+    "--address": st.sampled_from(["auto", ""]),
+    "--processes": number,
+    "--timeout": number,
 }
 flag = st.sampled_from(["--quiet", "--allow-unequal", "--version", "--help", "--", "-", "--nonsense", "-x", "--seeds="])
 COMPARE = (
@@ -121,6 +146,25 @@ TRAIN = (
     "--weights",
 )
 
+SWEEP = (
+    "--batch-sizes",
+    "--learning-rates",
+    "--seeds",
+    "--seed",
+    "--target",
+    "--examples",
+    "--shape",
+    "--order",
+    "--evaluate-every",
+    "--store",
+    "--engine",
+    "--address",
+    "--processes",
+    "--timeout",
+    "--device",
+    "--json",
+)
+
 
 def options(known: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
     one = st.sampled_from(known).flatmap(lambda name: VALUES[name].map(lambda value: f"{name}={value}"))
@@ -141,8 +185,15 @@ def trains(draw: st.DrawFn) -> list[str]:
     return ["train", draw(names), *draw(options(TRAIN)), *draw(options(tuple(VALUES)))]
 
 
+@st.composite
+def sweeps(draw: st.DrawFn) -> list[str]:
+    """What looks like a sweep."""
+    goal = draw(st.sampled_from([["--target=0.5"], ["--examples=100"], ["--target=-1", "--examples=64"], []]))
+    return ["sweep", draw(names), *goal, *draw(options(SWEEP)), *draw(st.sampled_from([[], [], ["--no-prune"]]))]
+
+
 anything = st.lists(st.one_of(text, pair, names, flag, st.sampled_from(sorted(VALUES)), number), max_size=8)
-verb = st.sampled_from(["compare", "train", "report", "workloads", "nonsense", ""])
+verb = st.sampled_from(["compare", "train", "sweep", "fit", "export", "report", "workloads", "nonsense", ""])
 nonsense = st.tuples(verb, anything).map(lambda both: [both[0], *both[1]])
 
 
@@ -171,6 +222,12 @@ def test_comparisons(command: Command, harmless: Path, file: Path, arguments: li
 @bounded
 @given(arguments=trains())
 def test_training_runs(command: Command, harmless: Path, file: Path, arguments: list[str]) -> None:
+    answer(command, file, arguments)
+
+
+@bounded
+@given(arguments=sweeps())
+def test_sweeps(command: Command, harmless: Path, file: Path, arguments: list[str]) -> None:
     answer(command, file, arguments)
 
 
