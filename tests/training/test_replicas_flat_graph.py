@@ -111,6 +111,20 @@ def test_equal_operations_are_done_once_but_for_those_with_chance_in_them() -> N
     assert not torch.equal(found[1], found[2])
 
 
+def test_random_numbers_are_drawn_as_often_as_they_were() -> None:
+    flat = flat_graph(lambda x: [torch.rand_like(x) - torch.rand_like(x)], [torch.ones(100)])
+    assert bool((flat(torch.ones(100))[0] != 0).any())
+
+
+def test_nothing_is_overwritten_that_is_read_another_way_round() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        product = x @ x
+        return [product + product.t()]
+
+    x = torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(flat_graph(function, [torch.ones(40, 40)])(x)[0], function(x)[0])
+
+
 def test_gradients_of_products_are_written_where_they_belong() -> None:
     def loss(w: Tensor, b: Tensor, x: Tensor) -> Tensor:
         return torch.relu(x @ w.t() + b).square().sum()

@@ -14,7 +14,7 @@ from batchscope import Plan, Workload
 from batchscope.training import Prepared
 from batchscope.training.chance import NoChance
 from batchscope.training.replicas import Replicas
-from batchscope.training.ways import _sizes, fastest_way, refusal
+from batchscope.training.ways import _difference_of_weights, _sizes, fastest_way, refusal
 
 CPU = torch.device("cpu")
 Make = Callable[..., Workload]
@@ -84,6 +84,24 @@ def test_what_cannot_be_stacked_is_refused_with_a_reason(make: Make) -> None:
 class Halves(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.double()
+
+
+def test_weights_and_buffers_that_differ_are_found() -> None:
+    def model(weight: float, mean: float) -> nn.Module:
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(layer.weight, weight)
+        layer.weight.grad = torch.ones(1, 1)
+        made = nn.Sequential(layer, nn.BatchNorm1d(1, affine=False))
+        made.load_state_dict({"1.running_mean": torch.full((1,), mean)}, strict=False)
+        return made
+
+    def difference(weight: float, mean: float) -> str | None:
+        return _difference_of_weights(model(weight, mean), model(1.0, 0.5), torch.zeros(1))
+
+    assert difference(1.0, 0.5) is None
+    assert difference(1.01, 0.5) is None
+    assert "the weights are 0.1 apart, having moved by 1" in (difference(1.1, 0.5) or "")
+    assert "the buffer 1.running_mean is another" in (difference(1.0, 0.6) or "")
 
 
 def test_a_layerwise_optimiser_is_no_reason(make: Make) -> None:
