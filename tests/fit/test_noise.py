@@ -7,7 +7,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -107,6 +107,7 @@ def test_as_many_examples_as_are_needed_resolve_it_half_of_the_time(rows: int, s
     ),
     power=st.integers(-8, 8),
 )
+@example(gradients=np.array([[1.0], [1.0], [0.0], [0.0]]), power=0)  # all equally far from their mean
 def test_every_matrix_of_gradients_has_intervals_that_scale_with_it(gradients: NDArray[np.float64], power: int) -> None:
     assume(gradients.any())
     one, other = (estimate_noise(moments_of(g)) for g in (gradients, 2.0**power * gradients))

@@ -304,8 +304,9 @@ def test_a_persons_own_module_travels_by_value(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "__mp_main__", script)
     path = tmp_path / "mine.py"
     path.write_text(FILE, encoding="utf-8")
+    before = set(sys.modules)
     packed = pickled(load_workload(f"{path}:work"))
-    [name] = [name for name in sys.modules if name.startswith("mine_")]
+    [name] = [name for name in set(sys.modules) - before if name.startswith("mine_")]
     del sys.modules[name]
     path.unlink()
     there = cloudpickle.loads(packed)

@@ -244,7 +244,9 @@ def _trace_interval(moments: GradientMoments, level: float) -> Interval:
     student = float(stdtrit(n - 1, (1 + level) / 2))
     # That of one of them, Fisher's G₁, over √n.
     third = moments.third_moments[3] * n**2 / ((n - 1) * (n - 2))
-    skewness: float = third / max(moments.norm_variance, 1e-300) ** 1.5 / math.sqrt(n)
+    # Where all gradients are equally far from their mean, what is left of the variance is rounding.
+    spreads = moments.norm_variance > 1e-20 * t**2
+    skewness: float = third / moments.norm_variance**1.5 / math.sqrt(n) if spreads else 0.0
     low, high = t - error * _bent(student, skewness), t - error * _bent(-student, skewness)
     return Interval(b * t, b * max(0.0, low), b * high, level)
 
