@@ -38,7 +38,7 @@ NO_GRADIENT = 1e-6
 
 # Each way is timed over updates of about so many seconds, the best of so many rounds (two, where a single update takes
 # as long as that). Those that are so many times slower than the best are not timed again; no larger stack is tried
-# after one that is slower than a smaller one.
+# after one that is slower than a smaller one, or than separate runs.
 TIMED_SECONDS, ROUNDS, WORSE, NO_GAIN = 0.05, 3, 1.2, 1.03
 MOST_UPDATES = 1_000_000
 # Replicas must be faster by this much to be chosen: within it, chance would choose.
@@ -128,8 +128,8 @@ def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) ->
     """Measure how trials of one batch size are trained fastest: stacked, and how many at a time, or separately.
 
     Stacks of count, count/2, count/4 … in one batched pass are timed from the smallest one on, for as long as larger
-    ones gain; so are replicas in turn and a single run. Those that are near the best are timed again, in alternation,
-    and the best of the rounds counts. The workload must be one that :func:`refusal` lets pass.
+    ones gain and beat separate runs; so are replicas in turn and a single run. Those that are near the best are timed
+    again, in alternation, and the best of the rounds counts. The workload must be one that :func:`refusal` lets pass.
 
     Args:
         prepared: The workload, with its data on the device.
@@ -157,7 +157,7 @@ def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) ->
                     raise
                 break
             batched = [way.seconds for way in stacked if not way.in_turn]
-            if batched and batched[-1] > NO_GAIN * min(batched):
+            if batched and batched[-1] > min(NO_GAIN * min(batched), separate.seconds):
                 break
         for _ in range(ROUNDS - 1 if separate.seconds < TIMED_SECONDS else 1):
             best = min(way.seconds for way in stacked)
