@@ -20,6 +20,7 @@ from batchscope.measure.child import can_fork
 from batchscope.progress import ProgressEvent
 from batchscope.records import Plan, Sweep, load
 from batchscope.study import sweep
+from batchscope.study.sweep import checked_batch_sizes
 from batchscope.study.trial_store import TrialStore
 from batchscope.training import train
 from batchscope.workload import Workload, load_workload
@@ -232,3 +233,8 @@ def test_runs_seen_at_the_same_evaluation_are_not_certain(small: Workload) -> No
     assert high is not None
     # t with one degree of freedom, times the spread of something anywhere in 400 examples, as the mean of two
     assert math.log(high / low) == pytest.approx(2 * 12.706 * math.sqrt(1 / 12 / 2), rel=1e-3)
+
+
+@pytest.mark.parametrize(("examples", "sizes"), [(5, (5,)), (40, (8, 32)), (600, (8, 32, 128, 512))])
+def test_batch_sizes_go_as_far_as_the_data(make: Make, examples: int, sizes: tuple[int, ...]) -> None:
+    assert checked_batch_sizes(None, make(examples=examples)) == sizes
