@@ -238,3 +238,13 @@ def test_runs_seen_at_the_same_evaluation_are_not_certain(small: Workload) -> No
 @pytest.mark.parametrize(("examples", "sizes"), [(5, (5,)), (40, (8, 32)), (600, (8, 32, 128, 512))])
 def test_batch_sizes_go_as_far_as_the_data(make: Make, examples: int, sizes: tuple[int, ...]) -> None:
     assert checked_batch_sizes(None, make(examples=examples)) == sizes
+
+
+def test_the_law_knows_how_far_evaluations_are_apart(found: Sweep) -> None:
+    assert found.law is not None
+    for point, line in zip(found.law.points, found.best, strict=True):
+        own = [t for t in found.trials if (t.batch_size, t.learning_rate) == (line.batch_size, line.learning_rate)]
+        seen = [trial.examples_to_target or 0 for trial in own]
+        half = min(max(found.evaluate_every_examples, line.batch_size), *seen) / 2
+        mean = math.exp(math.fsum(math.log(examples - half) for examples in seen) / len(seen))
+        assert point.examples == pytest.approx(mean)

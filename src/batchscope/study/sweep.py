@@ -376,7 +376,7 @@ def _record(
         )
         for size, search in searches.items()
     )
-    law = law_of(best, trials) if conditions.target is not None else None
+    law = law_of(best, trials, conditions.evaluate_every) if conditions.target is not None else None
     record = Sweep(
         workload=summarise(workload),
         target=conditions.target,

@@ -81,8 +81,12 @@ def best_of(
     )
 
 
-def law_of(best: Sequence[SweepBest], trials: Sequence[SweepTrial]) -> TradeoffLaw | None:
-    """Examples to the target against batch size, at the best rates; None where nothing reached it."""
+def law_of(best: Sequence[SweepBest], trials: Sequence[SweepTrial], evaluate_every: int) -> TradeoffLaw | None:
+    """Examples to the target against batch size, at the best rates; None where nothing reached it.
+
+    A target was reached somewhere since the evaluation before the one that saw it: the law is told how far they are
+    apart, and counts runs half-way.
+    """
     sizes: list[int] = []
     examples: list[list[float]] = []
     spent: list[list[float]] = []
@@ -94,7 +98,8 @@ def law_of(best: Sequence[SweepBest], trials: Sequence[SweepTrial]) -> TradeoffL
             spent.append([float(max(1, run.examples)) for run in runs])
     if not any(math.isfinite(value) for values in examples for value in values):
         return None
-    return fit_tradeoff(sizes, examples, spent=spent)
+    apart = [min(max(evaluate_every, size), *values) for size, values in zip(sizes, examples, strict=True)]
+    return fit_tradeoff(sizes, examples, spent=spent, evaluated_every=apart)
 
 
 def rate_law_of(
