@@ -13,6 +13,7 @@ from batchscope.records import CurvePoint, Outcome, Plan, TrainResult
 from batchscope.schedule import rate_factor
 from batchscope.seeding import derive, isolated
 from batchscope.training.course import Course
+from batchscope.training.heap import kept_heap
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.loop import LOSSES_AT_ONCE, Prepared, course_of
 from batchscope.training.meters import Stopwatch
@@ -111,6 +112,7 @@ class Replicas:
             stop_requests() as stop,
             isolated(derive(self.seeds[0], "replicas", *self.seeds), self.device),
             compute_threads(work, self.device),
+            kept_heap(),
         ):
             outcome = self._loop(stop)
             self._end(sorted(self.live), outcome)

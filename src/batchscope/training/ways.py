@@ -17,6 +17,7 @@ from batchscope.records import Plan, TrainResult
 from batchscope.seeding import derive, isolated
 from batchscope.training.chance import NoChance
 from batchscope.training.evaluation import EvaluationData
+from batchscope.training.heap import kept_heap
 from batchscope.training.loop import Prepared, Run
 from batchscope.training.memory import is_out_of_memory
 from batchscope.training.meters import Stopwatch
@@ -37,9 +38,10 @@ LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-3, 0.05
 NO_GRADIENT = 1e-6
 
 # Each way is timed over updates of about so many seconds, the best of so many rounds (two, where a single update takes
-# as long as that). Those that are so many times slower than the best are not timed again; no larger stack is tried
-# after one that is slower than a smaller one, or than separate runs.
-TIMED_SECONDS, ROUNDS, WORSE, NO_GAIN = 0.05, 3, 1.2, 1.03
+# as long as that). Those that are so many times slower than the best are not timed again.
+TIMED_SECONDS, ROUNDS, WORSE = 0.05, 3, 1.2
+# An update this long is arithmetic for the most part, of which larger stacks save none.
+ARITHMETIC_SECONDS = 0.005
 MOST_UPDATES = 1_000_000
 # Replicas must be faster by this much to be chosen: within it, chance would choose.
 MARGIN = 1.05
@@ -146,7 +148,7 @@ def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) ->
         >>> way.replicas, way.update_seconds < way.separate_seconds
         (True, True)
     """
-    with isolated(derive(seed, "fastest way"), prepared.device):
+    with isolated(derive(seed, "fastest way"), prepared.device), kept_heap():
         separate = _Separate(prepared, plan, seed)
         stacked: list[_Stacked] = []
         for size, in_turn in ((min(count, 2), True), *((size, False) for size in _sizes(count))):
@@ -157,7 +159,7 @@ def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) ->
                     raise
                 break
             batched = [way.seconds for way in stacked if not way.in_turn]
-            if batched and batched[-1] > min(NO_GAIN * min(batched), separate.seconds):
+            if batched and _gains_no_more(batched, separate.seconds):
                 break
         for _ in range(ROUNDS - 1 if separate.seconds < TIMED_SECONDS else 1):
             best = min(way.seconds for way in stacked)
@@ -251,6 +253,14 @@ class _Stacked(_Separate):
         )
         feed = iter(StackedFeed.of(training, self.plan, MOST_UPDATES * self.plan.batch_size, seeds))
         return lambda: stack.update(next(feed))
+
+
+def _gains_no_more(batched: list[float], separate: float) -> bool:
+    """Whether stacks larger than the last one timed are not worth trying."""
+    last, best = batched[-1], min(batched)
+    if separate > ARITHMETIC_SECONDS:
+        return last > min(best, separate)
+    return last > WORSE * best or min(batched[-2:]) > best
 
 
 def _in_words(stacked: list[_Stacked], separate: float, replicas: bool) -> str:
