@@ -20,7 +20,7 @@ from scipy.special import ndtri
 
 from batchscope.errors import ArgumentError
 from batchscope.fit.tradeoff import LEAST_SIZES, REACH
-from batchscope.fit.tradeoff_band import tradeoff_band
+from batchscope.fit.tradeoff_band import log_table, profile, tradeoff_band
 from batchscope.records import Interval
 from batchscope.records.step_time import StepTimePoint, StepTimes
 from batchscope.records.sweep import TimePoint, TimeToTarget
@@ -159,9 +159,7 @@ def _interpolated(grid: Floats, x: Floats, rows: Floats) -> Floats:
 
 def _drawn_examples(law: TradeoffLaw, grid: Floats, generator: np.random.Generator) -> Floats:
     """Curves of log E along the grid that the law's table leaves possible, one for each draw."""
-    rows = [(p.batch_size, p.examples or p.at_least or 0.0, p.examples is None) for p in law.points]
-    used = [(math.log(size), math.log(value), bound) for size, value, bound in rows if value > 0]
-    x, y, bounds = (np.array(column) for column in zip(*used, strict=True))
+    x, y, bounds = log_table(law)
     count = int((~bounds).sum())
     power = law.exponent.value if law.form == "general exponent" and law.exponent.value else 1.0
     low, high = x.min() - math.log(REACH), x.max() + math.log(REACH)
@@ -171,14 +169,8 @@ def _drawn_examples(law: TradeoffLaw, grid: Floats, generator: np.random.Generat
         ends = math.log(found.low), math.log(found.high)
         width = max(ends[1] - ends[0], 1e-6)
         critical = np.union1d(critical, np.linspace(ends[0] - width, ends[1] + width, FINE_STEPS))
-    gaps = y - np.logaddexp(0.0, power * (x - critical[:, None]))
-    counts = np.broadcast_to(~bounds, gaps.shape)
-    for _ in range(len(x) + 1):  # a size that is only a bound counts where the law lies below it
-        least = (gaps * counts).sum(1) / counts.sum(1)
-        counts = ~bounds | (gaps > least[:, None])
-    least = (gaps * counts).sum(1) / counts.sum(1)
-    # Rounding must not empty the density where the law fits exactly.
-    squares = (((gaps - least[:, None]) * counts) ** 2).sum(1) + 1e-14
+    least, squares = profile(x, y, bounds, critical, power)
+    squares = squares + 1e-14  # rounding must not empty the density where the law fits exactly
     cells = np.gradient(critical)
     weights = cells * np.exp(-(count - 1) / 2 * (np.log(squares) - np.log(squares.min())))
     chosen = generator.choice(len(critical), size=DRAWS, p=weights / weights.sum())

@@ -40,29 +40,16 @@ def tradeoff_band(law: TradeoffLaw, batch_sizes: Sequence[float]) -> tuple[Inter
         ['1017', '2003', '100585']
     """
     level = law.critical_batch_size.level
-    points = [(p.batch_size, p.examples or p.at_least or 0.0, p.examples is None) for p in law.points]
-    used = [(math.log(size), math.log(value), bound) for size, value, bound in points if value > 0]
-    known = sum(not bound for *_, bound in used)
+    x, y, bounds = log_table(law)
+    known = int((~bounds).sum())
     if known < 2:
         return tuple(Interval.unresolved(level) for _ in batch_sizes)
-    x, y, bounds = (np.array(column) for column in zip(*used, strict=True))
     reach = math.log(REACH)
     grid = np.linspace(x.min() - reach, x.max() + reach, round((x.max() - x.min() + 2 * reach) * FINE_STEPS))
     if law.critical_batch_size.value is not None:
         grid = np.union1d(grid, math.log(law.critical_batch_size.value))
-
-    def profile(exponent: float) -> tuple[Floats, Floats]:
-        """The best log E_min for each B_crit of the grid, and the sum of squares."""
-        gaps = y - np.logaddexp(0.0, exponent * (x - grid[:, None]))
-        counts = np.broadcast_to(~bounds, gaps.shape)
-        for _ in range(len(x) + 1):  # a size that is only a bound counts where the law lies below it
-            least = (gaps * counts).sum(1) / counts.sum(1)
-            counts = ~bounds | (gaps > least[:, None])
-        least = (gaps * counts).sum(1) / counts.sum(1)
-        return least, (((gaps - least[:, None]) * counts) ** 2).sum(1)
-
     exponents = [1.0] if law.form == "hyperbola" else [law.exponent.value or 1.0, *map(float, EXPONENTS)]
-    profiles = [(exponent, *profile(exponent)) for exponent in exponents]
+    profiles = [(exponent, *profile(x, y, bounds, grid, exponent)) for exponent in exponents]
     exponent, least, squares = min(profiles, key=lambda found: found[2].min())
     best, freedom = int(np.argmin(squares)), known - PARAMETERS[law.form]
     if freedom < 1:
@@ -82,3 +69,35 @@ def tradeoff_band(law: TradeoffLaw, batch_sizes: Sequence[float]) -> tuple[Inter
                 low, high = min(low, (curve - aside).min()), max(high, (curve + aside).max())
         found.append(Interval(math.exp(value), math.exp(low), math.exp(high), level))
     return tuple(found)
+
+
+def log_table(law: TradeoffLaw) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Log batch sizes and log examples of the sizes that a law was fitted to, and which of these are only bounds."""
+    points = [(p.batch_size, p.examples or p.at_least or 0.0, p.examples is None) for p in law.points]
+    used = [point for point in points if point[1] > 0]
+    sizes, examples, bounds = zip(*used, strict=True) if used else ((), (), ())
+    return np.log(np.array(sizes, dtype=float)), np.log(np.array(examples, dtype=float)), np.array(bounds, dtype=bool)
+
+
+def profile(
+    x: Floats, y: Floats, bounds: NDArray[np.bool_], critical: Floats, exponent: float
+) -> tuple[Floats, Floats]:
+    """The best log E_min for each log B_crit, and the sum of squares that it leaves.
+
+    Args:
+        x: Log batch sizes.
+        y: Log examples.
+        bounds: Which of these are lower bounds: such a size counts where the law lies below it.
+        critical: Log B_crit.
+        exponent: Of the law.
+
+    Returns:
+        Two numbers for each B_crit.
+    """
+    gaps = y - np.logaddexp(0.0, exponent * (x - critical[:, None]))
+    counts = np.broadcast_to(~bounds, gaps.shape)
+    for _ in range(len(x) + 1):
+        least = (gaps * counts).sum(1) / counts.sum(1)
+        counts = ~bounds | (gaps > least[:, None])
+    least = (gaps * counts).sum(1) / counts.sum(1)
+    return least, (((gaps - least[:, None]) * counts) ** 2).sum(1)

@@ -89,7 +89,7 @@ class _Running:
         self.elsewhere = Known()
         self.elsewhere.add(task.known)
         # Those that wait are pruned with their rate.
-        self.own = {trial: Standing(trial, "running", 0, None, None) for trial in task.trials}
+        self.own = {trial: Standing.at_start(trial) for trial in task.trials}
 
     def __call__(self) -> None:
         self.emit(Began(self.task.number, worker_name()))
@@ -141,7 +141,7 @@ class _Running:
                 torch.cuda.empty_cache()
         for trial in trials:
             if self.own[trial].ended == "running":
-                self.own[trial] = Standing(trial, "running", 0, None, None)
+                self.own[trial] = Standing.at_start(trial)
         return failure
 
     def _separately(self, trial: Trial) -> None:
@@ -159,14 +159,7 @@ class _Running:
         self._finished(trial, result)
 
     def _evaluated(self, trial: Trial, point: CurvePoint) -> None:
-        before = self.own[trial]
-        self.own[trial] = Standing(
-            trial,
-            "running",
-            point.examples,
-            _better(before.score, point.score, max),
-            _better(before.loss, point.validation_loss, min),
-        )
+        self.own[trial] = self.own[trial].after(point)
         self.emit(Evaluated(self.task.number, trial, point))
 
     def _finished(self, trial: Trial, result: TrainResult) -> None:
@@ -189,10 +182,3 @@ class _Running:
             budget_examples=self.conditions.budget_examples,
         )
         return out & self.own.keys()
-
-
-def _better(before: float | None, now: float, best: Callable[[float, float], float]) -> float | None:
-    """The better of two scores or losses, of which those that are not finite count for nothing."""
-    if not math.isfinite(now):
-        return before
-    return now if before is None else best(before, now)

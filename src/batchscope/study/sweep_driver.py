@@ -160,10 +160,8 @@ class Driver:
             case Evaluated(trial=trial, point=point):
                 before = self.standings.get(trial)
                 if before is None or before.ended != "running":
-                    before = Standing(trial, "running", 0, None, None)
-                score = point.score if before.score is None else max(before.score, point.score)
-                loss = point.validation_loss if before.loss is None else min(before.loss, point.validation_loss)
-                self.standings[trial] = Standing(trial, "running", point.examples, score, loss)
+                    before = Standing.at_start(trial)
+                self.standings[trial] = before.after(point)
             case Finished(trial=trial, result=result):
                 if not self.engine.stores:
                     self.store.finish(trial, result)

@@ -15,6 +15,7 @@ from batchscope.fit.time_to_target import time_to_target
 from batchscope.records import Interval, RateLaw, StepTimes, SweepBest, SweepTrial, TimeToTarget, TradeoffLaw
 from batchscope.study.rate_search import RateSearch
 from batchscope.study.tasks import Standing, Trial
+from batchscope.study.trial_store import ended_of
 
 # A law of the rate needs this many batch sizes.
 LEAST_RATES = 3
@@ -121,10 +122,9 @@ def time_of(law: TradeoffLaw | None, step_times: StepTimes | None) -> TimeToTarg
 
 def standing(trial: SweepTrial) -> Standing:
     """How a trial of a record stands."""
-    ended = {"reached": "reached", "finished": "missed", "diverged": "diverged", "pruned": "pruned"}
     return Standing(
         Trial(trial.batch_size, trial.learning_rate, trial.seed),
-        ended.get(trial.outcome, "failed"),  # type: ignore[arg-type]
+        ended_of(trial.outcome),
         trial.examples,
         trial.best_score,
         trial.best_loss,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -37,6 +38,33 @@ class Standing(NamedTuple):
     examples: int
     score: float | None
     loss: float | None
+
+    @classmethod
+    def at_start(cls, trial: Trial) -> Standing:
+        """How a trial stands before its first evaluation."""
+        return cls(trial, "running", 0, None, None)
+
+    def after(self, point: CurvePoint) -> Standing:
+        """How a running trial stands after another evaluation; scores and losses that are not finite count for nothing.
+
+        Examples:
+            >>> point = CurvePoint(64, 2, 0.1, 0.5, None, 0.3, float("nan"))
+            >>> Standing.at_start(Trial(32, 0.5, 0)).after(point)[1:]
+            ('running', 64, None, 0.3)
+        """
+        return Standing(
+            self.trial,
+            "running",
+            point.examples,
+            _better(self.score, point.score, max),
+            _better(self.loss, point.validation_loss, min),
+        )
+
+
+def _better(before: float | None, now: float, best: Callable[[float, float], float]) -> float | None:
+    if not math.isfinite(now):
+        return before
+    return now if before is None else best(before, now)
 
 
 @dataclass(frozen=True)
