@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     # Records
     from batchscope.records import (
+        Advice,
         BranchedRuns,
         Comparison,
         Interval,
@@ -91,6 +92,7 @@ _HOMES = {
     "find_max_batch_size": "batchscope.measure",
     "rescale": "batchscope.schedule",
     # Records
+    "Advice": "batchscope.records",
     "BranchedRuns": "batchscope.records",
     "Comparison": "batchscope.records",
     "Interval": "batchscope.records",
@@ -118,6 +120,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Advice",
     "ArgumentError",
     "BatchscopeError",
     "BranchedRuns",

@@ -1,5 +1,16 @@
 """Result types, frozen, with units in their names and a versioned JSON form: the narrow waist of the package."""
 
+from batchscope.records.advice import (
+    Advice,
+    ForecastPoint,
+    FrontierRow,
+    Goal,
+    GoalKind,
+    PresentSetting,
+    RaceCandidate,
+    RacePoint,
+    Spending,
+)
 from batchscope.records.base import Record, decode, encode, load, write_atomically
 from batchscope.records.branches import Branch, BranchedRuns
 from batchscope.records.comparison import (
@@ -36,6 +47,7 @@ from batchscope.records.tradeoff import TradeoffLaw, TradeoffPoint
 from batchscope.records.training import CurvePoint, Outcome, TrainResult
 
 __all__ = [
+    "Advice",
     "Branch",
     "BranchedRuns",
     "Comparison",
@@ -44,6 +56,10 @@ __all__ = [
     "Difference",
     "Edge",
     "Engine",
+    "ForecastPoint",
+    "FrontierRow",
+    "Goal",
+    "GoalKind",
     "GradientError",
     "Interval",
     "LimitSource",
@@ -59,8 +75,11 @@ __all__ = [
     "Order",
     "Outcome",
     "Plan",
+    "PresentSetting",
     "Probe",
     "Provenance",
+    "RaceCandidate",
+    "RacePoint",
     "RangePoint",
     "RangeTest",
     "RateForm",
@@ -73,6 +92,7 @@ __all__ = [
     "Record",
     "Replanned",
     "Shape",
+    "Spending",
     "StepTimeLaw",
     "StepTimePoint",
     "StepTimes",
