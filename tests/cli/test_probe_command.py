@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import batchscope.measure
-from batchscope.cli import _bytes
+from batchscope.cli.parsing import parse_bytes
 from batchscope.records import Plan, Probe, load
 
 Command = Callable[..., Any]
@@ -111,4 +111,4 @@ def test_speeds_that_make_no_sense(command: Command, saved: Path, refused: Refus
     [("8GiB", 8 * 2**30), ("8 GB", 8 * 10**9), ("1.5k", 1500), ("800MB", 8 * 10**8), ("2tib", 2 * 2**40), ("17", 17)],
 )
 def test_memory_in_units(text: str, size: int) -> None:
-    assert _bytes(text) == size
+    assert parse_bytes(text) == size

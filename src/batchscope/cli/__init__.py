@@ -1,0 +1,50 @@
+"""The command: parse, call one library function, render. A file per verb.
+
+Exit status: 0 done, 1 the run failed, 2 the arguments were wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from batchscope.cli.compare import compare
+from batchscope.cli.ending import ending_well
+from batchscope.cli.export import export
+from batchscope.cli.fit import fit
+from batchscope.cli.probe import probe
+from batchscope.cli.report import report
+from batchscope.cli.sweep import sweep
+from batchscope.cli.train import train
+from batchscope.cli.workloads import workloads
+
+app = typer.Typer(
+    name="batchscope",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Which batch size, how many iterations, which learning rate, at what cost: measured on your own case.",
+)
+
+for verb in (compare, train, probe, sweep, fit, export, workloads, report):
+    app.command()(ending_well(verb))
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        import importlib.metadata
+
+        print(importlib.metadata.version("batchscope"))
+        raise typer.Exit(0)
+
+
+def main() -> None:
+    """Run the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without × or − shows ? for them, rather than nothing
+            stream.reconfigure(errors="replace")
+    app()

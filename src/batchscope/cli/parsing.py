@@ -1,0 +1,81 @@
+"""What a verb makes of words it was given, before anything is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from batchscope.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from batchscope.workload import Workload
+
+Number = TypeVar("Number", int, float)
+
+
+def load_named(name: str, data: str | None, timeout_seconds: float) -> Workload:
+    """The workload of that name."""
+    from batchscope.workload import load_workload
+
+    return load_workload(name, data=data, timeout_seconds=timeout_seconds)
+
+
+def parse_pair(text: str) -> tuple[int, int]:
+    """A batch size and iterations, as in 16x2000."""
+    match = re.fullmatch(r"\s*([0-9]{1,15})\s*[xX×*]\s*([0-9]{1,15})\s*", text)
+    if match is None:
+        raise ArgumentError("a pair is BATCHxITERATIONS", got=text, mend="write it as in 16x2000")
+    return int(match[1]), int(match[2])
+
+
+def parse_numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
+    """Numbers separated by commas, for the option of that name."""
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        example = "8,32,128" if kind is int else "0.01,0.1"
+        raise ArgumentError(f"{name} must be numbers separated by commas", got=text, mend=f"as in {example}") from error
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes, as in 8GiB."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ArgumentError("memory is a number with a unit", got=text, mend="write it as in 8GiB or 800MB")
+    power = " KMGT".index(match[2].upper() or " ")
+    size: int = round(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if size < 1:
+        raise ArgumentError("memory must be at least one byte", got=text)
+    return size
+
+
+def check_writable(*paths: Path | None, reads: Path | None = None) -> None:
+    """Refuse a place that cannot be written before anything is trained, rather than after."""
+    wanted = [path for path in paths if path is not None]
+    for path in wanted:
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            with contextlib.suppress(FileNotFoundError):
+                path.stat()
+            folder = path.absolute().parent
+            while not folder.exists():
+                folder = folder.parent
+            # Tried with the name that the file has while it is written, since permissions alone do not tell.
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
+                pass
+        except (OSError, ValueError) as error:
+            raise ArgumentError(
+                "a result must go to a file that this user may write",
+                got=f"{path} ({getattr(error, 'strerror', None) or error})",
+                mend="name a file in a folder of your own",
+            ) from error
+    places = [os.path.realpath(path) for path in (*wanted, reads) if path is not None]
+    for path, place in zip(wanted, places, strict=False):
+        if places.count(place) > 1:
+            raise ArgumentError("each result must go to a file of its own", got=f"{path} twice", mend="name another")
