@@ -466,7 +466,7 @@ def test_many_writers_leave_one_whole_file(tmp_path: Path) -> None:
         ({"examples": 5}, "a budget is either iterations or examples"),
         ({"iterations": None}, "a plan needs a budget"),
         ({"target": math.nan}, "target must be a finite number"),
-        ({"shape": "cosine"}, "shape must be constant or linear"),
+        ({"shape": "cosine"}, "shape must be constant, linear or cooldown"),
         ({"order": "sorted"}, "order must be shuffled, replacement or stratified"),
         ({"iterations": None, "target": 0.5, "shape": "linear"}, "needs to know where it ends"),
         ({"micro_batch_size": 9}, "micro_batch_size must be at most batch_size; got 9 > 8"),

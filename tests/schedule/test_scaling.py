@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from batchscope import PlanError, rescale
-from batchscope.schedule import learning_rate_exponent, rate_factor, set_rate
+from batchscope.schedule import learning_rate_exponent, set_rate
 
 sizes = st.integers(1, 10**6)
 
@@ -204,18 +204,6 @@ def test_batch_sizes_that_make_no_sense_are_refused(value: Any) -> None:
     with pytest.raises(PlanError, match=r"^to_batch_size must be a whole number of at least 1; got"):
         rescale(optimizer, from_batch_size=8, to_batch_size=value)
     assert optimizer.param_groups[0]["lr"] == 0.1
-
-
-@given(iterations=st.integers(1, 10**6), data=st.data())
-def test_the_shapes(iterations: int, data: st.DataObject) -> None:
-    iteration = data.draw(st.integers(0, iterations - 1))
-    assert rate_factor("constant", iteration, iterations) == 1.0
-    assert rate_factor("linear", iteration, iterations) == pytest.approx((iterations - iteration) / iterations)
-    assert 0 < rate_factor("linear", iteration, iterations) <= 1
-
-
-def test_the_linear_shape_spends_half_of_the_constant_one_s_rate() -> None:
-    assert sum(rate_factor("linear", k, 1000) for k in range(1000)) == pytest.approx(500.5)
 
 
 def test_setting_a_rate() -> None:

@@ -29,6 +29,7 @@ from batchscope.records.noise import GradientError, MonitoredNoise, NoiseMeasure
 from batchscope.records.plan import Order, Plan, Shape
 from batchscope.records.probe import Limits, NoisePoint, Probe, Replanned
 from batchscope.records.provenance import Provenance
+from batchscope.records.schedule import Coupling, MeasuredGrowth, Phase, Schedule
 from batchscope.records.step_time import Reading, StepTimeLaw, StepTimePoint, StepTimes
 from batchscope.records.sweep import (
     Edge,
@@ -52,6 +53,7 @@ __all__ = [
     "BranchedRuns",
     "Comparison",
     "ComparisonRow",
+    "Coupling",
     "CurvePoint",
     "Difference",
     "Edge",
@@ -64,6 +66,7 @@ __all__ = [
     "Interval",
     "LimitSource",
     "Limits",
+    "MeasuredGrowth",
     "MemoryLaw",
     "MemoryMeter",
     "MemoryPoint",
@@ -74,6 +77,7 @@ __all__ = [
     "NoiseSource",
     "Order",
     "Outcome",
+    "Phase",
     "Plan",
     "PresentSetting",
     "Probe",
@@ -91,6 +95,7 @@ __all__ = [
     "Reading",
     "Record",
     "Replanned",
+    "Schedule",
     "Shape",
     "Spending",
     "StepTimeLaw",

@@ -26,6 +26,8 @@ class CurvePoint:
         training_loss: Mean loss of the batches since the last evaluation; None before the first update.
         validation_loss: Loss on the validation set.
         score: Score on the validation set, higher is better.
+        batch_size: Examples in the last update, or in the first one to come; the last one of a budget may be cut short.
+        noise_scale: Gradient noise scale of late, in examples; None where it was not measured, or is not resolved.
     """
 
     examples: int
@@ -35,6 +37,8 @@ class CurvePoint:
     training_loss: float | None
     validation_loss: float
     score: float
+    batch_size: int | None = None
+    noise_scale: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from batchscope.errors import StorageError, require
-from batchscope.records import CurvePoint, decode, encode, write_atomically
+from batchscope.records import CurvePoint, Schedule, decode, encode, write_atomically
 from batchscope.seeding import random_state
 from batchscope.training.early_stopping import BestSoFar
+from batchscope.training.observer import Observer
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Progress:
         losses: Losses of the updates since the last evaluation.
         curve: Evaluations so far.
         micro_batch_size: Examples at once since memory ran out; None: it has not.
+        schedule: The batch sizes so far, where they grow by measurement; None: they are the plan's.
+        growth_votes: Decisions in a row for larger batches, or below 0 for smaller ones.
     """
 
     iterations: int = 0
@@ -49,6 +52,8 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
     micro_batch_size: int | None = None
+    schedule: Schedule | None = None
+    growth_votes: int = 0
 
 
 def save(
@@ -60,6 +65,7 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
+    observer: Observer | None = None,
 ) -> None:
     """Write a checkpoint, all of it or nothing.
 
@@ -71,6 +77,7 @@ def save(
         model: Its weights and buffers are written.
         optimizer: Its state and settings are written.
         device: Whose random state is written besides the CPU's.
+        observer: What watches the run, if anything; its state is written.
 
     Raises:
         StorageError: The disk is full, or the place cannot be written.
@@ -87,6 +94,7 @@ def save(
         "best_state": None if best.state is None else _flatten(best.state, "best", tensors),
         "optimizer": _flatten(optimizer.state_dict(), "optimizer", tensors),
         "random": _flatten(_random_as_plain(random_state(device)), "random", tensors),
+        "observer": None if observer is None else _flatten(observer.state_dict(), "observer", tensors),
     }
     text, owned = json.dumps(header), _owned(tensors)
     metadata = {"batchscope": text, "crc32": str(_checksum(text, owned))}
@@ -116,6 +124,7 @@ def _owned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _checksum(text: str, tensors: dict[str, Tensor]) -> int:
     checksum = zlib.crc32(text.encode())
     for name in sorted(tensors):
+        checksum = zlib.crc32(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), checksum)
         checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, checksum)
     return checksum
 
@@ -130,6 +139,7 @@ def restore(
     best: BestSoFar,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    observer: Observer | None = None,
 ) -> tuple[Progress, dict[str, Any]]:
     """Read a checkpoint into a run's own model, optimiser and best evaluation.
 
@@ -139,6 +149,7 @@ def restore(
         best: Filled in.
         model: Filled in.
         optimizer: Filled in.
+        observer: Filled in, where the checkpoint has one's state.
 
     Returns:
         Where the run stands, and the random state to go on from.
@@ -195,6 +206,8 @@ def restore(
             key: value.to(device) if isinstance(value, Tensor) else value
             for key, value in _unflatten(header["best_state"], tensors).items()
         }
+    if observer is not None and header["observer"] is not None:
+        observer.load_state_dict(_unflatten(header["observer"], tensors))
     return decode(Progress, header["progress"], str(path)), _random_from_plain(_unflatten(header["random"], tensors))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from batchscope.provenance import provenance
-from batchscope.records import CurvePoint, Outcome, Plan, TrainResult
+from batchscope.records import CurvePoint, Outcome, Phase, Plan, Schedule, TrainResult
 from batchscope.records.training import IN_ORDER
 from batchscope.training.checkpoint import Progress
 from batchscope.training.early_stopping import BestSoFar
@@ -31,7 +31,6 @@ class Course:
     Attributes:
         progress: How far it is, and its curve.
         best: The best of its evaluations.
-        iterations: Updates of the whole budget.
         diverged_at: The update that diverged; None: none has.
         message: Why it ended, where the outcome alone does not say.
     """
@@ -47,11 +46,28 @@ class Course:
     ) -> None:
         self.workload, self.plan = workload, plan
         self.budget, self.evaluate_every, self.keep_going = budget, evaluate_every, keep_going
-        self.iterations = -(-budget // plan.batch_size)
         self.progress = Progress()
         self.best = BestSoFar(tolerance=plan.tolerance, patience=plan.patience)
         self.diverged_at: int | None = None
         self.message: str | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The batch sizes: as planned, or as they have grown by measurement."""
+        return self.progress.schedule or self.plan.batch_sizes
+
+    @property
+    def iterations(self) -> int:
+        """Updates of the whole budget."""
+        return self.schedule.updates(self.budget)
+
+    def grow(self, batch_size: int) -> None:
+        """From the next update on, make them of another batch size.
+
+        Args:
+            batch_size: Examples in each.
+        """
+        self.progress.schedule = self.schedule.then(Phase(self.progress.examples, batch_size))
 
     def exploded(self, losses: Sequence[float]) -> bool:
         """Take in the losses of the last updates; whether one of them has exploded.
@@ -71,13 +87,16 @@ class Course:
                 return True
         return False
 
-    def evaluated(self, validation_loss: float, score: float, *, learning_rate: float) -> bool:
+    def evaluated(
+        self, validation_loss: float, score: float, *, learning_rate: float, noise_scale: float | None = None
+    ) -> bool:
         """Take in an evaluation.
 
         Args:
             validation_loss: Loss on the validation set.
             score: Score on it.
             learning_rate: Rate of the last update, or of the first one to come.
+            noise_scale: Gradient noise scale, where it is known.
 
         Returns:
             Whether it is the best score yet.
@@ -92,6 +111,8 @@ class Course:
             training_loss=math.fsum(losses) / len(losses) if losses else None,
             validation_loss=validation_loss,
             score=score,
+            batch_size=self.schedule.batch_size_at(max(0, progress.iterations - 1)),
+            noise_scale=noise_scale,
         )
         losses.clear()
         progress.curve.append(point)
@@ -114,7 +135,7 @@ class Course:
     def next_evaluation(self) -> int:
         """The first update at or after the next multiple of ``evaluate_every`` examples, or the last update."""
         multiple = (self.progress.examples // self.evaluate_every + 1) * self.evaluate_every
-        return min(-(-multiple // self.plan.batch_size), self.iterations)
+        return min(self.schedule.updates(multiple), self.iterations)
 
     def result(
         self,

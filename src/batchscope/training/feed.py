@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from batchscope.errors import ArgumentError, PlanError, WorkloadError
 from batchscope.provenance import available_cores
-from batchscope.records import Plan
+from batchscope.records import Plan, Schedule
 from batchscope.seeding import derive, isolated
 from batchscope.training.order import ExampleOrder
 from batchscope.workload.batches import as_tensors, describe, nbytes, take, to_device
@@ -96,14 +96,17 @@ class TrainingData:
         Raises:
             PlanError: A batch that is larger than the data.
         """
-        if plan.batch_size > self.examples:
+        largest = plan.batch_sizes.largest_batch_size
+        if largest > self.examples:
             raise PlanError(
                 "batch_size must be at most the number of training examples",
-                got=f"{plan.batch_size} > {self.examples}",
+                got=f"{largest} > {self.examples}",
                 mend=f"the full batch is {self.examples}",
             )
 
-    def feed(self, plan: Plan, examples: int, *, seed: int, start_iteration: int = 0) -> Feed:
+    def feed(
+        self, plan: Plan, examples: int, *, seed: int, start_iteration: int = 0, schedule: Schedule | None = None
+    ) -> Feed:
         """The batches of one run.
 
         Args:
@@ -111,6 +114,7 @@ class TrainingData:
             examples: The run's budget.
             seed: Seed of the order, and of whatever a Dataset draws.
             start_iteration: Updates that were made before, when a run is resumed.
+            schedule: The batch sizes, where they have grown by measurement; None: the plan's.
 
         Returns:
             An iterable of updates, each a list of micro-batches.
@@ -121,7 +125,8 @@ class TrainingData:
         self.check(plan)
         order = ExampleOrder(plan.order, self.examples, seed=seed, labels=self.labels)
         kind: type[Feed] = TensorFeed if self.tensors is not None else LoaderFeed
-        return kind(self, plan, order, examples=examples, seed=seed, start=start_iteration)
+        schedule = schedule or plan.batch_sizes
+        return kind(self, plan, order, schedule, examples=examples, seed=seed, start=start_iteration)
 
 
 class Feed(ABC):
@@ -131,20 +136,22 @@ class Feed(ABC):
         seconds: Time spent in getting batches so far.
     """
 
-    @property
-    def gathered_at_once(self) -> int:
-        """Updates whose batches are got in one go."""
-        return 1
-
     def __init__(
-        self, data: TrainingData, plan: Plan, order: ExampleOrder, *, examples: int, seed: int, start: int
+        self,
+        data: TrainingData,
+        plan: Plan,
+        order: ExampleOrder,
+        schedule: Schedule,
+        *,
+        examples: int,
+        seed: int,
+        start: int,
     ) -> None:
         self.data = data
         self.order = order
-        self.batch_size = plan.batch_size
-        self.micro_batch_size = plan.micro_batch_size or plan.batch_size
+        self.schedule = schedule
+        self.micro_batch_size = plan.micro_batch_size
         self.examples = examples
-        self.iterations = -(-examples // plan.batch_size)
         self.seed = seed
         self.start = start
         self.seconds = 0.0
@@ -153,10 +160,30 @@ class Feed(ABC):
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield one list of micro-batches for each update."""
 
+    @property
+    def gathered_at_once(self) -> int:
+        """Updates whose batches are got in one go, in the first phase."""
+        return 1
+
+    @property
+    def iterations(self) -> int:
+        """Updates in all."""
+        return self.schedule.updates(self.examples)
+
+    def follow(self, schedule: Schedule) -> None:
+        """Go on with other batch sizes from the next update on; what was read ahead is dropped.
+
+        Args:
+            schedule: The batch sizes, those of the updates so far unchanged.
+        """
+        self.schedule = schedule
+
     def positions(self, iteration: int) -> range:
         """Positions in the stream that an update trains on."""
-        first = iteration * self.batch_size
-        return range(first, min(first + self.batch_size, self.examples))
+        segment = self.schedule.segment_at(iteration)
+        size = segment.phase.batch_size
+        first = segment.first_example + (iteration - segment.first_update) * size
+        return range(first, min(first + size, self.examples))
 
 
 class TensorFeed(Feed):
@@ -165,35 +192,50 @@ class TensorFeed(Feed):
     @property
     def gathered_at_once(self) -> int:
         """As many small batches as ``GATHER_BATCHES`` and ``GATHER_BYTES`` allow."""
-        example_bytes = sum(t[:1].numel() * t.element_size() for t in self.data.tensors or ())
-        return max(1, min(GATHER_BATCHES, GATHER_BYTES // max(1, example_bytes * self.batch_size)))
+        return self._at_once(self.schedule.batch_size_at(0))
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield one list of micro-batches for each update."""
-        tensors = self.data.tensors or ()
-        group = self.gathered_at_once
         iteration = self.start
         while iteration < self.iterations:
-            # Groups lie at fixed places whatever the start, so that a resumed run sees the same batches at the same
-            # alignment in memory, on which the last bits of a matrix product can depend.
-            first = iteration - iteration % group
-            last = min(first + group, self.iterations)
+            schedule = self.schedule
+            first, last = self._group(iteration)
             began = time.perf_counter()
-            updates = self._gather(tensors, first, last)
+            updates = self._gather(first, last)
             self.seconds += time.perf_counter() - began
-            yield from updates[iteration - first :]
-            iteration = last
+            for update in updates[iteration - first :]:
+                yield update
+                iteration += 1
+                if self.schedule is not schedule:
+                    break
 
-    def _gather(self, tensors: tuple[Tensor, ...], first: int, last: int) -> list[list[Batch]]:
-        start, stop = self.positions(first)[0], self.positions(last - 1)[-1] + 1
+    def _group(self, iteration: int) -> tuple[int, int]:
+        """The updates, all of one size, that are gathered with this one: the first, and the one after the last.
+
+        Groups lie at fixed places within a phase whatever the start, so that a resumed run sees the same batches at the
+        same alignment in memory, on which the last bits of a matrix product can depend.
+        """
+        segment, border = self.schedule.segment_at(iteration), self.schedule.next_border(iteration)
+        group = self._at_once(segment.phase.batch_size)
+        first = iteration - (iteration - segment.first_update) % group
+        return first, min(first + group, self.iterations if border is None else min(border, self.iterations))
+
+    def _at_once(self, batch_size: int) -> int:
+        example_bytes = sum(t[:1].numel() * t.element_size() for t in self.data.tensors or ())
+        return max(1, min(GATHER_BATCHES, GATHER_BYTES // max(1, example_bytes * batch_size)))
+
+    def _gather(self, first: int, last: int) -> list[list[Batch]]:
+        tensors = self.data.tensors or ()
+        size, micro = self.schedule.batch_size_at(first), self.micro_batch_size
+        start, stop = self.positions(first).start, self.positions(last - 1).stop
         indices = self.order.indices(start, stop).to(tensors[0].device, non_blocking=True)
         gathered = tuple(tensor.index_select(0, indices) for tensor in tensors)
         if tensors[0].device != self.data.device:  # examples too many for the device's memory
             gathered = to_device(gathered, self.data.device)
-        if self.micro_batch_size == self.batch_size:
-            return [[batch] for batch in zip(*(torch.split(t, self.batch_size) for t in gathered), strict=True)]
-        batches = zip(*(torch.split(t, self.batch_size) for t in gathered), strict=True)
-        return [list(zip(*(torch.split(t, self.micro_batch_size) for t in batch), strict=True)) for batch in batches]
+        batches = zip(*(torch.split(t, size) for t in gathered), strict=True)
+        if micro is None or micro >= size:
+            return [[batch] for batch in batches]
+        return [list(zip(*(torch.split(t, micro) for t in batch), strict=True)) for batch in batches]
 
 
 class LoaderFeed(Feed):
@@ -201,9 +243,23 @@ class LoaderFeed(Feed):
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Yield one list of micro-batches for each update."""
-        loader: DataLoader[Batch] = DataLoader(
+        iteration = self.start
+        while iteration < self.iterations:
+            schedule, pieces = self.schedule, self._pieces(iteration)
+            while iteration < self.iterations and self.schedule is schedule:
+                began = time.perf_counter()
+                size = len(self.positions(iteration))
+                count = -(-size // (self.micro_batch_size or size))
+                update = [to_device(_checked(next(pieces)), self.data.device) for _ in range(count)]
+                self.seconds += time.perf_counter() - began
+                yield update
+                iteration += 1
+
+    def _pieces(self, start: int) -> Iterator[Batch | WorkloadError]:
+        """Read the micro-batches of the updates from this one on, ahead of their use where there are workers."""
+        loader: DataLoader[Batch | WorkloadError] = DataLoader(
             _Fetcher(self.data.workload, self.seed),
-            sampler=_Pieces(self),
+            sampler=_Pieces(self, start),
             batch_size=None,
             collate_fn=_unchanged,  # torch's own would turn arrays into tensors, which evaluation does not
             num_workers=self.data.workers,
@@ -212,27 +268,23 @@ class LoaderFeed(Feed):
             # The loader draws a base seed from this generator instead of from the training run's own stream.
             generator=torch.Generator().manual_seed(0),
         )
-        pieces = iter(loader)
-        for iteration in range(self.start, self.iterations):
-            began = time.perf_counter()
-            count = -(-len(self.positions(iteration)) // self.micro_batch_size)
-            update = [to_device(_checked(next(pieces)), self.data.device) for _ in range(count)]
-            self.seconds += time.perf_counter() - began
-            yield update
+        return iter(loader)
 
 
 class _Pieces:
-    """A sampler of (position, indices), one for each micro-batch."""
+    """A sampler of (position, indices), one for each micro-batch from an update on."""
 
-    def __init__(self, feed: LoaderFeed) -> None:
+    def __init__(self, feed: LoaderFeed, start: int) -> None:
         self.feed = feed
+        self.start = start
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         feed = self.feed
-        for iteration in range(feed.start, feed.iterations):
+        for iteration in range(self.start, feed.iterations):
             positions = feed.positions(iteration)
-            for start in range(positions.start, positions.stop, feed.micro_batch_size):
-                stop = min(start + feed.micro_batch_size, positions.stop)
+            micro = feed.micro_batch_size or len(positions)
+            for start in range(positions.start, positions.stop, micro):
+                stop = min(start + micro, positions.stop)
                 yield start, feed.order.indices(start, stop).tolist()
 
 

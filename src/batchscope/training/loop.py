@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from batchscope.errors import PlanError, WorkloadError
 from batchscope.provenance import fingerprint
 from batchscope.records import CurvePoint, Outcome, Plan, TrainResult, encode
+from batchscope.records.schedule import Segment
 from batchscope.records.training import IN_ORDER
-from batchscope.schedule import rate_factor, rescale, set_rate
+from batchscope.schedule import OptimizerSettings, decide, rate_factor, rescale, varies
 from batchscope.seeding import derive, isolated, set_random_state
 from batchscope.training import checkpoint
 from batchscope.training.checkpoint import Progress
 from batchscope.training.course import Course
 from batchscope.training.evaluation import EvaluationData, evaluate
-from batchscope.training.feed import TrainingData
+from batchscope.training.feed import Feed, TrainingData
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.memory import is_out_of_memory
 from batchscope.training.meters import MemoryPeak, Stopwatch
 from batchscope.training.micro_batching import MicroBatchingStep
+from batchscope.training.observer import MakeObserver, Observer
 from batchscope.training.start import Start
 from batchscope.training.threads import compute_threads, flops_per_example
 from batchscope.workload.workload import Workload
@@ -105,7 +109,7 @@ class Run:
 
     Args:
         prepared: The workload, with its data on the device.
-        plan: Batch size, learning rate, budget and shape.
+        plan: Batch size, learning rate, budget, shape and schedule.
         seed: Initial weights, data order and everything else random derive from it; the initial weights are the same
             for every plan with this seed.
         evaluate_every: Examples between two evaluations; None: :func:`evaluation_distance`.
@@ -117,9 +121,10 @@ class Run:
         measure_memory: Whether to take the peak of memory; on a CPU the first updates then find the heap cold.
         on_evaluation: Called after each evaluation, off the clock, with the point and the seconds left, if known.
         keep_going: Asked after each evaluation that doesn't end the run; False ends it as "pruned".
+        observer: Makes what watches the updates, and measures the noise scale that a measured schedule follows.
 
     Raises:
-        PlanError: A plan that this workload cannot follow.
+        PlanError: A plan that this workload or its optimiser cannot follow.
     """
 
     def __init__(
@@ -137,13 +142,14 @@ class Run:
         measure_memory: bool = True,
         on_evaluation: Callable[[CurvePoint, float | None], None] | None = None,
         keep_going: Callable[[CurvePoint], bool] | None = None,
+        observer: MakeObserver | None = None,
     ) -> None:
         self.began = time.perf_counter()
         self.prepared, self.plan, self.seed = prepared, plan, seed
         self.workload, self.device = prepared.workload, prepared.device
         prepared.training.check(plan)
         self.course = course_of(self.workload, plan, evaluate_every=evaluate_every, keep_going=keep_going)
-        self.budget, self.iterations = self.course.budget, self.course.iterations
+        self.budget = self.course.budget
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
         self.evaluate_training = evaluate_training
@@ -156,7 +162,16 @@ class Run:
             start.load_into(self.model, self.optimizer)
         if plan.rescaled_from is not None:
             rescale(self.optimizer, from_batch_size=plan.rescaled_from, to_batch_size=plan.batch_size)
-        self.full_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.settings = OptimizerSettings(self.optimizer, plan.batch_size)
+        self.settings.check(plan.batch_sizes)
+        if plan.batch_sizes.measured is not None and observer is None:
+            raise PlanError(
+                "a measured schedule needs something that measures", got="no observer", mend="train with bs.train"
+            )
+        self.make_observer = observer
+        self.observer: Observer | None = None
+        self.segment: Segment | None = None
+        self._threads = contextlib.ExitStack()
         self.clock = Stopwatch(self.device)
         self.step: MicroBatchingStep | None = None
         self.training: tuple[float, float] | None = None
@@ -166,6 +181,11 @@ class Run:
         """How far the run is."""
         return self.course.progress
 
+    @property
+    def iterations(self) -> int:
+        """Updates of the whole budget."""
+        return self.course.iterations
+
     def __call__(self) -> TrainResult:
         """Train, from the start or from the checkpoint.
 
@@ -174,13 +194,13 @@ class Run:
 
         Raises:
             StorageError: A checkpoint that cannot be written, or that belongs to another run.
+            WorkloadError: A measured schedule, and a workload whose noise scale cannot be measured.
         """
-        per_example, together = self.prepared.flops_per_example, self.plan.micro_batch_size or self.plan.batch_size
-        work = None if per_example is None else per_example * together
         with (
             stop_requests() as stop,
             isolated(derive(self.seed, "training"), self.device),
-            compute_threads(work, self.device),
+            self._threads,
+            self._observed(),
         ):
             try:
                 self._resume()
@@ -195,9 +215,19 @@ class Run:
                 outcome, self.course.message = "out of memory", (str(error) or "no memory left").splitlines()[0]
             return self._result(outcome)
 
+    @contextlib.contextmanager
+    def _observed(self) -> Iterator[None]:
+        if self.make_observer is not None:
+            self.observer = self.make_observer(self.model, self.optimizer)
+        try:
+            yield
+        finally:
+            if self.observer is not None:
+                self.observer.close()
+
     def _loop(self, stop: StopRequest) -> Outcome:
-        plan, course, groups = self.plan, self.course, self.optimizer.param_groups
-        progress = course.progress
+        plan, course = self.plan, self.course
+        progress, varying = course.progress, varies(plan)
         step = self.step = MicroBatchingStep(
             self.workload,
             self.model,
@@ -206,31 +236,39 @@ class Run:
             cut_to=progress.micro_batch_size,
         )
         feed = self.prepared.training.feed(
-            plan, self.budget, seed=derive(self.seed, "data"), start_iteration=progress.iterations
+            plan,
+            self.budget,
+            seed=derive(self.seed, "data"),
+            start_iteration=progress.iterations,
+            schedule=course.schedule,
         )
         data_seconds_before = progress.data_seconds
+        self._use_threads(course.schedule.batch_size_at(max(0, progress.iterations - 1)))
         if not progress.curve:
+            self._enter_phase()
             self._evaluate()
         ended = course.ending() if progress.curve[-1].iterations == progress.iterations else None
+        if ended is not None or progress.iterations == self.iterations:
+            return ended or "finished"
+        batch_size, next_change = self._enter_phase()
         next_evaluation = course.next_evaluation()
-        next_pause = min(next_evaluation, progress.iterations + LOSSES_AT_ONCE)
+        next_pause = min(next_evaluation, next_change, progress.iterations + LOSSES_AT_ONCE)
         last_saved = time.perf_counter()
         losses: list[Tensor] = []
 
         self.clock.start()
-        for micro_batches in feed if ended is None else ():
-            if plan.shape != "constant":
-                factor = rate_factor(plan.shape, progress.iterations, self.iterations)
-                for group, full_rate in zip(groups, self.full_rates, strict=True):
-                    set_rate(group, full_rate * factor)
-            examples = min(plan.batch_size, self.budget - progress.examples)
+        for micro_batches in feed:
+            if varying:
+                self.settings.scale(rate_factor(plan, progress.examples, batch_size))
+            examples = min(batch_size, self.budget - progress.examples)
             losses.append(step(micro_batches, examples))
             progress.iterations += 1
             progress.examples += examples
             if progress.iterations < next_pause and not stop.requested:
                 continue
 
-            # A pause: the clock stands still while losses are read, and now and then the model evaluated.
+            # A pause: the clock stands still while losses are read, and now and then the model evaluated or a phase
+            # begun. What a resumed run would do at once comes before the checkpoint.
             diverged = course.exploded(torch.stack(losses).tolist())
             losses.clear()
             self.clock.stop()
@@ -238,6 +276,8 @@ class Run:
             progress.data_seconds = data_seconds_before + feed.seconds
             if diverged:
                 return "diverged"
+            if progress.iterations == next_change:
+                self._grow_or_not(feed)
             if progress.iterations == next_evaluation:
                 self._evaluate()
                 ended = course.ending()
@@ -249,22 +289,80 @@ class Run:
                 ended = "interrupted"
             if ended is not None:
                 return ended
-            next_pause = min(next_evaluation, progress.iterations + LOSSES_AT_ONCE)
+            if progress.iterations == next_change < self.iterations:
+                batch_size, next_change = self._enter_phase()
+                next_evaluation = course.next_evaluation()
+            next_pause = min(next_evaluation, next_change, progress.iterations + LOSSES_AT_ONCE)
             self.clock.start()
         return ended or "finished"
+
+    def _enter_phase(self) -> tuple[int, int]:
+        """Make the optimiser and the threads those of the update to come.
+
+        Returns:
+            Its batch size, and the next update before which either or the batch size may change.
+        """
+        progress, schedule = self.progress, self.course.schedule
+        segment = schedule.segment_at(progress.iterations)
+        if segment != self.segment:
+            self.segment = segment
+            self.settings.enter(segment.phase, coupling=schedule.coupling)
+            self._use_threads(segment.phase.batch_size)
+        size = segment.phase.batch_size
+        self.settings.scale(rate_factor(self.plan, progress.examples, size))
+        border, growth = schedule.next_border(progress.iterations), schedule.measured
+        next_change = self.iterations if border is None else border
+        if growth is not None:
+            next_change = min(next_change, (progress.iterations // growth.every + 1) * growth.every)
+        return size, next_change
+
+    def _grow_or_not(self, feed: Feed) -> None:
+        """Let the batch follow the measured noise scale, where the schedule says so."""
+        course, progress, growth = self.course, self.progress, self.course.schedule.measured
+        if growth is None or self.observer is None or progress.iterations % growth.every:
+            return
+        size = course.schedule.batch_size_at(progress.iterations)
+        most = self.prepared.training.examples
+        wanted, progress.growth_votes = decide(
+            growth,
+            self.observer.noise_scale,
+            batch_size=size,
+            least=self.plan.batch_size,
+            most=most if growth.maximum is None else min(most, growth.maximum),
+            votes=progress.growth_votes,
+        )
+        if wanted != size and progress.iterations < self.iterations:
+            course.grow(wanted)
+            feed.follow(course.schedule)
+
+    def _use_threads(self, batch_size: int) -> None:
+        per_example = self.prepared.flops_per_example
+        work = None if per_example is None else per_example * self._at_once(batch_size)
+        self._threads.close()
+        self._threads.enter_context(compute_threads(work, self.device))
+
+    def _at_once(self, batch_size: int) -> int:
+        return min(self.plan.micro_batch_size or batch_size, batch_size)
 
     def _evaluate(self) -> None:
         began = time.perf_counter()
         progress = self.progress
         loss, score = evaluate(self.model, self.prepared.validation)
-        new_best = self.course.evaluated(loss, score, learning_rate=float(self.optimizer.param_groups[0]["lr"]))
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        new_best = self.course.evaluated(loss, score, learning_rate=rate, noise_scale=self._noise_scale())
         if new_best and self.keep_best_weights:
             self.course.best.keep(self.model.state_dict())
         progress.evaluation_seconds += time.perf_counter() - began
         if self.on_evaluation is not None:
-            left = self.iterations - progress.iterations
-            per_update = progress.seconds / progress.iterations if progress.iterations else None
-            self.on_evaluation(progress.curve[-1], None if per_update is None else per_update * left)
+            left = self.budget - progress.examples
+            per_example = progress.seconds / progress.examples if progress.examples else None
+            self.on_evaluation(progress.curve[-1], None if per_example is None else per_example * left)
+
+    def _noise_scale(self) -> float | None:
+        try:
+            return None if self.observer is None else self.observer.noise_scale.value
+        except WorkloadError:  # it cannot be measured here: training goes on without
+            return None
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -286,6 +384,7 @@ class Run:
                 model=self.model,
                 optimizer=self.optimizer,
                 device=self.device,
+                observer=self.observer,
             )
 
     def _resume(self) -> None:
@@ -296,12 +395,14 @@ class Run:
                 best=self.course.best,
                 model=self.model,
                 optimizer=self.optimizer,
+                observer=self.observer,
             )
             set_random_state(random_state, self.device)
             self.clock = Stopwatch(self.device, self.progress.seconds)
             self.began -= self.progress.total_seconds
 
     def _result(self, outcome: Outcome) -> TrainResult:
+        size = self.course.schedule.batch_size_at(max(0, self.progress.iterations - 1))
         return self.course.result(
             outcome,
             seed=self.seed,
@@ -309,5 +410,5 @@ class Run:
             total_seconds=time.perf_counter() - self.began,
             training=self.training,
             peak_memory_bytes=self.memory.peak_bytes() if self.memory else None,
-            micro_batch_size=(self.step and self.step.cut_to) or self.plan.micro_batch_size or self.plan.batch_size,
+            micro_batch_size=(self.step and self.step.cut_to) or self._at_once(size),
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from batchscope.errors import PlanError
 from batchscope.records import CurvePoint, Outcome, Plan, TrainResult
-from batchscope.schedule import rate_factor
+from batchscope.schedule import rate_factor, varies
 from batchscope.seeding import derive, isolated
 from batchscope.training.course import Course
 from batchscope.training.heap import kept_heap
@@ -129,8 +129,9 @@ class Replicas:
         losses: list[Tensor] = []
         self.clock.start()
         for batch in self.feed:
-            if plan.shape != "constant":
-                self.stack.optimizer.set_rate_factor(rate_factor(plan.shape, iteration, self.iterations))
+            if varies(plan):
+                factor = rate_factor(plan, iteration * plan.batch_size, plan.batch_size)
+                self.stack.optimizer.set_rate_factor(factor)
             losses.append(self.stack.update(batch))
             iteration += 1
             if iteration < next_pause and not stop.requested:
@@ -233,6 +234,12 @@ def _common(plans: Sequence[Plan], seeds: Sequence[int]) -> Plan:
                     "the plans of a stack may differ in the learning rate alone",
                     got=f"{name} {getattr(first, name)!r} and {value!r}",
                 )
+    if first.schedule is not None:
+        raise PlanError(
+            "a stack keeps its batch size",
+            got=f"a schedule of {len(first.schedule.phases)} phases",
+            mend="leave the schedule out, or train the runs by themselves",
+        )
     if first.micro_batch_size not in (None, first.batch_size):
         raise PlanError(
             "a stack does not cut its batches",
