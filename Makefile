@@ -8,7 +8,7 @@ BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
-    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas
+    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-advice ground-truth
 
 # The question, answered on scikit-learn's handwritten digits: four ways to spend the same 32,768 examples.
 demo: $(CORE)
@@ -71,6 +71,14 @@ bench-pruning: $(DEV)
 # updates of trials per second as replicas over one after the other, on one core
 bench-replicas: $(BENCH)
 	$(BIN)/python benchmarks/replicas.py
+
+# the advice from bad references: regret by ground truth and as trained, its cost, whether predictions hold; others beside
+bench-advice: $(BENCH)
+	$(BIN)/python benchmarks/advice.py
+
+# the ground truth that bench-advice judges by, anew: hours; goes on where it was stopped
+ground-truth: $(DEV)
+	$(BIN)/python benchmarks/ground_truth.py
 
 # A stamp is written last, so that an interrupted installation is done again.
 $(VENV)/bin/python:
