@@ -7,6 +7,7 @@ from typing import Any
 
 from batchscope.errors import ArgumentError, require
 from batchscope.records import (
+    Advice,
     BranchedRuns,
     Comparison,
     MemoryUse,
@@ -20,6 +21,8 @@ from batchscope.records import (
     TrainResult,
 )
 from batchscope.report import (
+    advice_charts,
+    advice_race_charts,
     comparison_charts,
     curves,
     marks,
@@ -58,6 +61,11 @@ TITLES = {
     "best_rate": "Best learning rate",
     "best_curves": "Learning curves at the best rates",
     "rate_map": "Batch size and learning rate",
+    "frontier_seconds": "Time against batch size",
+    "frontier_examples": "Examples against batch size",
+    "frontier_score": "Score against batch size",
+    "forecast": "The advised setting on its way to the goal",
+    "race": "The race",
 }
 """Every chart by name, in the order of the page."""
 
@@ -94,6 +102,13 @@ _OF_SWEEP: dict[str, Callable[[Sweep], Spec | None]] = {
     "best_curves": sweep_charts.best_curves,
     "rate_map": sweep_rate_charts.rate_map,
 }
+_OF_ADVICE: dict[str, Callable[[Advice], Spec | None]] = {
+    "frontier_seconds": advice_charts.seconds,
+    "frontier_examples": advice_charts.examples,
+    "frontier_score": advice_charts.score,
+    "forecast": advice_race_charts.forecast,
+    "race": advice_race_charts.race,
+}
 _WIDTH = 640  # of an image; on a page a chart is as wide as its card
 
 
@@ -101,7 +116,7 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
     """One chart of a record, without the width and the colours that depend on where it is shown.
 
     Args:
-        record: A comparison, a training run, a probe or a part of one, a sweep or its trade-off law.
+        record: A comparison, a training run, a probe or a part of one, a sweep or its trade-off law, an advice.
         name: One of :data:`TITLES`.
         legend: Whether the chart names the rows itself, where it does not name them along an axis.
 
@@ -127,6 +142,8 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
         spec = _OF_LAW[name](record)
     elif isinstance(record, Sweep) and name in _OF_SWEEP:
         spec = _OF_SWEEP[name](record)
+    elif isinstance(record, Advice) and name in _OF_ADVICE:
+        spec = _OF_ADVICE[name](record)
     elif name in _OF_PROBE:
         kind, draw = _OF_PROBE[name]
         parts = (record, *probe_content.parts_of(record)) if isinstance(record, Probe) else (record,)
@@ -149,7 +166,7 @@ def rows_to_colour(record: Record) -> int:
     """How many colours the record's charts need."""
     if isinstance(record, Comparison):
         return len(record.rows)
-    return marks.COLOURS if isinstance(record, Probe | probe_content.Part | Sweep | TradeoffLaw) else 1
+    return marks.COLOURS if isinstance(record, Probe | probe_content.Part | Sweep | TradeoffLaw | Advice) else 1
 
 
 def svg(record: Record, name: str, *, theme: palette.Theme = "light", width: int = _WIDTH) -> str:

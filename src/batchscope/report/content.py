@@ -50,6 +50,36 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """A text to be copied as it stands.
+
+    Attributes:
+        title: What it is.
+        text: Its lines.
+        note: What it needs; may be empty.
+    """
+
+    title: str
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A choice among stops worked out beforehand; the charts with a parameter ``stop`` follow it.
+
+    Attributes:
+        title: What is chosen.
+        stops: What each is called, and what follows there.
+        asked: The one that is shown first, and without a script.
+    """
+
+    title: str
+    stops: tuple[tuple[str, str], ...]
+    asked: int
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands under it, each part drawn where it is not empty.
 
@@ -62,6 +92,9 @@ class Section:
         facts: Lists of names and values, each with its title.
         always: Whether the lead says enough to stand alone.
         cards: Numbers side by side, after the charts.
+        slider: A choice that its charts follow, before them; None for none.
+        sentences: Findings, one by one.
+        listings: Texts to be copied.
     """
 
     title: str
@@ -72,10 +105,14 @@ class Section:
     facts: tuple[tuple[str, Facts], ...] = ()
     always: bool = False
     cards: tuple[Card, ...] = ()
+    slider: Slider | None = None
+    sentences: tuple[str, ...] = ()
+    listings: tuple[Listing, ...] = ()
 
     def holds_something(self) -> bool:
         """Whether anything stands under the heading."""
-        return bool(self.sheets or self.figures or self.facts or self.cards or self.folded or self.always)
+        shown = (self.sheets, self.figures, self.facts, self.cards, self.folded, self.sentences, self.listings)
+        return any(map(bool, shown)) or self.always
 
 
 @dataclass(frozen=True)

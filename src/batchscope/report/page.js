@@ -10,8 +10,15 @@
   const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
   const hidden = () => Array.from(document.querySelectorAll('.chip[aria-pressed="false"]'), (chip) => chip.dataset.row);
 
+  let stop = data.slider?.asked;
+  const follows = (spec) => spec?.params?.some((p) => p.name === "stop");
+
   function specification(figure) {
-    if (!figure.switches) return data.specs[figure.name];
+    if (!figure.switches) {
+      const spec = data.specs[figure.name];
+      if (!follows(spec)) return spec;
+      return { ...spec, params: spec.params.map((p) => (p.name === "stop" ? { ...p, value: stop } : p)) };
+    }
     const spec = data.specs[[figure.name, chosen("x"), chosen("y"), chosen("span")].join(".")];
     const params = spec.params.map((p) => (p.name === "hidden" ? { ...p, value: hidden() } : p));
     return { ...spec, params, datasets: { curves: data.curves } };
@@ -37,6 +44,7 @@
       if (place.dataset.turn !== mine) return result.finalize();
       views.get(figure.name)?.finalize();
       views.set(figure.name, result);
+      if (follows(data.specs[figure.name])) await result.view.signal("stop", stop).runAsync(); // moved while it was drawn
       place.style.minHeight = "";
       place.dataset.theme = theme;
       place.dataset.drawn = mine;
@@ -71,6 +79,44 @@
     chip.addEventListener("click", () => {
       chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") === "false"));
       for (const figure of switched) views.get(figure.name)?.view.signal("hidden", hidden()).runAsync();
+    });
+  }
+
+  const slider = document.getElementById("stop");
+  if (slider) {
+    const back = document.getElementById("asked");
+    const move = () => {
+      stop = slider.valueAsNumber;
+      const [name, answer] = data.slider.stops[stop];
+      slider.setAttribute("aria-valuetext", name);
+      document.getElementById("stop-label").textContent = name;
+      document.getElementById("stop-answer").textContent = answer;
+      back.disabled = stop === data.slider.asked;
+      for (const figure of data.figures) {
+        if (follows(data.specs[figure.name])) views.get(figure.name)?.view.signal("stop", stop).runAsync();
+      }
+    };
+    slider.addEventListener("input", move);
+    back.addEventListener("click", () => {
+      slider.value = data.slider.asked;
+      move();
+      slider.focus();
+    });
+    slider.hidden = slider.nextElementSibling.hidden = false;
+  }
+
+  for (const copier of document.querySelectorAll("[data-copy]")) {
+    copier.hidden = false;
+    copier.addEventListener("click", async () => {
+      const listing = document.getElementById(copier.dataset.copy);
+      try {
+        await navigator.clipboard.writeText(listing.textContent);
+        copier.textContent = "Copied";
+      } catch {
+        window.getSelection().selectAllChildren(listing); // where a page may not write there, a keystroke does
+        copier.textContent = "Selected";
+      }
+      setTimeout(() => (copier.textContent = "Copy"), 4000);
     });
   }
 

@@ -11,8 +11,27 @@ from importlib import resources
 from typing import Any
 
 from batchscope.errors import require
-from batchscope.records import Comparison, MonitoredNoise, Probe, Record, Sweep, TradeoffLaw, TrainResult, encode
-from batchscope.report import charts, curves, palette, probe_content, sheets, sweep_content, training_sheets
+from batchscope.records import (
+    Advice,
+    Comparison,
+    MonitoredNoise,
+    Probe,
+    Record,
+    Sweep,
+    TradeoffLaw,
+    TrainResult,
+    encode,
+)
+from batchscope.report import (
+    advice_content,
+    charts,
+    curves,
+    palette,
+    probe_content,
+    sheets,
+    sweep_content,
+    training_sheets,
+)
 from batchscope.report import formatting as f
 from batchscope.report.content import Content, Figure, Section
 
@@ -50,6 +69,8 @@ def render(record: Record) -> str:
         content = sweep_content.of_sweep(record, specs)
     elif isinstance(record, TradeoffLaw):
         content = sweep_content.of_law(record, specs)
+    elif isinstance(record, Advice):
+        content = advice_content.of_advice(record, specs)
     else:
         content = _other(record)
     shown = _charts(record, content, specs)
@@ -261,7 +282,9 @@ def _charts(record: Record, content: Content, drawn: dict[str, Any]) -> dict[str
         else:
             specs[figure.name] = drawn[figure.name]
     rows = charts.rows_to_colour(record)
+    slider = next((section.slider for section in content.sections if section.slider is not None), None)
     return {
+        "slider": None if slider is None else {"stops": slider.stops, "asked": slider.asked},
         "figures": [{"name": figure.name, "title": figure.title, "switches": figure.switches} for figure in figures],
         "specs": specs,
         "curves": points,

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchscope.records import (
+    Advice,
     BranchedRuns,
     Comparison,
     MemoryUse,
@@ -26,8 +27,16 @@ from batchscope.records import (
     TrainResult,
     encode,
 )
+from batchscope.report import (
+    advice_sheets,
+    probe_content,
+    probe_sheets,
+    sheets,
+    sweep_sheets,
+    tradeoff_sheets,
+    training_sheets,
+)
 from batchscope.report import formatting as f
-from batchscope.report import probe_content, probe_sheets, sheets, sweep_sheets, tradeoff_sheets, training_sheets
 from batchscope.report.sheets import Sheet
 
 if TYPE_CHECKING:
@@ -62,6 +71,8 @@ def render(record: Record) -> RenderableType:
         return _SweepTable(record)
     if isinstance(record, TradeoffLaw):
         return _LawTable(record)
+    if isinstance(record, Advice):
+        return _AdviceTable(record)
     title = "Plan" if isinstance(record, Plan) else record.kind
     return _pairs(title, tuple((str(name), str(value)) for name, value in encode(record).items() if value is not None))
 
@@ -202,6 +213,28 @@ class _LawTable:
         yield _pairs("The trade-off law", tradeoff_sheets.facts(self.law))
 
 
+class _AdviceTable:
+    """An advice: the answer, the frontier, and why."""
+
+    def __init__(self, record: Advice) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        record = self.record
+        yield from _said(record.conclusion, style="bold" if record.batch_size is not None else "bold yellow")
+        yield _aside(f"{record.workload.name}: {advice_sheets.goal_text(record.goal)}. {advice_sheets.cost(record)}")
+        for warning in advice_sheets.warnings(record):
+            yield Text(f"! {warning}", style="yellow")
+        yield Text()
+        if record.frontier:
+            yield from _sheet(advice_sheets.frontier(record), console, options)
+        for reason in record.reasons:
+            yield _item(reason)
+        if record.reasons:
+            yield Text()
+        yield _aside(_origin(record))
+
+
 def _measured(part: probe_content.Part, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
     """What was measured as a table, and what was made of it as names and values."""
     if isinstance(part, StepTimes):
@@ -222,10 +255,10 @@ def _measured(part: probe_content.Part, console: Console, options: ConsoleOption
         yield _pairs("Learning-rate range test", probe_sheets.range_facts(part))
 
 
-def _said(text: str) -> Iterator[Text]:
+def _said(text: str, style: str = "bold") -> Iterator[Text]:
     """A text with its first sentence in bold."""
     first, rest = sheets.headline(text)
-    yield Text(first, style="bold")
+    yield Text(first, style=style)
     if rest:
         yield Text(rest)
 
@@ -275,7 +308,7 @@ def _beside(left: Sheet, right: Sheet) -> Sheet:
     return Sheet(title, left.columns + right.columns[1:], lines, f"{left.note} {right.note}")
 
 
-def _origin(record: Comparison | TrainResult | Probe | probe_content.Part | Sweep) -> str:
+def _origin(record: Comparison | TrainResult | Probe | probe_content.Part | Sweep | Advice) -> str:
     origin = record.provenance
     return (
         f"batchscope {origin.batchscope}, torch {origin.torch}, Python {origin.python}, {origin.device}, "
