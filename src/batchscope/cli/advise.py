@@ -1,0 +1,79 @@
+"""Which setting to use."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Annotated
+
+import typer
+
+from batchscope.cli.ending import INTERRUPTED
+from batchscope.cli.options import Data, Debug, Device, Json, LoadTimeout, Quiet, Report, Seed, Workers, WorkloadName
+from batchscope.cli.parsing import check_writable, load_named, parse_bytes, parse_numbers
+from batchscope.cli.showing import show
+from batchscope.errors import ArgumentError
+
+
+def advise(
+    workload: WorkloadName,
+    target: Annotated[float | None, typer.Option(help="A validation score to reach in the least time.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Examples to train on, for the best score.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds to train, for the best score.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds that the advice may cost; a quarter of a run, if left out.")
+    ] = None,
+    max_memory: Annotated[str | None, typer.Option(help="Memory that training may take, as in 8GiB.")] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help="Those that may be advised, as in 8,64.")] = None,
+    devices: Annotated[int, typer.Option(help="Devices that share each batch.")] = 1,
+    network: Annotated[
+        str | None, typer.Option(help="GB/s and µs of latency between the devices, as in 12,20.")
+    ] = None,
+    data: Data = None,
+    load_timeout: LoadTimeout = 30.0,
+    workers: Workers = None,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = None,
+    report: Report = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Say which batch size, learning rate and number of updates to use, how sure that is, and why."""
+    from batchscope.advise import advise as run
+
+    memory = None if max_memory is None else parse_bytes(max_memory)
+    sizes = None if batch_sizes is None else parse_numbers("--batch-sizes", batch_sizes, int)
+    between = None if network is None else _network(network)
+    check_writable(json, report)
+    record = run(
+        load_named(workload, data, load_timeout),
+        target=target,
+        examples=examples,
+        seconds=seconds,
+        budget_seconds=budget,
+        max_memory_bytes=memory,
+        batch_sizes=sizes,
+        devices=devices,
+        network=between,
+        seed=seed,
+        device=device,
+        workers=workers,
+        progress=not quiet,
+    )
+    show(record, json, report, quiet=quiet)
+    if record.interrupted:
+        print("batchscope: Interrupted; what was found until then is kept.", file=sys.stderr)
+        return INTERRUPTED
+    return 0 if record.batch_size is not None else 1
+
+
+def _network(text: str) -> tuple[float, float]:
+    """Bytes per second and seconds of latency, from GB/s and µs."""
+    number = r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*"
+    match = re.fullmatch(f"{number},{number}", text, re.ASCII)
+    if match is None or not float(match[1]) > 0:
+        raise ArgumentError(
+            "--network is GB/s above 0 and µs, separated by a comma", got=text, mend="write it as in 12,20"
+        )
+    return float(match[1]) * 1e9, float(match[2]) * 1e-6
