@@ -13,6 +13,7 @@ from batchscope.records.advice import (
 )
 from batchscope.records.base import Record, decode, encode, load, write_atomically
 from batchscope.records.branches import Branch, BranchedRuns
+from batchscope.records.communication import AllReduceLaw, AllReducePoint
 from batchscope.records.comparison import (
     Comparison,
     ComparisonRow,
@@ -49,6 +50,8 @@ from batchscope.records.training import CurvePoint, Outcome, TrainResult
 
 __all__ = [
     "Advice",
+    "AllReduceLaw",
+    "AllReducePoint",
     "Branch",
     "BranchedRuns",
     "Comparison",

@@ -78,6 +78,7 @@ class TrainResult(Record):
             ran out. None where that was not recorded.
         stack_size: Runs in the stack of replicas that it began in; its seconds are then its share of the stack's. None
             where it was trained by itself.
+        ranks: Data-parallel processes that shared each batch; times and memory are those of the first.
         state: Weights at the best validation score (a state dict); in memory only.
     """
 
@@ -110,6 +111,7 @@ class TrainResult(Record):
     provenance: Provenance
     micro_batch_size: int | None = None
     stack_size: int | None = None
+    ranks: int = 1
     state: dict[str, Any] | None = field(default=None, metadata={"json": False}, repr=False, compare=False)
 
     @property

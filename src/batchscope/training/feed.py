@@ -18,6 +18,7 @@ from batchscope.provenance import available_cores
 from batchscope.records import Plan, Schedule
 from batchscope.seeding import derive, isolated
 from batchscope.training.order import ExampleOrder
+from batchscope.training.ranks import share
 from batchscope.workload.batches import as_tensors, describe, nbytes, take, to_device
 from batchscope.workload.workload import Batch, Workload, length
 
@@ -105,7 +106,14 @@ class TrainingData:
             )
 
     def feed(
-        self, plan: Plan, examples: int, *, seed: int, start_iteration: int = 0, schedule: Schedule | None = None
+        self,
+        plan: Plan,
+        examples: int,
+        *,
+        seed: int,
+        start_iteration: int = 0,
+        schedule: Schedule | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Feed:
         """The batches of one run.
 
@@ -115,9 +123,10 @@ class TrainingData:
             seed: Seed of the order, and of whatever a Dataset draws.
             start_iteration: Updates that were made before, when a run is resumed.
             schedule: The batch sizes, where they have grown by measurement; None: the plan's.
+            part: Which share of each batch is wanted, and how many there are.
 
         Returns:
-            An iterable of updates, each a list of micro-batches.
+            An iterable of updates, each a list of micro-batches; one of no examples where the share is empty.
 
         Raises:
             PlanError: A batch that is larger than the data, or labels missing for a stratified order.
@@ -126,7 +135,7 @@ class TrainingData:
         order = ExampleOrder(plan.order, self.examples, seed=seed, labels=self.labels)
         kind: type[Feed] = TensorFeed if self.tensors is not None else LoaderFeed
         schedule = schedule or plan.batch_sizes
-        return kind(self, plan, order, schedule, examples=examples, seed=seed, start=start_iteration)
+        return kind(self, plan, order, schedule, examples=examples, seed=seed, start=start_iteration, part=part)
 
 
 class Feed(ABC):
@@ -146,6 +155,7 @@ class Feed(ABC):
         examples: int,
         seed: int,
         start: int,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.data = data
         self.order = order
@@ -154,6 +164,7 @@ class Feed(ABC):
         self.examples = examples
         self.seed = seed
         self.start = start
+        self.part = part
         self.seconds = 0.0
 
     @abstractmethod
@@ -184,6 +195,10 @@ class Feed(ABC):
         size = segment.phase.batch_size
         first = segment.first_example + (iteration - segment.first_update) * size
         return range(first, min(first + size, self.examples))
+
+    def own(self, iteration: int) -> range:
+        """Those of them that are in the share."""
+        return share(self.positions(iteration), *self.part)
 
 
 class TensorFeed(Feed):
@@ -226,14 +241,22 @@ class TensorFeed(Feed):
 
     def _gather(self, first: int, last: int) -> list[list[Batch]]:
         tensors = self.data.tensors or ()
-        size, micro = self.schedule.batch_size_at(first), self.micro_batch_size
-        start, stop = self.positions(first).start, self.positions(last - 1).stop
-        indices = self.order.indices(start, stop).to(tensors[0].device, non_blocking=True)
+        micro = self.micro_batch_size
+        sizes: int | list[int] = self.schedule.batch_size_at(first)
+        if self.part[1] == 1:
+            largest = sizes
+            indices = self.order.indices(self.positions(first).start, self.positions(last - 1).stop)
+        else:
+            own = [self.own(iteration) for iteration in range(first, last)]
+            sizes = [len(positions) for positions in own]
+            largest = max(sizes)
+            indices = torch.cat([self.order.indices(positions.start, positions.stop) for positions in own if positions])
+        indices = indices.to(tensors[0].device, non_blocking=True)
         gathered = tuple(tensor.index_select(0, indices) for tensor in tensors)
         if tensors[0].device != self.data.device:  # examples too many for the device's memory
             gathered = to_device(gathered, self.data.device)
-        batches = zip(*(torch.split(t, size) for t in gathered), strict=True)
-        if micro is None or micro >= size:
+        batches = zip(*(torch.split(t, sizes) for t in gathered), strict=True)
+        if micro is None or micro >= largest:
             return [[batch] for batch in batches]
         return [list(zip(*(torch.split(t, micro) for t in batch), strict=True)) for batch in batches]
 
@@ -248,8 +271,8 @@ class LoaderFeed(Feed):
             schedule, pieces = self.schedule, self._pieces(iteration)
             while iteration < self.iterations and self.schedule is schedule:
                 began = time.perf_counter()
-                size = len(self.positions(iteration))
-                count = -(-size // (self.micro_batch_size or size))
+                size = len(self.own(iteration))
+                count = -(-size // (self.micro_batch_size or max(1, size)))
                 update = [to_device(_checked(next(pieces)), self.data.device) for _ in range(count)]
                 self.seconds += time.perf_counter() - began
                 yield update
@@ -281,10 +304,9 @@ class _Pieces:
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         feed = self.feed
         for iteration in range(self.start, feed.iterations):
-            positions = feed.positions(iteration)
-            micro = feed.micro_batch_size or len(positions)
-            for start in range(positions.start, positions.stop, micro):
-                stop = min(start + micro, positions.stop)
+            positions = feed.own(iteration)
+            for start in range(positions.start, positions.stop, feed.micro_batch_size or max(1, len(positions))):
+                stop = min(start + (feed.micro_batch_size or len(positions)), positions.stop)
                 yield start, feed.order.indices(start, stop).tolist()
 
 

@@ -67,6 +67,23 @@ class MicroBatchingStep(TrainingStep):
         Raises:
             MemoryError: Memory ran out, and the update cannot be repeated; the message says why, and what would help.
         """
+        loss = self.repeatable_gradient(micro_batches, examples)
+        self.optimizer.step()
+        return loss
+
+    def repeatable_gradient(self, micro_batches: list[Batch], examples: int) -> Tensor:
+        """Leave the batch's gradient in the parameters, in as many pieces as memory calls for.
+
+        Args:
+            micro_batches: The batch as it came.
+            examples: Examples in all of them.
+
+        Returns:
+            The batch's mean loss, as :meth:`__call__` returns it.
+
+        Raises:
+            MemoryError: As there.
+        """
         self._random.mark()
         pieces, sizes = self._cut(micro_batches, examples)
         while True:
@@ -86,7 +103,6 @@ class MicroBatchingStep(TrainingStep):
             self._random.rewind()
             pieces, sizes = self._cut(micro_batches, examples)
         self._random.see()
-        self.optimizer.step()
         return loss
 
     def _cut(self, micro_batches: list[Batch], examples: int) -> tuple[list[Batch], list[int]]:
