@@ -10,6 +10,7 @@ from batchscope.records.comparison import WorkloadSummary
 from batchscope.records.interval import Interval
 from batchscope.records.plan import Plan
 from batchscope.records.provenance import Provenance
+from batchscope.records.schedule import Schedule
 
 GoalKind = Literal["target", "examples", "seconds"]
 
@@ -204,7 +205,7 @@ class Advice(Record):
     learning_rate: float | None
     iterations: int | None
     examples: int | None
-    schedule: str | None
+    schedule: Schedule | None
     predicted_seconds: Interval
     predicted_score: Interval
     peak_memory_bytes: int | None

@@ -227,6 +227,19 @@ class Schedule(Record):
         """The largest batch of any phase."""
         return max(segment.phase.batch_size for segment in self.segments)
 
+    def __str__(self) -> str:
+        """The batch sizes in words, as they come out."""
+        first, *rest = self.segments
+        said = f"batch {first.phase.batch_size:,}"
+        changes = [
+            f"{after.phase.batch_size:,} from {after.first_example:,} examples"
+            for before, after in zip(self.segments, rest, strict=False)
+            if after.phase.batch_size != before.phase.batch_size
+        ]
+        if self.measured is not None:
+            said += ", growing with the measured noise scale"
+        return ", ".join([said, *changes])
+
     def then(self, phase: Phase) -> Schedule:
         """The same up to a phase's beginning, and from there on that phase.
 

@@ -1,0 +1,125 @@
+"""Schedules in which the batch grows by itself: linearly, exponentially, or with the measured noise scale."""
+
+from __future__ import annotations
+
+from batchscope.errors import PlanError
+from batchscope.records.schedule import Coupling, MeasuredGrowth, Phase, Schedule, checked_count, checked_number
+
+
+def linear_growth(
+    batch_size: int, to: int, *, examples: int, increment: int | None = None, coupling: Coupling = "rule"
+) -> Schedule:
+    """Grow the batch by a fixed number of examples at a time, at even distances.
+
+    With n = ⌈(to − B)/increment⌉ steps over E examples the batch is B + k·increment from kE/n on, and ``to`` from E on:
+    what Megatron's ``--rampup-batch-size B increment E`` does.
+
+    Args:
+        batch_size: B, examples per update at first.
+        to: The last batch size, at least B.
+        examples: E: examples over which it grows.
+        increment: What it grows by at a time; None: by B, so that all sizes but the last are multiples of it.
+        coupling: "rule": the optimiser's settings follow by its own rule; "stated": they stay.
+
+    Returns:
+        The schedule.
+
+    Examples:
+        >>> [(p.start_examples, p.batch_size) for p in linear_growth(32, 128, examples=9000).phases]
+        [(0, 32), (3000, 64), (6000, 96), (9000, 128)]
+    """
+    _check_ends(batch_size, to, examples)
+    increment = batch_size if increment is None else increment
+    checked_count("increment", increment, 1)
+    steps = -(-(to - batch_size) // increment)
+    sizes = [min(batch_size + k * increment, to) for k in range(steps + 1)]
+    return _even(sizes, examples, coupling)
+
+
+def exponential_growth(
+    batch_size: int,
+    to: int,
+    *,
+    examples: int,
+    factor: float = 2.0,
+    multiple_of: int = 1,
+    coupling: Coupling = "rule",
+) -> Schedule:
+    """Multiply the batch by a factor at even distances.
+
+    With n = ⌈log(to/B)/log(factor)⌉ steps over E examples the batch is B·factor**k, to the nearest multiple, from kE/n
+    on, and ``to`` from E on.
+
+    Args:
+        batch_size: B, examples per update at first.
+        to: The last batch size, at least B.
+        examples: E: examples over which it grows.
+        factor: What it is multiplied by at a time.
+        multiple_of: Sizes between the first and the last are multiples of this.
+        coupling: "rule": the optimiser's settings follow by its own rule; "stated": they stay.
+
+    Returns:
+        The schedule.
+
+    Examples:
+        >>> [(p.start_examples, p.batch_size) for p in exponential_growth(32, 256, examples=9000).phases]
+        [(0, 32), (3000, 64), (6000, 128), (9000, 256)]
+    """
+    _check_ends(batch_size, to, examples)
+    checked_number("factor", factor)
+    checked_count("multiple_of", multiple_of, 1)
+    if factor <= 1:
+        raise PlanError("factor must be above 1", got=factor)
+    sizes, size = [batch_size], batch_size * factor
+    # A last step that is short by rounding alone is none.
+    while size < to * (1 - 1e-9):
+        sizes.append(max(sizes[-1], min(to, round(size / multiple_of) * multiple_of)))
+        size *= factor
+    return _even([*sizes, to] if to > batch_size else sizes, examples, coupling)
+
+
+def measured(
+    batch_size: int,
+    *,
+    knee: float,
+    maximum: int | None = None,
+    factor: int = 2,
+    sustained: int = 3,
+    every: int = 100,
+) -> Schedule:
+    """Let the batch follow √(knee × noise scale), measured while the run trains, and the optimiser follow the batch.
+
+    Args:
+        batch_size: Examples per update at first, and the least.
+        knee: Batch size at which an update's fixed cost equals that of its examples.
+        maximum: The largest batch; None: as many as there are training examples.
+        factor: What the batch is multiplied by at once.
+        sustained: Measurements in a row that have to agree.
+        every: Updates from one measurement to the next.
+
+    Returns:
+        The schedule; how it comes out depends on the run.
+
+    Examples:
+        >>> measured(64, knee=200).measured.factor
+        2
+    """
+    growth = MeasuredGrowth(knee, maximum, factor, sustained, every)
+    return Schedule((Phase(0, batch_size),), growth)
+
+
+def _check_ends(batch_size: int, to: int, examples: int) -> None:
+    checked_count("batch_size", batch_size, 1)
+    checked_count("to", to, batch_size, mend="it is the last batch size, and batch_size the first")
+    checked_count("examples", examples, 1)
+
+
+def _even(sizes: list[int], examples: int, coupling: Coupling) -> Schedule:
+    """Sizes at even distances, each from the nearest example on; of several at one place, or of one size, one."""
+    steps = max(1, len(sizes) - 1)
+    starts = {round(k * examples / steps): size for k, size in enumerate(sizes)}
+    phases: list[Phase] = []
+    for start, size in starts.items():
+        if not phases or size != phases[-1].batch_size:
+            phases.append(Phase(start, size))
+    return Schedule(tuple(phases), coupling=coupling)
