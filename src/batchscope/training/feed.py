@@ -250,7 +250,8 @@ class TensorFeed(Feed):
             own = [self.own(iteration) for iteration in range(first, last)]
             sizes = [len(positions) for positions in own]
             largest = max(sizes)
-            indices = torch.cat([self.order.indices(positions.start, positions.stop) for positions in own if positions])
+            parts = [self.order.indices(positions.start, positions.stop) for positions in own if positions]
+            indices = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
         indices = indices.to(tensors[0].device, non_blocking=True)
         gathered = tuple(tensor.index_select(0, indices) for tensor in tensors)
         if tensors[0].device != self.data.device:  # examples too many for the device's memory
