@@ -5,8 +5,8 @@ of that batch size and 4,096 cut to what there is, ``bs.advise`` is asked for th
 
 - regret: seconds to the target at the advised batch size and rate, held constant, over the least there are, both by the
   ground truth's examples (``ground_truth.py``) and the time of an update measured here;
-- regret as trained: the advised plan is trained, schedule and all, in turns with the best constant setting, and its
-  seconds of updates until the target are divided by that one's;
+- regret as trained: the advised plan is trained, schedule and all, in turns with the best constant setting; seconds of
+  updates until the target over that one's, with the standard error that their scatter over seeds leaves;
 - cost: wall-clock seconds of the advice over the best setting's seconds to the target;
 - held: whether the predicted interval holds what training the plan took;
 - cold start: ``train --auto`` from nothing to the target, everything counted, over the best setting's seconds.
@@ -40,6 +40,8 @@ from ground_truth_table import Bounded, GroundTruth, Setting
 from workloads import TASKS, Task
 
 TIMING_SECONDS = 1.5
+# Of what is trained for comparison: none of these seeds is one that the advice or the ground truth has trained with.
+FIRST_SEED, MOST_SEEDS, TRAINING_SECONDS = 1000, 24, 10.0
 LARGEST = 4096
 # What the project has promised. An advice may cost ten seconds whatever training takes, and a cold start as much more.
 MEDIAN_REGRET, WORST_REGRET = 1.05, 1.15
@@ -76,20 +78,41 @@ def seconds_to(target: float, run: bs.TrainResult) -> float:
 def trained_in_turns(
     workload: bs.Workload, plans: Sequence[bs.Plan | None], *, task: Task, seeds: int
 ) -> list[list[float]]:
-    """Seconds to the target of each plan, by seed; infinite where there is no plan."""
+    """Seconds to the target of each plan, by seed; infinite where there is no plan, or where it does not get there.
+
+    Seeds are added to those asked for as long as all of it has taken less than ``TRAINING_SECONDS``, since the shortest
+    trainings scatter the most.
+    """
     taken: list[list[float]] = [[] for _ in plans]
-    for seed in range(seeds):
-        numbers = range(len(plans)) if seed % 2 == 0 else reversed(range(len(plans)))
-        for number in numbers:
-            plan = plans[number]
-            taken[number].append(
-                math.inf
-                if plan is None
-                else seconds_to(
-                    task.target, bs.train(workload, plan, seed=1000 + seed, evaluate_every=task.evaluate_every)
-                )
-            )
+    began = time.perf_counter()
+    for seed in range(max(seeds, MOST_SEEDS)):
+        if seed >= seeds and time.perf_counter() - began > TRAINING_SECONDS:
+            break
+        for number in range(len(plans)) if seed % 2 == 0 else reversed(range(len(plans))):
+            taken[number].append(_trained(workload, plans[number], task, FIRST_SEED + seed))
     return taken
+
+
+def _trained(workload: bs.Workload, plan: bs.Plan | None, task: Task, seed: int) -> float:
+    if plan is None:
+        return math.inf
+    return seconds_to(task.target, bs.train(workload, plan, seed=seed, evaluate_every=task.evaluate_every))
+
+
+def over(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """The ratio of two geometric means, and its relative standard error; infinite where one of ours never gets there.
+
+    Examples:
+        >>> over([2.0, 8.0], [2.0, 2.0])
+        (2.0, 0.6931471805599453)
+        >>> over([2.0, math.inf], [2.0, 2.0])
+        (inf, nan)
+    """
+    if not all(map(math.isfinite, ours)):
+        return math.inf, math.nan
+    logs = [[math.log(seconds) for seconds in taken] for taken in (ours, theirs)]
+    error = math.sqrt(sum(statistics.variance(own) / len(own) if len(own) > 1 else math.nan for own in logs))
+    return math.exp(statistics.fmean(logs[0]) - statistics.fmean(logs[1])), error
 
 
 def cold_start(workload: bs.Workload, target: float, seed: int) -> float | None:
@@ -124,6 +147,7 @@ def measured(task: Task, truth: GroundTruth, times: bs.StepTimes, reference: Set
     constant = bs.Plan(best.batch_size, best.learning_rate, target=task.target)
     as_advised, at_best = trained_in_turns(workload, [plan, constant], task=task, seeds=seeds)
     best_seconds = statistics.median(at_best)
+    as_trained, error = over(as_advised, at_best)
     started = cold_start(workload, task.target, seed)
     predicted = None if advice is None else advice.predicted_seconds
     picks = {OURS: judged(truth, step_seconds, _advised(advice), cost)}
@@ -138,13 +162,15 @@ def measured(task: Task, truth: GroundTruth, times: bs.StepTimes, reference: Set
         "seed": seed,
         "reference": reference,
         "best": best,
+        "ground_truth_error": truth.error(best.batch_size),
         "conclusion": words,
         "step_seconds": {point.batch_size: point.step_seconds.value for point in times.points},
         "best_seconds": at_best,
         "advised_seconds": [_finite(seconds) for seconds in as_advised],
         "predicted_seconds": None if predicted is None else dataclasses.asdict(predicted),
         "held": [predicted is not None and holds(predicted, seconds) for seconds in as_advised],
-        "regret_as_trained": _finite(statistics.median(as_advised) / best_seconds),
+        "regret_as_trained": _finite(as_trained),
+        "regret_as_trained_error": _finite(error),
         "cost_seconds": cost,
         "cost_as_told": None if advice is None else advice.cost_seconds,
         "cost": cost / best_seconds,
@@ -194,7 +220,7 @@ def missed(rows: Sequence[Row]) -> list[str]:
     regrets = [_known(row["picks"][OURS]["regret"]) for row in rows]
     trained = [_known(row["regret_as_trained"]) for row in rows]
     costs = [row["cost"] if row["cost_seconds"] > ALLOWED_SECONDS else 0.0 for row in rows]
-    outside = [not one for row in rows for one in row["held"]]
+    outside = [1 - statistics.fmean(row["held"]) for row in rows]
     late = [
         _known(row["cold_start"]["over_best"]) / (COLD_START + ALLOWED_SECONDS / statistics.median(row["best_seconds"]))
         for row in rows
@@ -206,7 +232,7 @@ def missed(rows: Sequence[Row]) -> list[str]:
         (f"median regret as trained at most {MEDIAN_REGRET}", statistics.median(trained), MEDIAN_REGRET),
         (f"worst regret as trained at most {WORST_REGRET}", max(trained), WORST_REGRET),
         (f"median cost at most {MEDIAN_COST} or {ALLOWED_SECONDS:g} s", statistics.median(costs), MEDIAN_COST),
-        (f"predictions held in at least {HELD:.0%}: missed", sum(outside) / len(outside), 1 - HELD + 1e-9),
+        (f"predictions held in at least {HELD:.0%}: missed", statistics.fmean(outside), 1 - HELD + 1e-9),
         (f"worst cold start at most {COLD_START} and {ALLOWED_SECONDS:g} s: over it", max(late, default=0.0), 1.0),
     )
     return [f"{promise} ({value:.3g})" for promise, value, most in promises if not value <= most]
@@ -216,8 +242,15 @@ def _said(setting: Sequence[float] | None) -> str:
     return "none" if setting is None else f"{setting[0]:,.0f} @ {setting[1]:.3g}"
 
 
-def _ratio(value: float | None, *, at_least: bool = False) -> str:
-    return "never" if value is None else f"{'≥ ' if at_least else ''}{value:.2f}"
+def _ratio(value: float | None, *, at_least: bool = False, error: float | None = None) -> str:
+    if value is None:
+        return "never"
+    return f"{'≥ ' if at_least else ''}{value:.2f}{'' if error is None else f' ± {value * error:.2f}'}"
+
+
+def _span(seconds: Sequence[float]) -> str:
+    low, high = min(seconds), max(seconds)
+    return "never" if math.isinf(low) else f"{low:.3g}–{'never' if math.isinf(high) else f'{high:.3g} s'}"
 
 
 def shown(rows: Sequence[Row]) -> Table:
@@ -235,11 +268,11 @@ def shown(rows: Sequence[Row]) -> Table:
             _said(ours["setting"]),
             _said(row["best"]),
             _ratio(ours["regret"], at_least=ours["at_least"]),
-            _ratio(row["regret_as_trained"]),
+            _ratio(row["regret_as_trained"], error=row["regret_as_trained_error"]),
             f"{row['cost']:.2f}",
             f"{row['cost_seconds']:.1f} s",
             f"{'–'.join(ends)} s",
-            ", ".join("never" if took is None else f"{took:.3g}" for took in row["advised_seconds"]) + " s",
+            _span([_known(took) for took in row["advised_seconds"]]),
             f"{sum(row['held'])}/{len(row['held'])}",
             "" if row["cold_start"] is None else _ratio(row["cold_start"]["over_best"]),
         )
@@ -268,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=TASKS, default=list(TASKS), metavar="WORKLOAD")
     parser.add_argument("--references", type=int, default=3, help="how many of the three")
-    parser.add_argument("--seeds", type=int, default=2, help="of trainings with each plan")
+    parser.add_argument("--seeds", type=int, default=2, help="of trainings with each plan; more where they are short")
     parser.add_argument("--rounds", type=int, default=1, help="of all of it, each with another seed")
     arguments = parser.parse_args()
     console = Console(width=150)
@@ -287,6 +320,8 @@ def main() -> None:
                 rows.append(measured(task, truth, times, reference, seed=seed, seeds=arguments.seeds))
                 console.print(f"{name} from {_said(reference)}: {rows[-1]['conclusion']}")
     console.print(shown(rows), shown_beside(rows))
+    errors = {row["workload"]: f"{row['ground_truth_error']:.0%}" for row in rows}
+    console.print(f"Standard error of the ground truth's examples at the best setting: {errors}")
     console.print(f"Promises not kept: {'; '.join(missed(rows)) or 'none'}")
     console.print(machine())
     if set(arguments.workloads) == set(TASKS) and arguments.references == 3:

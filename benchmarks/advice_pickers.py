@@ -6,7 +6,9 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import itertools
 import logging
 import math
@@ -113,13 +115,14 @@ def lightning_tuner(question: Question) -> Setting | None:
         def train_dataloader(self) -> Any:
             return DataLoader(examples, batch_size=self.batch_size, shuffle=True)
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+    logging.getLogger("lightning.pytorch").setLevel(logging.CRITICAL)
+    silent = contextlib.redirect_stderr(io.StringIO())  # a progress bar that no setting turns off
+    with silent, warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         warnings.simplefilter("ignore")
         torch.manual_seed(question.seed)
         module = Module()
         trainer = lightning.Trainer(
-            max_epochs=1,
+            max_epochs=-1,
             accelerator="cpu",
             devices=1,
             logger=False,

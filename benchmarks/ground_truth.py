@@ -2,10 +2,10 @@
 
 With one seed, a sweep searches the learning rates of every batch size, from the workload's own outwards until the best
 has a worse one on either side. Then the five rates a factor √2 apart about that one are trained with all seeds and
-without pruning, and further ones until those at both ends need a good deal more examples than the best. In the end the batch sizes half and twice as
-large as the one that takes the least time here are added. All of it at constant rates. Examples to a target depend on
-no clock, so other work may go on beside it; what is finished is kept in ``build/ground-truth``, and a build that was
-stopped goes on from there.
+without pruning, and further ones until those at both ends need a good deal more examples than the best. In the end the
+batch sizes half and twice as large as the one that takes the least time here are added. All of it at constant rates.
+Examples to a target depend on no clock, so other work may go on beside it; what is finished is kept in
+``build/ground-truth``, and a build that was stopped goes on from there.
 
     python benchmarks/ground_truth.py [--workloads digits regression …] [--processes 1]
 """
@@ -34,7 +34,7 @@ STORES = Path(__file__).parents[1] / "build" / "ground-truth"
 STEP, BESIDE, MOST_WIDENINGS = math.sqrt(2), 2, 8
 CLEARLY_WORSE = 1.15
 # A run is given up at so many times what the search needed: its rate is far from the best then.
-GIVEN_UP = 2.5
+GIVEN_UP = 4.0
 # Batch sizes are timed this long each: enough to see which is about the fastest.
 TIMING_SECONDS = 1.0
 

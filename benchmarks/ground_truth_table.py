@@ -241,6 +241,11 @@ class GroundTruth:
         seconds, at_least = self.seconds(setting, step_seconds)
         return Bounded(seconds / self.seconds(self.best(step_seconds), step_seconds).value, at_least)
 
+    def error(self, batch_size: int) -> float:
+        """Relative standard error of the examples at a batch size of the table, as if its rates shared all chance."""
+        row = next(row for row in self.sizes if row.batch_size == batch_size)
+        return row.spread / math.sqrt(len(row.tried.examples))
+
     def _about(self, batch_size: int) -> tuple[SizeRow, SizeRow]:
         """The rows below and above a batch size; the same one twice where it is one of them, or beyond them all."""
         if batch_size <= self.sizes[0].batch_size:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from advice import OURS, holds, missed, references, seconds_to
+from advice import OURS, holds, missed, over, references, seconds_to
 from batchscope.records import CurvePoint, Interval
 from ground_truth_table import TABLES, GroundTruth, RateRow, Setting, SizeRow
 
@@ -154,6 +154,14 @@ def test_seconds_to_a_target_are_those_of_the_first_evaluation_there() -> None:
     run: Any = Run()
     assert seconds_to(0.6, run) == 1.0
     assert seconds_to(0.95, run) == math.inf
+
+
+def test_a_ratio_of_trainings_knows_its_error() -> None:
+    ratio, error = over([1.0, 4.0], [1.0, 1.0, 1.0])
+    assert ratio == pytest.approx(2)
+    assert error == pytest.approx(math.log(4) / 2)  # of a mean of two: their standard deviation over √2
+    assert over([1.0, math.inf], [1.0, 1.0])[0] == math.inf
+    assert math.isnan(over([1.0], [1.0])[1])
 
 
 def test_an_interval_without_an_end_holds_nothing() -> None:
