@@ -366,7 +366,7 @@ def test_nothing_in_it_is_pickled(make: Make, tmp_path: Path) -> None:
     assert all(a[1] == b[0] for a, b in itertools.pairwise(ends))
     assert 8 + size + ends[-1][1] == len(content)
     assert all(entry["dtype"][0] in "FIUB" for entry in layout.values())
-    with pytest.raises(ValueError, match=r"opcode|exhausted"):
+    with pytest.raises(ValueError, match=r"opcode|exhausted|invalid literal"):
         pickletools.dis(content, out=open(os.devnull, "w"))  # noqa: SIM115
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from batchscope.errors import StorageError, require
 from batchscope.records import CurvePoint, Schedule, decode, encode, write_atomically
 from batchscope.seeding import random_state
+from batchscope.training.averaging import WeightAverage
 from batchscope.training.early_stopping import BestSoFar
 from batchscope.training.observer import Observer
 
@@ -66,6 +67,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     observer: Observer | None = None,
+    average: WeightAverage | None = None,
 ) -> None:
     """Write a checkpoint, all of it or nothing.
 
@@ -78,6 +80,7 @@ def save(
         optimizer: Its state and settings are written.
         device: Whose random state is written besides the CPU's.
         observer: What watches the run, if anything; its state is written.
+        average: Of the weights, if there is one; likewise.
 
     Raises:
         StorageError: The disk is full, or the place cannot be written.
@@ -95,6 +98,7 @@ def save(
         "optimizer": _flatten(optimizer.state_dict(), "optimizer", tensors),
         "random": _flatten(_random_as_plain(random_state(device)), "random", tensors),
         "observer": None if observer is None else _flatten(observer.state_dict(), "observer", tensors),
+        "average": None if average is None else _flatten(average.state_dict(), "average", tensors),
     }
     text, owned = json.dumps(header), _owned(tensors)
     metadata = {"batchscope": text, "crc32": str(_checksum(text, owned))}
@@ -140,6 +144,7 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     observer: Observer | None = None,
+    average: WeightAverage | None = None,
 ) -> tuple[Progress, dict[str, Any]]:
     """Read a checkpoint into a run's own model, optimiser and best evaluation.
 
@@ -150,6 +155,7 @@ def restore(
         model: Filled in.
         optimizer: Filled in.
         observer: Filled in, where the checkpoint has one's state.
+        average: Filled in likewise.
 
     Returns:
         Where the run stands, and the random state to go on from.
@@ -208,6 +214,8 @@ def restore(
         }
     if observer is not None and header["observer"] is not None:
         observer.load_state_dict(_unflatten(header["observer"], tensors))
+    if average is not None and header["average"] is not None:
+        average.load_state_dict(_unflatten(header["average"], tensors))
     return decode(Progress, header["progress"], str(path)), _random_from_plain(_unflatten(header["random"], tensors))
 
 

@@ -26,6 +26,7 @@ class Course:
         plan: Its target and patience end the run.
         budget: Most examples to train on.
         evaluate_every: Examples between two evaluations.
+        next_place: Examples at which the next one is due, after so many; None: every ``evaluate_every``.
         keep_going: Asked after each evaluation that doesn't end the run; False ends it as "pruned".
 
     Attributes:
@@ -42,10 +43,12 @@ class Course:
         *,
         budget: int,
         evaluate_every: int,
+        next_place: Callable[[int], int] | None = None,
         keep_going: Callable[[CurvePoint], bool] | None = None,
     ) -> None:
         self.workload, self.plan = workload, plan
         self.budget, self.evaluate_every, self.keep_going = budget, evaluate_every, keep_going
+        self.next_place = next_place
         self.progress = Progress()
         self.best = BestSoFar(tolerance=plan.tolerance, patience=plan.patience)
         self.diverged_at: int | None = None
@@ -134,8 +137,11 @@ class Course:
 
     def next_evaluation(self) -> int:
         """The first update at or after the next multiple of ``evaluate_every`` examples, or the last update."""
-        multiple = (self.progress.examples // self.evaluate_every + 1) * self.evaluate_every
-        return min(self.schedule.updates(multiple), self.iterations)
+        if self.next_place is not None:
+            place = max(self.next_place(self.progress.examples), self.progress.examples + 1)
+        else:
+            place = (self.progress.examples // self.evaluate_every + 1) * self.evaluate_every
+        return min(self.schedule.updates(place), self.iterations)
 
     def result(
         self,

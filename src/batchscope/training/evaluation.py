@@ -28,20 +28,23 @@ class EvaluationData:
         workload: Whose examples.
         which: "validation", or "training" for as many training examples as there are validation examples.
         device: Where to evaluate.
-        seed: Chooses the training examples.
+        seed: Chooses the examples, where they are not all.
+        most: At most so many examples; None: no limit.
     """
 
-    def __init__(self, workload: Workload, which: str, device: torch.device, *, seed: int = 0) -> None:
+    def __init__(
+        self, workload: Workload, which: str, device: torch.device, *, seed: int = 0, most: int | None = None
+    ) -> None:
         self.workload = workload
         self.device = device
         self.examples: Examples = workload.validation if which == "validation" else workload.train
         self.batch_size = min(512, max(64, workload.batch_size))
         self.indices = torch.arange(length(self.examples))
-        if which != "validation":
+        count = min(workload.validation_examples, workload.validation_examples if most is None else most)
+        self._whole = which == "validation" and count == len(self.indices)
+        if not self._whole:
             generator = torch.Generator().manual_seed(derive(seed, "training examples to evaluate"))
-            chosen = torch.randperm(length(self.examples), generator=generator)[: workload.validation_examples]
-            self.indices = chosen.sort().values
-        self._whole = which == "validation"
+            self.indices = torch.randperm(length(self.examples), generator=generator)[:count].sort().values
         tensors = as_tensors(self.examples)
         self._tensors = None if tensors is None else tuple(t.to(device) for t in tensors) if self._whole else tensors
         self._cache: list[tuple[int, Batch]] | None = None

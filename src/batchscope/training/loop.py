@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from batchscope.errors import PlanError, WorkloadError
 from batchscope.provenance import fingerprint
@@ -17,8 +17,9 @@ from batchscope.records import CurvePoint, Outcome, Plan, TrainResult, encode
 from batchscope.records.schedule import Segment
 from batchscope.records.training import IN_ORDER
 from batchscope.schedule import OptimizerSettings, decide, rate_factor, rescale, varies
-from batchscope.seeding import derive, isolated, set_random_state
+from batchscope.seeding import derive, isolated, random_state, set_random_state
 from batchscope.training import checkpoint
+from batchscope.training.averaging import WeightAverage
 from batchscope.training.checkpoint import Progress
 from batchscope.training.course import Course
 from batchscope.training.evaluation import EvaluationData, evaluate
@@ -82,6 +83,7 @@ def course_of(
     plan: Plan,
     *,
     evaluate_every: int | None,
+    next_place: Callable[[int], int] | None = None,
     keep_going: Callable[[CurvePoint], bool] | None = None,
 ) -> Course:
     """The course of a run that has a plan, its budget and its evaluations filled in where they were left open.
@@ -90,6 +92,7 @@ def course_of(
         workload: What is trained.
         plan: What is asked for.
         evaluate_every: Examples between two evaluations; None: :func:`evaluation_distance`.
+        next_place: Examples at which the next evaluation is due, after so many; None: every ``evaluate_every``.
         keep_going: Asked after each evaluation that doesn't end the run.
 
     Returns:
@@ -100,6 +103,7 @@ def course_of(
         plan,
         budget=plan.budget_examples or MOST_EPOCHS * workload.training_examples,
         evaluate_every=evaluate_every or evaluation_distance(workload, plan.budget_examples),
+        next_place=next_place,
         keep_going=keep_going,
     )
 
@@ -113,6 +117,8 @@ class Run:
         seed: Initial weights, data order and everything else random derive from it; the initial weights are the same
             for every plan with this seed.
         evaluate_every: Examples between two evaluations; None: :func:`evaluation_distance`.
+        next_place: Examples at which the next evaluation is due, after so many; None: every ``evaluate_every``.
+        validation: What to evaluate on; None: the workload's validation set.
         start: Weights and optimiser state to begin with; None: fresh ones. A checkpoint that exists goes before it.
         checkpoint: File to resume from, where it exists, and to save to.
         checkpoint_every_seconds: Least time between two saves; one is always made at the end and when interrupted.
@@ -134,6 +140,8 @@ class Run:
         *,
         seed: int,
         evaluate_every: int | None = None,
+        next_place: Callable[[int], int] | None = None,
+        validation: EvaluationData | None = None,
         start: Start | None = None,
         checkpoint: Path | None = None,
         checkpoint_every_seconds: float = 60.0,
@@ -148,7 +156,10 @@ class Run:
         self.prepared, self.plan, self.seed = prepared, plan, seed
         self.workload, self.device = prepared.workload, prepared.device
         prepared.training.check(plan)
-        self.course = course_of(self.workload, plan, evaluate_every=evaluate_every, keep_going=keep_going)
+        self.validation = validation or prepared.validation
+        self.course = course_of(
+            self.workload, plan, evaluate_every=evaluate_every, next_place=next_place, keep_going=keep_going
+        )
         self.budget = self.course.budget
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
@@ -162,6 +173,7 @@ class Run:
             start.load_into(self.model, self.optimizer)
         if plan.rescaled_from is not None:
             rescale(self.optimizer, from_batch_size=plan.rescaled_from, to_batch_size=plan.batch_size)
+        self.average = None if plan.averaging is None else WeightAverage(_tensors(self.model), plan.averaging)
         self.settings = OptimizerSettings(self.optimizer, plan.batch_size)
         self.settings.check(plan.batch_sizes)
         if plan.batch_sizes.measured is not None and observer is None:
@@ -172,6 +184,9 @@ class Run:
         self.observer: Observer | None = None
         self.segment: Segment | None = None
         self._threads = contextlib.ExitStack()
+        self._stop = StopRequest()
+        self._random: dict[str, Any] | None = None
+        self._rounds: Generator[None, None, Outcome] | None = None
         self.clock = Stopwatch(self.device)
         self.step: MicroBatchingStep | None = None
         self.training: tuple[float, float] | None = None
@@ -196,24 +211,56 @@ class Run:
             StorageError: A checkpoint that cannot be written, or that belongs to another run.
             WorkloadError: A measured schedule, and a workload whose noise scale cannot be measured.
         """
+        with self._at_work(), self._observed():
+            while True:
+                result = self._round()
+                if result is not None:
+                    return result
+
+    def advance(self) -> TrainResult | None:
+        """Train until the next evaluation only, so that others can be trained in between; nothing observes it.
+
+        Returns:
+            The result, when it has ended.
+        """
+        with self._at_work():
+            return self._round()
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The surroundings that training needs; the random stream goes on where it was left."""
         with (
-            stop_requests() as stop,
+            stop_requests() as self._stop,
             isolated(derive(self.seed, "training"), self.device),
             self._threads,
-            self._observed(),
         ):
-            try:
+            if self._random is not None:
+                set_random_state(self._random, self.device)
+                self._use_threads(self.course.schedule.batch_size_at(max(0, self.progress.iterations - 1)))
+            yield
+            self._random = random_state(self.device)
+
+    def _round(self) -> TrainResult | None:
+        """Train until the next evaluation, or the end."""
+        try:
+            if self._rounds is None:
                 self._resume()
-                outcome = self._loop(stop)
-                if outcome != "diverged":
-                    self._save()
-                if outcome in IN_ORDER and self.evaluate_training:
+                self._rounds = self._loop()
+            try:
+                next(self._rounds)
+                return None
+            except StopIteration as ended:
+                outcome: Outcome = ended.value
+            if outcome != "diverged":
+                self._save()
+            if outcome in IN_ORDER and self.evaluate_training:
+                with self._averaged():
                     self.training = evaluate(self.model, self.prepared.training_sample)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                outcome, self.course.message = "out of memory", (str(error) or "no memory left").splitlines()[0]
-            return self._result(outcome)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            outcome, self.course.message = "out of memory", (str(error) or "no memory left").splitlines()[0]
+        return self._result(outcome)
 
     @contextlib.contextmanager
     def _observed(self) -> Iterator[None]:
@@ -225,9 +272,10 @@ class Run:
             if self.observer is not None:
                 self.observer.close()
 
-    def _loop(self, stop: StopRequest) -> Outcome:
+    def _loop(self) -> Generator[None, None, Outcome]:  # noqa: PLR0915 — the one loop, in one piece
+        """Train, with a stop at every evaluation; returns how it ended."""
         plan, course = self.plan, self.course
-        progress, varying = course.progress, varies(plan)
+        progress, varying, average = course.progress, varies(plan), self.average
         step = self.step = MicroBatchingStep(
             self.workload,
             self.model,
@@ -264,7 +312,9 @@ class Run:
             losses.append(step(micro_batches, examples))
             progress.iterations += 1
             progress.examples += examples
-            if progress.iterations < next_pause and not stop.requested:
+            if average is not None:
+                average.see(progress.examples)
+            if progress.iterations < next_pause and not self._stop.requested:
                 continue
 
             # A pause: the clock stands still while losses are read, and now and then the model evaluated or a phase
@@ -278,14 +328,15 @@ class Run:
                 return "diverged"
             if progress.iterations == next_change:
                 self._grow_or_not(feed)
-            if progress.iterations == next_evaluation:
+            evaluated = progress.iterations == next_evaluation
+            if evaluated:
                 self._evaluate()
                 ended = course.ending()
                 next_evaluation = course.next_evaluation()
                 if ended is None and time.perf_counter() - last_saved >= self.checkpoint_every_seconds:
                     self._save()
                     last_saved = time.perf_counter()
-            if ended is None and stop.requested and progress.iterations < self.iterations:
+            if ended is None and self._stop.requested and progress.iterations < self.iterations:
                 ended = "interrupted"
             if ended is not None:
                 return ended
@@ -293,6 +344,8 @@ class Run:
                 batch_size, next_change = self._enter_phase()
                 next_evaluation = course.next_evaluation()
             next_pause = min(next_evaluation, next_change, progress.iterations + LOSSES_AT_ONCE)
+            if evaluated:
+                yield
             self.clock.start()
         return ended or "finished"
 
@@ -347,16 +400,21 @@ class Run:
     def _evaluate(self) -> None:
         began = time.perf_counter()
         progress = self.progress
-        loss, score = evaluate(self.model, self.prepared.validation)
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        new_best = self.course.evaluated(loss, score, learning_rate=rate, noise_scale=self._noise_scale())
-        if new_best and self.keep_best_weights:
-            self.course.best.keep(self.model.state_dict())
+        with self._averaged():
+            loss, score = evaluate(self.model, self.validation)
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            new_best = self.course.evaluated(loss, score, learning_rate=rate, noise_scale=self._noise_scale())
+            if new_best and self.keep_best_weights:
+                self.course.best.keep(self.model.state_dict())
         progress.evaluation_seconds += time.perf_counter() - began
         if self.on_evaluation is not None:
             left = self.budget - progress.examples
             per_example = progress.seconds / progress.examples if progress.examples else None
             self.on_evaluation(progress.curve[-1], None if per_example is None else per_example * left)
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """While it lasts the model is what is evaluated: with the average of its weights, where the plan says so."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _noise_scale(self) -> float | None:
         try:
@@ -385,6 +443,7 @@ class Run:
                 optimizer=self.optimizer,
                 device=self.device,
                 observer=self.observer,
+                average=self.average,
             )
 
     def _resume(self) -> None:
@@ -396,6 +455,7 @@ class Run:
                 model=self.model,
                 optimizer=self.optimizer,
                 observer=self.observer,
+                average=self.average,
             )
             set_random_state(random_state, self.device)
             self.clock = Stopwatch(self.device, self.progress.seconds)
@@ -412,3 +472,8 @@ class Run:
             peak_memory_bytes=self.memory.peak_bytes() if self.memory else None,
             micro_batch_size=(self.step and self.step.cut_to) or self._at_once(size),
         )
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """All that a model is made of, each tensor once."""
+    return list({id(tensor): tensor.data for tensor in (*model.parameters(), *model.buffers())}.values())

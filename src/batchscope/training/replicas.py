@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +13,10 @@ from torch import Tensor
 from batchscope.errors import PlanError
 from batchscope.records import CurvePoint, Outcome, Plan, TrainResult
 from batchscope.schedule import rate_factor, varies
-from batchscope.seeding import derive, isolated
+from batchscope.seeding import derive, isolated, random_state, set_random_state
+from batchscope.training.averaging import WeightAverage
 from batchscope.training.course import Course
+from batchscope.training.evaluation import EvaluationData
 from batchscope.training.heap import kept_heap
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.loop import LOSSES_AT_ONCE, Prepared, course_of
@@ -40,6 +44,8 @@ class Replicas:
         plans: One for each; they may differ in the learning rate alone.
         seeds: One for each.
         evaluate_every: Examples between two evaluations; None: as in a single run.
+        validation: What to evaluate on; None: the workload's validation set.
+        next_place: Examples at which the next evaluation is due, after so many; None: every ``evaluate_every``.
         in_turn: One replica after the other at each update, by a step that was traced for one, instead of all in one
             batched pass: faster where the arithmetic of one fills the processor.
         on_evaluation: Called after each evaluation, off the clock, with the run's position in ``plans`` and the point.
@@ -66,6 +72,8 @@ class Replicas:
         seeds: Sequence[int],
         *,
         evaluate_every: int | None = None,
+        validation: EvaluationData | None = None,
+        next_place: Callable[[int], int] | None = None,
         in_turn: bool = False,
         on_evaluation: Callable[[int, CurvePoint], None] | None = None,
         prune: Callable[[], Collection[int]] | None = None,
@@ -77,7 +85,9 @@ class Replicas:
         self.plan = _common(self.plans, self.seeds)
         prepared.training.check(self.plan)
         self.on_evaluation, self.prune, self.on_finished = on_evaluation, prune, on_finished
-        self.courses = [course_of(self.workload, plan, evaluate_every=evaluate_every) for plan in self.plans]
+        self.courses = [
+            course_of(self.workload, plan, evaluate_every=evaluate_every, next_place=next_place) for plan in self.plans
+        ]
         self.budget, self.iterations = self.courses[0].budget, self.courses[0].iterations
         self.stack = Stack(
             self.workload,
@@ -87,17 +97,22 @@ class Replicas:
             example=example_batch(prepared.training, self.plan, self.seeds[0]),
             in_turn=in_turn,
         )
-        self.evaluation = StackedEvaluation(self.stack, prepared.validation)
+        self.evaluation = StackedEvaluation(self.stack, validation or prepared.validation)
         self.feed = StackedFeed.of(prepared.training, self.plan, self.budget, self.seeds)
+        self.average = None if self.plan.averaging is None else WeightAverage(self.stack.tensors, self.plan.averaging)
         self.clock = Stopwatch(self.device)
+        self.iteration = 0
         # The runs that the stack's rows are, and those of them that have not ended.
         self.rows = list(range(len(self.plans)))
         self.live = set(self.rows)
         self.results: list[TrainResult | None] = [None] * len(self.plans)
+        self._batches = iter(self.feed)
+        self._seconds, self._data_seconds = 0.0, 0.0
+        self._random: dict[str, Any] | None = None
         self.set_up_seconds = (time.perf_counter() - self.began) / len(self.plans)
 
     def __call__(self) -> list[TrainResult]:
-        """Train.
+        """Train until all have ended.
 
         Returns:
             The results, in the order of the plans. Their seconds are shares of the stack's.
@@ -105,6 +120,41 @@ class Replicas:
         Raises:
             MemoryError: Memory ran out, here or as torch says it (:func:`is_out_of_memory`): a smaller stack may fit.
         """
+        with self._at_work() as stop:
+            while self.live:
+                self._round(stop)
+        return [result for result in self.results if result is not None]
+
+    def advance(self) -> bool:
+        """Train until the next evaluation only, so that others can be trained in between.
+
+        Returns:
+            Whether any has not ended yet.
+
+        Raises:
+            MemoryError: As :meth:`__call__`.
+        """
+        if self.live:
+            with self._at_work() as stop:
+                self._round(stop)
+        return bool(self.live)
+
+    def stop(self, runs: Collection[int], outcome: Outcome) -> None:
+        """End some runs between two rounds.
+
+        Args:
+            runs: Their positions; those that have ended already are left alone.
+            outcome: How they end.
+        """
+        self._end(sorted(self.live.intersection(runs)), outcome)
+
+    def row_of(self, run: int) -> int | None:
+        """Which row of the stack a run is; None where it was dropped from it."""
+        return self.rows.index(run) if run in self.rows else None
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[StopRequest]:
+        """The surroundings that training needs; the random stream goes on where it was left."""
         per_example = self.prepared.flops_per_example
         together = self.plan.batch_size * (self.stack.size if self.stack.is_batched else 1)
         work = None if per_example is None else per_example * together
@@ -114,57 +164,62 @@ class Replicas:
             compute_threads(work, self.device),
             kept_heap(),
         ):
-            outcome = self._loop(stop)
-            self._end(sorted(self.live), outcome)
-        return [result for result in self.results if result is not None]
+            if self._random is not None:
+                set_random_state(self._random, self.device)
+            yield stop
+            self._random = random_state(self.device)
 
-    def _loop(self, stop: StopRequest) -> Outcome:
-        """Train until all have ended, or the rest of them ends with what this returns."""
-        plan, iteration, seconds, data_seconds = self.plan, 0, 0.0, 0.0
-        self._evaluate()
-        if not self.live:
-            return "finished"
+    def _round(self, stop: StopRequest) -> None:
+        """Train until the next evaluation; the first round begins with one."""
+        plan, average = self.plan, self.average
+        if self.iteration == 0:
+            self._evaluate()
+            if not self.live:
+                return
+        self._compact(self.iterations - self.iteration)
         next_evaluation = self._next_evaluation()
-        next_pause = min(next_evaluation, LOSSES_AT_ONCE)
+        next_pause = min(next_evaluation, self.iteration + LOSSES_AT_ONCE)
         losses: list[Tensor] = []
         self.clock.start()
-        for batch in self.feed:
+        for batch in self._batches:
             if varies(plan):
-                factor = rate_factor(plan, iteration * plan.batch_size, plan.batch_size)
+                factor = rate_factor(plan, self.iteration * plan.batch_size, plan.batch_size)
                 self.stack.optimizer.set_rate_factor(factor)
             losses.append(self.stack.update(batch))
-            iteration += 1
-            if iteration < next_pause and not stop.requested:
+            self.iteration += 1
+            if average is not None:
+                average.see(min(self.iteration * plan.batch_size, self.budget))
+            if self.iteration < next_pause and not stop.requested:
                 continue
 
             # A pause: the clock stands still while losses are read, and now and then the replicas evaluated.
+            seconds, data_seconds = self._seconds, self._data_seconds
             values = torch.stack(losses, 1).tolist()
             losses.clear()
             self.clock.stop()
-            self._advance(iteration, self.clock.seconds - seconds, self.feed.seconds - data_seconds)
-            seconds, data_seconds = self.clock.seconds, self.feed.seconds
+            self._seconds, self._data_seconds = self.clock.seconds, self.feed.seconds
+            self._advance(self._seconds - seconds, self._data_seconds - data_seconds)
             exploded = [k for k, own in zip(self.rows, values, strict=True) if self._exploded(k, own)]
             self._end(exploded, "diverged")
-            if iteration == next_evaluation and self.live:
+            evaluated = self.iteration == next_evaluation
+            if evaluated and self.live:
                 self._evaluate()
-            if not self.live:
-                return "finished"
-            if stop.requested and iteration < self.iterations:
-                return "interrupted"
-            if iteration == self.iterations:
-                break
-            next_evaluation = self._next_evaluation()
-            next_pause = min(next_evaluation, iteration + LOSSES_AT_ONCE)
-            self._compact(self.iterations - iteration)
+            if self.iteration == self.iterations:
+                self._end(sorted(self.live), "finished")
+            elif stop.requested:
+                self._end(sorted(self.live), "interrupted")
+            if evaluated or not self.live:
+                return
+            self._compact(self.iterations - self.iteration)
+            next_pause = min(next_evaluation, self.iteration + LOSSES_AT_ONCE)
             self.clock.start()
-        return "finished"
 
-    def _advance(self, iteration: int, seconds: float, data_seconds: float) -> None:
+    def _advance(self, seconds: float, data_seconds: float) -> None:
         """Move the live runs on; each has its share of the time."""
         for k in self.live:
             progress = self.courses[k].progress
-            progress.iterations = iteration
-            progress.examples = min(iteration * self.plan.batch_size, self.budget)
+            progress.iterations = self.iteration
+            progress.examples = min(self.iteration * self.plan.batch_size, self.budget)
             progress.seconds += seconds / len(self.live)
             progress.data_seconds += data_seconds / len(self.live)
 
@@ -174,7 +229,8 @@ class Replicas:
     def _evaluate(self) -> None:
         began = time.perf_counter()
         rates = self.stack.optimizer.learning_rates
-        found = self.evaluation()
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
+            found = self.evaluation()
         spent = (time.perf_counter() - began) / len(self.live)
         evaluated: list[tuple[int, Course]] = []
         for row, k in enumerate(self.rows):
@@ -219,6 +275,8 @@ class Replicas:
             rows = [row for row, k in enumerate(self.rows) if k in self.live]
             self.stack.keep(rows)
             self.feed.keep(rows)
+            if self.average is not None:
+                self.average.keep(rows, self.stack.tensors)
             self.rows = [self.rows[row] for row in rows]
 
 

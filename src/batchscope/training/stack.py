@@ -104,6 +104,11 @@ class Stack:
         return len(self.models)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All that the replicas are made of, each tensor with a leading dimension for the replica."""
+        return [self._block, *self.others]
+
+    @property
     def is_batched(self) -> bool:
         """Whether all replicas pass together; one alone has nothing to be batched with."""
         return not self.in_turn and self.size > 1
@@ -206,6 +211,7 @@ class Stack:
             edges.append(width)
         like: dict[str, Any] = {"dtype": first[self.names.trained[0]].dtype, "device": self.device}
         weights, gradients = (torch.zeros(self.size, width, **like) for _ in range(2))
+        self._block = weights
 
         def views(block: Tensor) -> list[Tensor]:
             return [

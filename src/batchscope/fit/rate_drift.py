@@ -1,0 +1,107 @@
+"""Where the best learning rate lies at a batch size and a length of training, from valleys at others.
+
+log ε* = u + x·log(B/B₀) + d·log(E/E₀): the optimiser's scaling rule gives the slope x to begin with, and longer runs
+want smaller rates (Wu et al. 2018, arXiv 1803.02021, measured from the other side as the short-horizon bias). Both
+slopes have a prior, the level has none to speak of, and each bottom of a valley that was seen counts by how well it is
+known: Bayesian linear regression, in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchscope.records import Interval
+
+Floats = NDArray[np.float64]
+
+# Standard deviations of the priors, in e-folds, and the mean of the drift with the length of training.
+LEVEL_SPREAD, SLOPE_SPREAD = 10.0, 0.25
+DRIFT, DRIFT_SPREAD = -0.15, 0.12
+# Bottoms scatter about the law by this much at least.
+SCATTER = 0.25
+
+
+@dataclass(frozen=True)
+class Bottom:
+    """The bottom of one valley of losses over learning rates.
+
+    Attributes:
+        batch_size: Examples per update.
+        examples: Length of training.
+        learning_rate: The best rate.
+        spread: How well it is known: a standard deviation in e-folds.
+    """
+
+    batch_size: int
+    examples: float
+    learning_rate: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class RateDrift:
+    """The law, as a normal distribution of its three numbers.
+
+    Attributes:
+        batch_size: B₀.
+        examples: E₀.
+        mean: u, x and d.
+        covariance: Of the three.
+    """
+
+    batch_size: float
+    examples: float
+    mean: Floats
+    covariance: Floats
+
+    def predict(self, batch_size: float, examples: float, level: float = 0.9) -> Interval:
+        """The best rate, with the uncertainty of the law and of a bottom about it."""
+        row = np.array([1.0, math.log(batch_size / self.batch_size), math.log(examples / self.examples)])
+        centre = float(row @ self.mean)
+        deviation = math.sqrt(float(row @ self.covariance @ row))
+        width = float(_quantile((1 + level) / 2)) * deviation
+        return Interval(math.exp(centre), math.exp(centre - width), math.exp(centre + width), level)
+
+
+def fit_rate_drift(bottoms: Sequence[Bottom], *, exponent: float) -> RateDrift:
+    """Fit the law to the bottoms that were seen.
+
+    Args:
+        bottoms: At least one.
+        exponent: The scaling rule's: 1 for SGD, ½ for Adam.
+
+    Returns:
+        The law.
+
+    Raises:
+        ValueError: There is none.
+
+    Examples:
+        >>> law = fit_rate_drift([Bottom(32, 1e4, 0.1, 0.1), Bottom(128, 1e4, 0.4, 0.1)], exponent=1.0)
+        >>> 0.18 < law.predict(64, 1e4).value < 0.22
+        True
+    """
+    if not bottoms:
+        raise ValueError("no bottom of a valley")
+    size = math.exp(sum(math.log(b.batch_size) for b in bottoms) / len(bottoms))
+    examples = math.exp(sum(math.log(b.examples) for b in bottoms) / len(bottoms))
+    rows = np.array([[1.0, math.log(b.batch_size / size), math.log(b.examples / examples)] for b in bottoms])
+    seen = np.array([math.log(b.learning_rate) for b in bottoms])
+    weights = np.array([1 / (b.spread**2 + SCATTER**2) for b in bottoms])
+    prior_mean = np.array([seen.mean(), exponent, DRIFT])
+    prior = np.diag([1 / LEVEL_SPREAD**2, 1 / SLOPE_SPREAD**2, 1 / DRIFT_SPREAD**2])
+    precision = prior + rows.T @ (weights[:, None] * rows)
+    covariance = np.linalg.inv(precision)
+    mean = covariance @ (prior @ prior_mean + rows.T @ (weights * seen))
+    return RateDrift(size, examples, mean, covariance)
+
+
+def _quantile(probability: float) -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri(probability))

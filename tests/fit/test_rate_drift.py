@@ -1,0 +1,43 @@
+"""The law of the best learning rates against cases in closed form."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchscope import Interval
+from batchscope.fit.rate_drift import DRIFT, Bottom, fit_rate_drift
+
+
+def test_one_bottom_moves_by_the_scaling_rule_and_the_usual_drift() -> None:
+    law = fit_rate_drift([Bottom(64, 1000.0, 0.1, 0.1)], exponent=0.5)
+    assert law.predict(64, 1000.0).value == pytest.approx(0.1, rel=1e-3)
+    assert law.predict(256, 1000.0).value == pytest.approx(0.2, rel=1e-2)
+    assert law.predict(64, 8000.0).value == pytest.approx(0.1 * 8**DRIFT, rel=1e-2)
+
+
+def test_bottoms_that_disagree_with_the_rule_bend_it() -> None:
+    flat = [Bottom(size, 1000.0, 0.1, 0.05) for size in (16, 64, 256, 1024)]
+    law = fit_rate_drift(flat, exponent=1.0)
+    assert law.predict(1024, 1000.0).value == pytest.approx(0.1, rel=0.3)
+
+
+def test_far_from_what_was_seen_less_is_known() -> None:
+    law = fit_rate_drift([Bottom(64, 1000.0, 0.1, 0.1), Bottom(256, 1000.0, 0.2, 0.1)], exponent=0.5)
+    near, far = law.predict(128, 1000.0), law.predict(4096, 100_000.0)
+    assert width(near) < width(far)
+
+
+def width(interval: Interval) -> float:
+    return (interval.high or 0.0) / (interval.low or 1.0)
+
+
+def test_a_bottom_at_the_edge_counts_for_less() -> None:
+    sure, unsure = Bottom(64, 1000.0, 0.1, 0.1), Bottom(64, 1000.0, 0.4, 1.0)
+    value = fit_rate_drift([sure, unsure], exponent=0.5).predict(64, 1000.0).value
+    assert value is not None
+    assert 0.1 < value < 0.14
+
+
+def test_without_a_bottom_there_is_no_law() -> None:
+    with pytest.raises(ValueError, match="no bottom"):
+        fit_rate_drift([], exponent=1.0)
