@@ -45,10 +45,12 @@ if TYPE_CHECKING:
         Interval,
         MemoryUse,
         NoiseMeasurement,
+        Phase,
         Plan,
         Probe,
         RangeTest,
         Record,
+        Schedule,
         StepTimes,
         Sweep,
         TradeoffLaw,
@@ -59,11 +61,11 @@ if TYPE_CHECKING:
     # For people who keep their own loop
     from batchscope.schedule import rescale
 
-    # The question, and the exhaustive answer
-    from batchscope.study import compare, sweep
+    # The question, the exhaustive answer, and training
+    from batchscope.study import compare, sweep, train
 
-    # Training
-    from batchscope.training import train
+    # For people who keep their own loop
+    from batchscope.training import BatchSizeScheduler
 
     # What is trained
     from batchscope.workload import Workload, load_workload
@@ -81,13 +83,14 @@ _HOMES = {
     # The law between batch size and examples to a target
     "fit_tradeoff": "batchscope.fit",
     # Training
-    "train": "batchscope.training",
+    "train": "batchscope.study",
     # Single measurements
     "branched_runs": "batchscope.measure",
     "gradient_noise": "batchscope.measure",
     "range_test": "batchscope.measure",
     "step_times": "batchscope.measure",
     # For people who keep their own loop
+    "BatchSizeScheduler": "batchscope.training",
     "GradientNoise": "batchscope.measure",
     "find_max_batch_size": "batchscope.measure",
     "rescale": "batchscope.schedule",
@@ -98,10 +101,12 @@ _HOMES = {
     "Interval": "batchscope.records",
     "MemoryUse": "batchscope.records",
     "NoiseMeasurement": "batchscope.records",
+    "Phase": "batchscope.records",
     "Plan": "batchscope.records",
     "Probe": "batchscope.records",
     "RangeTest": "batchscope.records",
     "Record": "batchscope.records",
+    "Schedule": "batchscope.records",
     "StepTimes": "batchscope.records",
     "Sweep": "batchscope.records",
     "TradeoffLaw": "batchscope.records",
@@ -122,6 +127,7 @@ _HOMES = {
 __all__ = [
     "Advice",
     "ArgumentError",
+    "BatchSizeScheduler",
     "BatchscopeError",
     "BranchedRuns",
     "Comparison",
@@ -131,6 +137,7 @@ __all__ = [
     "MemoryUse",
     "MissingPackageError",
     "NoiseMeasurement",
+    "Phase",
     "Plan",
     "PlanError",
     "Probe",
@@ -138,6 +145,7 @@ __all__ = [
     "Record",
     "RecordError",
     "RunError",
+    "Schedule",
     "StepTimes",
     "StorageError",
     "Sweep",

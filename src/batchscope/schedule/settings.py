@@ -99,6 +99,19 @@ class OptimizerSettings:
         for group, full_rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             set_rate(group, full_rate * factor)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The first settings, as plain values."""
+        return {"batch_size": self.batch_size, "first": [dict(first) for first in self._first]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the first settings of another run, whatever the optimiser's were when this was made.
+
+        Args:
+            state: From :meth:`state_dict`.
+        """
+        self.batch_size = state["batch_size"]
+        self._first = [dict(first) for first in state["first"]]
+
     def _check_momentum(self) -> None:
         if any("betas" not in group and "momentum" not in group for group in self.optimizer.param_groups):
             raise PlanError(

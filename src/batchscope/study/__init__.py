@@ -2,5 +2,6 @@
 
 from batchscope.study.compare import compare
 from batchscope.study.sweep import sweep
+from batchscope.study.watched_training import train
 
-__all__ = ["compare", "sweep"]
+__all__ = ["compare", "sweep", "train"]

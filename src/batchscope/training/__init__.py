@@ -1,6 +1,7 @@
 """The one training step and loop, and what they stand on: data feeding, evaluation, checkpoints."""
 
+from batchscope.training.batch_size_scheduler import BatchSizeScheduler
 from batchscope.training.loop import Prepared, Run
 from batchscope.training.train import train
 
-__all__ = ["Prepared", "Run", "train"]
+__all__ = ["BatchSizeScheduler", "Prepared", "Run", "train"]

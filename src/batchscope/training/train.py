@@ -11,6 +11,7 @@ from batchscope.errors import ArgumentError
 from batchscope.progress import Reporter, reporter
 from batchscope.records import CurvePoint, Plan, TrainResult
 from batchscope.training.loop import Prepared, Run
+from batchscope.training.observer import MakeObserver
 from batchscope.workload.workload import Workload
 
 
@@ -25,12 +26,13 @@ def train(
     checkpoint_every_seconds: float = 60.0,
     workers: int | None = None,
     progress: bool | Reporter = False,
+    observer: MakeObserver | None = None,
 ) -> TrainResult:
-    """Train a workload with a plan.
+    """Train a workload with a plan; :func:`batchscope.train` is this, and can measure the noise scale besides.
 
     Args:
         workload: What to train.
-        plan: Batch size, learning rate, budget and shape.
+        plan: Batch size, learning rate, budget, shape and schedule.
         seed: Initial weights, data order and everything else random derive from it.
         device: "cpu", "cuda", "cuda:1" …; None: CUDA where there is one.
         evaluate_every: Examples between two evaluations; None: a fortieth of the budget, or more where that would
@@ -40,6 +42,7 @@ def train(
         checkpoint_every_seconds: Least time between two saves.
         workers: Processes that read a Dataset; None: as many as pay. Results do not depend on it.
         progress: True shows progress on stderr; or a function that is told of every step.
+        observer: Makes what watches the updates, and measures the noise scale that a measured schedule follows.
 
     Returns:
         The result; its ``state`` holds the weights at the best validation score.
@@ -64,7 +67,7 @@ def train(
             report.update(
                 done=point.examples,
                 total=budget,
-                label=f"batch {plan.batch_size}",
+                label=f"batch {point.batch_size}",
                 score=point.score,
                 learning_rate=point.learning_rate,
                 seconds_left=seconds_left if budget else None,
@@ -78,6 +81,7 @@ def train(
             checkpoint=None if checkpoint is None else Path(checkpoint),
             checkpoint_every_seconds=checkpoint_every_seconds,
             on_evaluation=on_evaluation,
+            observer=observer,
         )()
 
 

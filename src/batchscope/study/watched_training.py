@@ -1,0 +1,103 @@
+"""Train a workload with a plan, and watch the noise of its gradients on the way."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import torch
+
+from batchscope.measure import GradientNoise
+from batchscope.progress import Reporter
+from batchscope.records import Plan, TrainResult
+from batchscope.seeding import derive
+from batchscope.training.observer import MakeObserver
+from batchscope.training.train import checked_seed
+from batchscope.training.train import train as train_observed
+from batchscope.workload.workload import Workload
+
+# Measurements that count for half, of those that a measured schedule decides by.
+HALF_LIFE = 10
+
+
+def train(
+    workload: Workload,
+    plan: Plan,
+    *,
+    noise: bool = False,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    evaluate_every: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every_seconds: float = 60.0,
+    workers: int | None = None,
+    progress: bool | Reporter = False,
+) -> TrainResult:
+    """Train a workload with a plan.
+
+    Args:
+        workload: What to train.
+        plan: Batch size, learning rate, budget, shape and schedule.
+        noise: Measure the gradient noise scale on the way, as :class:`batchscope.GradientNoise` does, in at most 3% of
+            the time; it stands in the curve where it is resolved. A measured schedule has it measured all the same, at
+            fixed updates.
+        seed: Initial weights, data order and everything else random derive from it.
+        device: "cpu", "cuda", "cuda:1" …; None: CUDA where there is one.
+        evaluate_every: Examples between two evaluations; None: a fortieth of the budget, or more where that would
+            cost more than half of the training.
+        checkpoint: A file to save to now and then, at the end and when interrupted, and to resume from where it
+            exists. On a CPU the resumed run equals the unbroken one bit for bit, inside any schedule.
+        checkpoint_every_seconds: Least time between two saves.
+        workers: Processes that read a Dataset; None: as many as pay. Results do not depend on it.
+        progress: True shows progress on stderr; or a function that is told of every step.
+
+    Returns:
+        The result; its ``state`` holds the weights at the best validation score.
+
+    Raises:
+        PlanError: A plan that this workload or its optimiser cannot follow.
+        StorageError: A checkpoint that cannot be written, or that belongs to another run.
+        WorkloadError: A measured schedule, and a workload whose noise scale cannot be measured.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> from batchscope.schedule import smith
+        >>> from batchscope.workload.digits import digits
+        >>> schedule = smith(32, at=(6400, 9600), factor=2)
+        >>> plan = bs.Plan(batch_size=32, learning_rate=0.05, examples=12_800, schedule=schedule)
+        >>> result = bs.train(digits(), plan)
+        >>> result.best_score > 0.9, result.iterations, result.curve[-1].batch_size
+        (True, 275, 128)
+    """
+    seed = checked_seed(seed)
+    return train_observed(
+        workload,
+        plan,
+        seed=seed,
+        device=device,
+        evaluate_every=evaluate_every,
+        checkpoint=checkpoint,
+        checkpoint_every_seconds=checkpoint_every_seconds,
+        workers=workers,
+        progress=progress,
+        observer=noise_observer(plan, noise=noise, seed=seed),
+    )
+
+
+def noise_observer(plan: Plan, *, noise: bool, seed: int) -> MakeObserver | None:
+    """What a run's plan wants measured on the way.
+
+    Args:
+        plan: With a measured schedule, its gradients' noise is measured at fixed updates, so that a resumed run decides
+            as the unbroken one would.
+        noise: Whether to measure it without one too, as often as 3% of the time allow.
+        seed: Draws the examples that are measured.
+
+    Returns:
+        What makes the observer; None where nothing is to be measured.
+    """
+    growth, seed = plan.batch_sizes.measured, derive(seed, "noise")
+    if growth is not None:
+        # A measured step is the one after it was decided on, so that their distance is one more.
+        return partial(GradientNoise, every=max(1, growth.every - 1), half_life=HALF_LIFE * growth.every, seed=seed)
+    return partial(GradientNoise, seed=seed) if noise else None
