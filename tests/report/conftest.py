@@ -42,6 +42,26 @@ def sweep_pages(sweeps: dict[str, Record]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def advices(samples: ModuleType) -> dict[str, Record]:
+    """Advice, plain and awkward, by name."""
+    found: dict[str, Record] = neighbour("sample_advice").every(samples, neighbour("sample_probes").HOSTILE)
+    return found
+
+
+@pytest.fixture(scope="session")
+def advice_maker() -> ModuleType:
+    """Where the closed forms are that the advice was made of."""
+    return neighbour("sample_advice")
+
+
+@pytest.fixture(scope="session")
+def advice_pages(advices: dict[str, Record]) -> dict[str, str]:
+    """Pages of those whose sections differ."""
+    sorts = ("", " examples", " far", " none", " interrupted", " hostile")
+    return {name: page.render(advices[name]) for name in (f"advice{sort}" for sort in sorts)}
+
+
+@pytest.fixture(scope="session")
 def probes() -> dict[str, Record]:
     """Probes and their parts, plain and awkward, by name."""
     found: dict[str, Record] = neighbour("sample_probes").every()

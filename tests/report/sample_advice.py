@@ -15,11 +15,13 @@ from batchscope.records import (
     Goal,
     GoalKind,
     Interval,
+    Phase,
     Plan,
     PresentSetting,
     RaceCandidate,
     RacePoint,
     Record,
+    Schedule,
     Spending,
     WorkloadSummary,
 )
@@ -266,7 +268,6 @@ def hostile(record: Advice, text: str) -> Advice:
         reasons=(text, text),
         race=race,
         present=present,
-        schedule=text,
         judged_by=text,
         warnings=(text,),
         spending=(Spending(text, 1.0, 1),),
@@ -277,6 +278,7 @@ def every(samples: ModuleType, hostile_text: str) -> dict[str, Record]:
     """Advice, plain and awkward, by name."""
     plain = advice(samples)
     vague = advice(samples, band=12.0, memory=False)
+    growing = Schedule((Phase(0, 128), Phase(51_200, 512)))
     return {
         "advice": plain,
         "advice examples": advice(samples, "examples", 600_000.0, best=8),
@@ -292,7 +294,7 @@ def every(samples: ModuleType, hostile_text: str) -> dict[str, Record]:
         "advice unforecast": replace(
             plain, frontier=tuple(replace(found, forecast=()) for found in plain.frontier), race=()
         ),
-        "advice interrupted": replace(plain, interrupted=True, devices=4, schedule="128 to 512 as the rate falls"),
+        "advice interrupted": replace(plain, interrupted=True, devices=4, schedule=growing),
         "advice hostile": hostile(plain, hostile_text),
         "advice long name": advice(samples, name="experiments.vision.resnets.wide_resnet_" * 8),
     }

@@ -33,6 +33,9 @@ NAMES = {BLUE: "trained", TEAL: "worked out", AMBER: "today’s setting", RED: "
 STOP = "stop"
 """The parameter of a chart that the slider sets: the number of the stop."""
 
+FRONTIER = "frontier"
+"""The data set of such a chart."""
+
 _FAR = 3.0  # an end of an interval so many times away from every value is beyond the axis
 
 
@@ -76,7 +79,7 @@ def _against_size(record: Advice, quantity: Quantity) -> Spec | None:
     up["axis"].tickCount = alt.Undefined
     shown = [i for i, name in NAMES.items() if any(point["kind"] == name for point in data)]
     colour = colours(alt, NAMES, shown if len(shown) > 1 else ())
-    here = alt.Chart(alt.Data(values=data)).transform_filter(f"datum.{STOP} == {STOP}")
+    here = alt.Chart(alt.NamedData(FRONTIER)).transform_filter(f"datum.{STOP} == {STOP}")
     base = here.encode(x=alt.X("batch:Q", **along), color=colour)
     y = alt.Y("value:Q", **up)
     tips = [
@@ -115,7 +118,7 @@ def _against_size(record: Advice, quantity: Quantity) -> Spec | None:
         {"name": "ends", "value": domains},
         {"name": "places", "value": places},
     ]
-    return done(chart) | {"params": params}
+    return done(chart) | {"params": params, "datasets": {FRONTIER: data}}
 
 
 def _unit_and_title(record: Advice, own: Stop, quantity: Quantity) -> tuple[float, str]:

@@ -98,10 +98,11 @@ def _setting(record: Advice) -> tuple[Card, ...]:
     on = f"on {f.count(record.devices)} devices" if record.devices > 1 else ""
     other = [f.count(size) for size in record.alternatives]
     near = f"The evidence can’t tell it from {words.listed(other, 'or')}." if other else ""
+    grows = "" if record.schedule is None else f"It grows: {record.schedule}."
     memory = "" if record.peak_memory_bytes is None else f"Memory at its peak: {f.memory(record.peak_memory_bytes)}."
     return (
         Card(*_promise(record), "" if record.present is None else record.present.sentence, RED),
-        Card("Batch size", f.count(record.batch_size), ", ".join(filter(None, (split, on))), near),
+        Card("Batch size", f.count(record.batch_size), ", ".join(filter(None, (split, on))), f"{grows} {near}".strip()),
         Card("Learning rate", f.number(record.learning_rate, 3), "", _rate_text(record)),
         Card(
             "Updates",
@@ -130,8 +131,6 @@ def _promise(record: Advice) -> tuple[str, str, str]:
 
 
 def _rate_text(record: Advice) -> str:
-    if record.schedule is not None:
-        return record.schedule
     plan = record.plan
     if plan is None or plan.shape == "constant":
         return ""

@@ -72,7 +72,7 @@ def race(record: Advice) -> Spec | None:
         alt.Tooltip("ended:N"),
         alt.Tooltip("reason:N", title="why"),
     ]
-    base = alt.Chart(alt.Data(values=data)).encode(x=x, y=y, color=colour, detail="run:N")
+    base = alt.Chart(alt.NamedData("race")).encode(x=x, y=y, color=colour, detail="run:N")
     won, others = (base.transform_filter(f"datum.ended {sign} 'advised'") for sign in ("==", "!="))
     low, high = up["scale"].domain
     # What diverged ends far outside, where its sign could not be seen.
@@ -87,7 +87,7 @@ def race(record: Advice) -> Spec | None:
         last.transform_filter("datum.ended == 'advised'").mark_point(size=130, filled=True, opacity=1, style="halo"),
         *(label.mark_text(align="right", dx=-8, dy=-14, **look) for look in ({"style": "under"}, {})),
     )
-    return done(chart, 340)
+    return done(chart, 340) | {"datasets": {"race": data}}
 
 
 def _follows_score(candidates: Iterable[RaceCandidate]) -> bool:

@@ -40,7 +40,8 @@ class Stop:
         goal: What is asked for there.
         standings: Every batch size, in the frontier's order.
         best: The batch size to take there; None where none is known to get there.
-        close: Others that the forecasts don't tell from it: their interval holds what the best one is predicted to do.
+        close: Others that the forecasts don't tell from it: their interval, or what is known of it, holds what the best
+            one is predicted to do.
     """
 
     goal: Goal
@@ -167,15 +168,20 @@ def _standing(row: FrontierRow, goal: Goal) -> Standing:
 
 
 def _may_be_as_good(other: Standing, best: Standing, goal: Goal) -> bool:
+    """Whether its interval, or the bound where nothing else is known, holds what the best one is predicted to do."""
     if goal.kind == "target":
         end, least = other.seconds.low, best.seconds.value
-        return other.seconds.value is not None and end is not None and least is not None and end <= least
+        return end is not None and least is not None and end <= least
     end, most = other.score.high, best.score.value
-    return other.score.value is not None and end is not None and most is not None and end >= most
+    return end is not None and most is not None and end >= most
 
 
 def _round_values(record: Advice) -> list[float]:
-    """Goals a round step apart, from where every forecast has begun to where the last one ends."""
+    """Goals a round step apart, from where every forecast has begun.
+
+    Up to the highest score that one of them reaches; or to the budget at which the first of them ends, since beyond it
+    they could not be compared.
+    """
     curves = [points for row in record.frontier if (points := _sound(row.forecast))]
     if not curves:
         return []
@@ -187,7 +193,7 @@ def _round_values(record: Advice) -> list[float]:
     def of(point: ForecastPoint) -> float:
         return point.examples if record.goal.kind == "examples" else point.seconds
 
-    first, last = max(of(points[0]) for points in curves), max(of(points[-1]) for points in curves)
+    first, last = max(of(points[0]) for points in curves), min(of(points[-1]) for points in curves)
     found = [value for value in _by_ratio(first, last) if first <= value <= last]
     return [float(round(value)) for value in found] if record.goal.kind == "examples" else found
 

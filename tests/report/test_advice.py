@@ -1,0 +1,491 @@
+"""An advice's table, charts and page: what they say is what the record says, at every stop of the slider."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from batchscope.records import Advice, ForecastPoint, FrontierRow, Interval, Plan, Record, load
+from batchscope.report import advice_sheets, advice_stops, charts, marks
+from batchscope.report import formatting as f
+
+ENDS = st.one_of(st.none(), st.floats(1e-3, 1e12), st.just(math.inf), st.just(0.0))
+SCORES = st.lists(st.floats(-2.0, 2.0), min_size=1, max_size=12)
+
+
+def of(advices: dict[str, Record], name: str) -> Advice:
+    found = advices[name]
+    assert isinstance(found, Advice)
+    return found
+
+
+def printed(record: Record, width: int = 110) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None).print(record.table())
+    return stream.getvalue()
+
+
+class Words(HTMLParser):
+    """The text of a page as a reader sees it, and the contents of its scripts by id."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.text: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self.inputs: list[dict[str, str | None]] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "style"):
+            self._inside = dict(attributes).get("id") or tag
+        if tag == "input":
+            self.inputs.append(dict(attributes))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.scripts[self._inside] = data
+        else:
+            self.text.append(data)
+
+    @property
+    def said(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def points(spec: dict[str, Any], *fields: str) -> list[dict[str, Any]]:
+    """Every point of a chart that has these fields, each data set once."""
+
+    def inner(layer: dict[str, Any]) -> list[dict[str, Any]]:
+        return [found for part in layer["layer"] for found in inner(part)] if "layer" in layer else [layer]
+
+    sets = {json.dumps(s): s for layer in inner(spec) if (s := layer.get("data", spec.get("data")))}
+    named = spec.get("datasets", {})
+    found = [p for s in sets.values() for p in (s["values"] if "values" in s else named.get(s.get("name"), []))]
+    return [point for point in found if set(fields) <= set(point)]
+
+
+def drawn(record: Record, name: str) -> dict[str, Any]:
+    spec = charts.specification(record, name)
+    assert spec is not None
+    return spec
+
+
+def curve(*scores: float | None, half: float = 0.0, start: float = 100.0) -> FrontierRow:
+    """A row whose forecast doubles its examples from point to point, at ten examples a second and batch size 4."""
+    forecast = tuple(
+        ForecastPoint(
+            round(start * 2**i),
+            start * 2**i / 10,
+            Interval.unresolved() if s is None else Interval(s, s - half, s + half, 0.9),
+        )
+        for i, s in enumerate(scores)
+    )
+    unknown = Interval.unresolved()
+    speed = Interval(10.0, 9.0, 11.0)
+    return FrontierRow(4, 4, 1, unknown, Interval(0.4, 0.36, 0.44), speed, 0, None, *[unknown] * 3, True, forecast)
+
+
+# The stops of the slider
+
+
+def test_a_crossing_lies_between_two_points_on_a_log_scale() -> None:
+    examples, seconds = advice_stops.crossing(curve(0.5, 0.6, 0.8, half=0.05), 0.7)
+    assert examples.value == pytest.approx(200 * math.sqrt(2))
+    assert seconds.value == pytest.approx(20 * math.sqrt(2))
+    # The upper end crosses 0.7 where the score is 0.65, the lower one where it is 0.75.
+    assert [examples.low, examples.high] == pytest.approx([200 * 2**0.25, 200 * 2**0.75])
+    assert examples.level == 0.9
+    assert advice_stops.crossing(curve(0.5, 0.6, 0.8), 0.6)[0].value == pytest.approx(200)
+    # A dip afterwards changes nothing: it was there.
+    assert advice_stops.crossing(curve(0.5, 0.8, 0.6, 0.9), 0.8)[0].value == pytest.approx(200)
+
+
+def test_beyond_a_forecast_only_a_bound_is_known() -> None:
+    never = advice_stops.crossing(curve(0.5, 0.6, half=0.01), 0.9)[0]
+    assert (never.value, never.low, never.high, never.resolved) == (None, 200, None, False)
+    perhaps = advice_stops.crossing(curve(0.5, 0.6, half=0.1), 0.65)[0]
+    assert perhaps.value is None
+    assert perhaps.low == pytest.approx(100 * math.sqrt(2))
+    late = advice_stops.crossing(curve(0.5, 0.6, half=0.1), 0.55)[0]
+    assert late.value == pytest.approx(100 * math.sqrt(2))
+    assert (late.low, late.high) == (0.0, math.inf)
+    at_once = advice_stops.crossing(curve(0.5, 0.6), 0.4)[0]
+    assert (at_once.value, at_once.low, at_once.high) == (None, None, 100)
+    for row in (curve(), curve(None, None)):
+        assert [i.resolved for i in advice_stops.crossing(row, 0.5)] == [False, False]
+        assert not advice_stops.reached(row, 150.0, lambda point: point.examples).resolved
+
+
+def test_a_budget_reaches_what_lies_between_two_points() -> None:
+    row = curve(0.5, 0.6, 0.8, half=0.05)
+    score = advice_stops.reached(row, 100 * math.sqrt(2), lambda point: point.examples)
+    assert [score.value, score.low, score.high] == pytest.approx([0.55, 0.5, 0.6])
+    assert advice_stops.reached(row, 40.0, lambda point: point.seconds).value == pytest.approx(0.8)
+    assert advice_stops.reached(row, 10.0, lambda point: point.seconds).value == pytest.approx(0.5)
+    assert not advice_stops.reached(row, 41.0, lambda point: point.seconds).resolved
+    assert not advice_stops.reached(row, 9.0, lambda point: point.seconds).resolved
+
+
+@given(scores=SCORES, half=st.floats(0, 0.5), target=st.floats(-2.5, 2.5))
+def test_a_crossing_lies_inside_its_interval_and_the_forecast(scores: list[float], half: float, target: float) -> None:
+    row = curve(*scores, half=half)
+    found, _ = advice_stops.crossing(row, target)
+    if found.value is not None:
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low <= found.value * (1 + 1e-9)
+        assert found.value <= found.high * (1 + 1e-9)
+        assert 100 <= found.value <= row.forecast[-1].examples
+        again = advice_stops.reached(row, found.value, lambda point: point.examples).value
+        assert again == pytest.approx(target, abs=1e-6)
+    else:
+        assert target > max(scores) or target <= scores[0]
+
+
+@given(scores=SCORES, targets=st.tuples(st.floats(-2.5, 2.5), st.floats(-2.5, 2.5)).map(sorted))
+def test_more_is_never_reached_sooner(scores: list[float], targets: list[float]) -> None:
+    easy, hard = (advice_stops.crossing(curve(*scores), target)[0].value for target in targets)
+    if easy is not None and hard is not None:
+        assert easy <= hard * (1 + 1e-9)
+
+
+def test_the_asked_stop_is_the_record_s_own(advices: dict[str, Record]) -> None:
+    for name in ("advice", "advice examples", "advice seconds", "advice far", "advice none", "advice unforecast"):
+        record = of(advices, name)
+        found = advice_stops.stops(record)
+        stop = found[advice_stops.asked(record, found)]
+        assert stop.goal == record.goal
+        assert (stop.best, stop.close) == (record.batch_size, record.alternatives)
+        assert [(s.examples, s.seconds, s.score) for s in stop.standings] == [
+            (row.examples, row.seconds, row.score) for row in record.frontier
+        ]
+        values = [stop.goal.value for stop in found]
+        assert values == sorted(set(values))
+        assert len(found) <= advice_stops.MOST_STOPS + 2
+
+
+def test_the_best_batch_size_is_that_of_the_law(advices: dict[str, Record], advice_maker: ModuleType) -> None:
+    """Against the closed forms that the sample was made of."""
+    record = of(advices, "advice")
+    seen = set()
+    for stop in advice_stops.stops(record):
+        standing = stop.of(stop.best)
+        assert standing is not None, stop.goal
+        assert standing.seconds.value is not None
+        seconds = {
+            row.batch_size: advice_maker.examples_to(row.batch_size, stop.goal.value)
+            / row.batch_size
+            * advice_maker.step_seconds(row.batch_size)
+            for row in record.frontier
+        }
+        # Beyond some target, the forecast of the one that is best ends too soon to know it.
+        least = min(seconds, key=lambda size: seconds[size])
+        assert stop.best == least or (stop.goal.value > 0.91 and least in stop.close)
+        assert standing.seconds.value == pytest.approx(seconds[standing.batch_size], rel=0.02)
+        seen.add(stop.goal.value)
+    assert {0.7, 0.8, 0.89, 0.9} <= seen
+    # Of a law in examples over 1 + B/B_crit, the best one for a time is the same for every time, and for examples 8.
+    for name, size in (("advice seconds", 128), ("advice examples", 8)):
+        stops = advice_stops.stops(of(advices, name))
+        assert len(stops) > 30
+        assert {stop.best for stop in stops} == {size}
+
+
+def test_those_that_cannot_be_told_apart_are_named(advices: dict[str, Record]) -> None:
+    for name in ("advice", "advice seconds"):
+        record = of(advices, name)
+        for stop in advice_stops.stops(record):
+            best = stop.of(stop.best)
+            if best is None or stop.goal == record.goal:
+                continue
+            for standing in stop.standings:
+                if standing is best:
+                    continue
+                if name == "advice":
+                    low = standing.seconds.low
+                    near = low is not None and low <= (best.seconds.value or 0.0)
+                else:
+                    near = (standing.score.high or 0.0) >= (best.score.value or 0.0)
+                assert (standing.batch_size in stop.close) == near
+
+
+# Charts
+
+
+Specs = dict[str, dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def specs(advices: dict[str, Record]) -> Specs:
+    """Every chart of every state; the others' charts are those of the plain one."""
+    others = ("advice interrupted", "advice hostile", "advice long name")
+    return {name: charts.every(record) for name, record in advices.items() if name not in others}
+
+
+def test_every_chart_of_every_state_is_finite(specs: Specs, advices: dict[str, Record]) -> None:
+    for name, found in specs.items():
+        json.dumps(found, allow_nan=False)
+        assert set(found) <= set(charts.TITLES), name
+        assert charts.rows_to_colour(advices[name]) == marks.COLOURS
+        for chart, spec in found.items():
+            for low, high in next((p["value"] for p in spec.get("params", ()) if p["name"] == "ends"), []):
+                assert low < high, (name, chart)
+
+
+def test_what_there_is_to_show(specs: Specs) -> None:
+    shown = {name: tuple(found) for name, found in specs.items()}
+    ways = ("forecast", "race")
+    assert shown["advice"] == ("frontier_seconds", "frontier_examples", *ways)
+    assert shown["advice examples"] == ("frontier_seconds", "frontier_score", *ways)
+    assert shown["advice seconds"] == ("frontier_examples", "frontier_score", *ways)
+    assert shown["advice none"] == ("race",)
+    assert shown["advice unforecast"] == ("frontier_seconds", "frontier_examples")
+
+
+def test_charts_are_valid_and_can_be_images(specs: Specs, advices: dict[str, Record]) -> None:
+    import altair
+
+    for chart, spec in {**specs["advice seconds"], **specs["advice alone"]}.items():
+        altair.Chart.from_dict({**spec, "datasets": {}}, validate=True)
+        assert spec["width"] == "container", chart
+    assert charts.TITLES["race"] in charts.svg(advices["advice alone"], "race", theme="dark")
+    assert "time to the target, s, log scale" in charts.svg(advices["advice alone"], "frontier_seconds")
+
+
+@pytest.mark.parametrize("name", ["advice", "advice examples", "advice seconds", "advice far", "advice vague"])
+def test_points_of_every_stop_are_its_standings_inside_the_plot(
+    specs: Specs, advices: dict[str, Record], name: str
+) -> None:
+    record = of(advices, name)
+    stops = advice_stops.stops(record)
+    for chart in (found for found in specs[name] if found.startswith("frontier")):
+        spec = specs[name][chart]
+        params = {p["name"]: p["value"] for p in spec["params"]}
+        assert params["stop"] == advice_stops.asked(record, stops)
+        quantity = chart.removeprefix("frontier_")
+        own = stops[params["stop"]]
+        size = f.time_unit(s.seconds.value for s in own.standings).size if quantity == "seconds" else 1.0
+        for point in points(spec, "stop"):
+            low, high = params["ends"][point["stop"]]
+            stop = stops[point["stop"]]
+            assert all(low <= point[end] <= high for end in ("value", "low", "high") if end in point)
+            standing = stop.of(point["batch"])
+            if point["kind"] == "today’s setting" or standing is None:
+                assert stop.goal == record.goal
+                continue
+            interval: Interval = getattr(standing, quantity)
+            assert (point["kind"] == "advised") == (stop.best == standing.batch_size)
+            assert ("value" in point) == (interval.value is not None)
+            if interval.value is not None:
+                assert point["value"] * size == pytest.approx(interval.value, rel=1e-5)
+
+
+def test_what_was_not_trained_is_told_by_its_colour(specs: Specs) -> None:
+    kinds = {p["batch"]: p["kind"] for p in points(specs["advice"]["frontier_examples"], "stop")}
+    assert kinds[2048] == "worked out"
+    assert kinds[8] == "trained"
+
+
+def test_the_race_has_every_candidate_and_its_end(specs: Specs, advices: dict[str, Record]) -> None:
+    record = of(advices, "advice")
+    found = points(specs["advice"]["race"], "run", "value")
+    assert {point["run"] for point in found} == set(range(len(record.race)))
+    for run, each in enumerate(record.race):
+        own = [point for point in found if point["run"] == run]
+        assert {(p["batch"], p["rate"], p["ended"], p["reason"]) for p in own} == {
+            (each.batch_size, each.learning_rate, each.ended, each.reason)
+        }
+    by_loss = replace(
+        record, race=tuple(replace(c, points=tuple(replace(p, score=0.1) for p in c.points)) for c in record.race)
+    )
+    assert "validation loss" in json.dumps(drawn(by_loss, "race"))
+
+
+def test_the_way_to_the_goal_is_the_advised_forecast(specs: Specs, advices: dict[str, Record]) -> None:
+    record = of(advices, "advice")
+    spec = specs["advice"]["forecast"]
+    [row] = [row for row in record.frontier if row.batch_size == record.batch_size]
+    size = f.time_unit(point.seconds for point in row.forecast).size
+    line = [point for point in points(spec, "at", "value", "low") if point["kind"] == "forecast"]
+    assert [(p["at"] * size, p["value"], p["low"], p["high"]) for p in line] == [
+        (pytest.approx(p.seconds), p.score.value, p.score.low, p.score.high) for p in row.forecast
+    ]
+    seen = [point for point in points(spec, "at", "value") if point["kind"] == "measured"]
+    assert len(seen) == sum(len(each.points) for each in record.race if each.ended == "advised")
+    [upright] = points(spec, "x", "text")
+    predicted = record.predicted_seconds
+    assert [upright[key] * size for key in ("x", "low", "high")] == pytest.approx(
+        [predicted.value, predicted.low, predicted.high]
+    )
+
+
+# Words
+
+
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_every_table_fits_its_terminal(advices: dict[str, Record], width: int) -> None:
+    for name, record in advices.items():
+        for line in printed(record, width).splitlines():
+            assert len(line) <= width, name
+
+
+def test_the_terminal_says_the_answer_then_the_frontier_then_why(advices: dict[str, Record]) -> None:
+    record = of(advices, "advice")
+    said = printed(record, 80)
+    assert said.startswith("Use batch 128, learning rate 0.12, 2,583 iterations.\n")
+    lines = [line.split() for line in said.splitlines()]
+    order = [
+        lines.index(next(line for line in lines if line[:2] == start))
+        for start in (["What", "each"], ["128", "advised"])
+    ]
+    assert order == sorted(order)
+    assert said.index("128 advised") < said.index(record.reasons[0][:40]) < said.index("batchscope 0.1.0")
+    [advised] = [line for line in lines if line[:2] == ["128", "advised"]]
+    assert advised[2:] == ["0.117", "2,583", "331", "(282–388)", "6.48", "(5.47–7.68)", "2.51"]
+    [today] = [line for line in lines if line[:2] == ["32", "today"]]
+    assert today[2:] == ["0.002", "–", "–", "15.5", "(12.7–19.0)", "1.45"]
+    assert "2,048* " in said
+    assert "* Not trained" in " ".join(said.split())
+    assert "MiB" in printed(record, 140)
+
+
+def test_today_s_setting_is_marked_where_it_is_on_the_frontier(advices: dict[str, Record]) -> None:
+    record = of(advices, "advice seconds")
+    assert "128 advised, today" in printed(record)
+    assert len(advice_sheets.frontier(record).lines) == len(record.frontier)
+    alone = of(advices, "advice alone")
+    assert "today" not in printed(alone)
+
+
+def test_what_is_out_of_reach_is_said(advices: dict[str, Record]) -> None:
+    said = printed(advices["advice far"])
+    assert re.search(r"128 advised\s+0\.117\s+–\s+> 60,000\s+> 1\.18", said)
+    assert printed(advices["advice none"]).startswith("No setting was found: every rate diverged.\n")
+    assert "! Interrupted before its budget was spent" in printed(advices["advice interrupted"])
+
+
+def test_a_stop_is_a_sentence(advices: dict[str, Record]) -> None:
+    said = {
+        name: advice_sheets.at_stop(found[advice_stops.asked(record, found)])
+        for name in ("advice", "advice examples", "advice seconds", "advice far", "advice none")
+        if (record := of(advices, name)) and (found := advice_stops.stops(record))
+    }
+    near = "The forecasts can’t tell it from 64 or 256."
+    assert said["advice"] == f"Batch size 128: 6.48 s (5.47–7.68), 331,000 examples (282,000–388,000). {near}"
+    assert said["advice examples"].startswith("Batch size 8: a score of 0.9063 ± 0.0040, 89.1 s (87.3–90.9).")
+    assert said["advice seconds"].startswith("Batch size 128: a score of 0.9114 ± 0.0040, 1,530,000 examples")
+    assert said["advice far"].startswith("Batch size 128: more than 1.18 s, more than 60,000 examples.")
+    assert said["advice none"] == "No batch size is forecast to get there."
+
+
+@given(value=st.one_of(st.none(), st.floats(1e-3, 1e12)), low=ENDS, high=ENDS)
+def test_no_interval_is_printed_with_what_is_not_a_number(
+    value: float | None, low: float | None, high: float | None
+) -> None:
+    interval = Interval(value, low, high, resolved=value is not None)
+    for said in (
+        advice_sheets.reaching(interval, f.Unit("s", 1.0)),
+        advice_sheets.spoken_seconds(interval),
+        advice_sheets.spoken_count(interval),
+    ):
+        assert said
+        assert not re.search(r"None|nan|inf|∞", said)
+
+
+# The page
+
+
+def test_every_page_is_whole_and_small(advice_pages: dict[str, str]) -> None:
+    for name, text in advice_pages.items():
+        assert text.rstrip().endswith("</html>")
+        assert len(text.encode()) < 1_600_000, name
+        said = Words(text).said.replace("null", "")
+        assert "None" not in said, name
+        assert "nan" not in said.lower().split(), name
+
+
+def test_the_record_in_the_page_is_the_record(
+    advice_pages: dict[str, str], advices: dict[str, Record], tmp_path: Path
+) -> None:
+    for name in ("advice", "advice none", "advice hostile"):
+        path = tmp_path / "record.json"
+        path.write_text(Words(advice_pages[name]).scripts["record"], encoding="utf-8")
+        kept = load(path)
+        assert isinstance(kept, Advice)
+        # Of two diverged candidates the losses aren't numbers, which no two of are equal.
+        assert str(kept) == str(advices[name]), name
+
+
+def test_the_answer_comes_first_and_the_cost_last(advice_pages: dict[str, str], advices: dict[str, Record]) -> None:
+    record = of(advices, "advice")
+    said = Words(advice_pages["advice"]).said
+    order = [
+        "Which setting reaches a score of 0.89 soonest?",
+        "Use batch 128",
+        "Time to the target 6.48 s 5.47 to 7.68, 90% interval",
+        "Your present setting, batch size 32, needs about 2.4 times as long.",
+        "The trade-off",
+        "Batch size 128: 6.48 s (5.47–7.68)",
+        "What each batch size takes to a score of 0.89",
+        "Critical batch size 200",
+        record.reasons[-1],
+        "judged by: validation loss after a linear cooldown",
+        "Candidates: all 36",
+        "batchscope train fashion-mlp --plan advice.json",
+        "The advice took 11.4 s: step times 2.2 s, learning rates 4.1 s, race 5.1 s.",
+        "Provenance",
+    ]
+    places = [said.index(part) for part in order]
+    assert places == sorted(places)
+    assert "best score with 600,000 examples?" in Words(advice_pages["advice examples"]).said
+
+
+def test_the_slider_without_a_script_says_the_asked_goal(advice_pages: dict[str, str]) -> None:
+    found = Words(advice_pages["advice"])
+    [slider] = [given for given in found.inputs if given["type"] == "range"]
+    assert "hidden" in slider
+    assert slider["aria-valuetext"] == "0.89"
+    data = json.loads(found.scripts["charts"])["slider"]
+    assert data["stops"][data["asked"]][0] == "0.89"
+    assert slider["value"] == str(data["asked"])
+    assert slider["max"] == str(len(data["stops"]) - 1)
+    assert not [given for given in Words(advice_pages["advice none"]).inputs if given["type"] == "range"]
+
+
+def test_the_plan_in_the_page_can_be_loaded(
+    advice_pages: dict[str, str], advices: dict[str, Record], tmp_path: Path
+) -> None:
+    text = advice_pages["advice"]
+    listings = re.findall(r"<pre [^>]*><code>(.*?)</code></pre>", text, flags=re.S)
+    path = tmp_path / "plan.json"
+    path.write_text(html.unescape(listings[2]), encoding="utf-8")
+    plan = load(path)
+    assert isinstance(plan, Plan)
+    assert plan == of(advices, "advice").plan
+    assert "Train with it" not in Words(advice_pages["advice none"]).said
+
+
+def test_hostile_words_are_text(advice_pages: dict[str, str], advices: dict[str, Record]) -> None:
+    text = advice_pages["advice hostile"]
+    assert "<script>alert" not in text
+    assert text.count("<script") == advice_pages["advice"].count("<script")
+    assert "{{ 7*7 }}" in Words(text).said
+    assert "[bold]x[/bold]" in printed(advices["advice hostile"], 200)
