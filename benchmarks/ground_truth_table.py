@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -197,7 +198,9 @@ class GroundTruth:
         """Keep the table."""
         folder.mkdir(exist_ok=True)
         path = folder / f"{self.workload}.json"
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(asdict(self), indent=1)
+        text = re.sub(r"\[[\d,\s]+\]", lambda runs: "".join(runs[0].split()).replace(",", ", "), text)  # in one line
+        path.write_text(text + "\n", encoding="utf-8")
         return path
 
     @property
