@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Progress:
         micro_batch_size: Examples at once since memory ran out; None: it has not.
         schedule: The batch sizes so far, where they grow by measurement; None: they are the plan's.
         growth_votes: Decisions in a row for larger batches, or below 0 for smaller ones.
+        evaluation_due: Whether it stands before an evaluation that was not made any more.
     """
 
     iterations: int = 0
@@ -55,6 +57,7 @@ class Progress:
     micro_batch_size: int | None = None
     schedule: Schedule | None = None
     growth_votes: int = 0
+    evaluation_due: bool = False
 
 
 def save(
@@ -68,6 +71,7 @@ def save(
     device: torch.device,
     observer: Observer | None = None,
     average: WeightAverage | None = None,
+    other_ranks: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write a checkpoint, all of it or nothing.
 
@@ -81,6 +85,7 @@ def save(
         device: Whose random state is written besides the CPU's.
         observer: What watches the run, if anything; its state is written.
         average: Of the weights, if there is one; likewise.
+        other_ranks: The random states of the ranks after the first.
 
     Raises:
         StorageError: The disk is full, or the place cannot be written.
@@ -97,6 +102,7 @@ def save(
         "best_state": None if best.state is None else _flatten(best.state, "best", tensors),
         "optimizer": _flatten(optimizer.state_dict(), "optimizer", tensors),
         "random": _flatten(_random_as_plain(random_state(device)), "random", tensors),
+        "other_ranks": _flatten([_random_as_plain(state) for state in other_ranks], "other_ranks", tensors),
         "observer": None if observer is None else _flatten(observer.state_dict(), "observer", tensors),
         "average": None if average is None else _flatten(average.state_dict(), "average", tensors),
     }
@@ -145,7 +151,8 @@ def restore(
     optimizer: torch.optim.Optimizer,
     observer: Observer | None = None,
     average: WeightAverage | None = None,
-) -> tuple[Progress, dict[str, Any]]:
+    rank: int = 0,
+) -> tuple[Progress, dict[str, Any] | None]:
     """Read a checkpoint into a run's own model, optimiser and best evaluation.
 
     Args:
@@ -156,9 +163,10 @@ def restore(
         optimizer: Filled in.
         observer: Filled in, where the checkpoint has one's state.
         average: Filled in likewise.
+        rank: Whose random state is wanted.
 
     Returns:
-        Where the run stands, and the random state to go on from.
+        Where the run stands, and the random state to go on from; None where there was no such rank.
 
     Raises:
         StorageError: The file is damaged, no checkpoint, or one of another run.
@@ -216,7 +224,9 @@ def restore(
         observer.load_state_dict(_unflatten(header["observer"], tensors))
     if average is not None and header["average"] is not None:
         average.load_state_dict(_unflatten(header["average"], tensors))
-    return decode(Progress, header["progress"], str(path)), _random_from_plain(_unflatten(header["random"], tensors))
+    states = [header["random"], *header.get("other_ranks", ())]
+    random = _random_from_plain(_unflatten(states[rank], tensors)) if rank < len(states) else None
+    return decode(Progress, header["progress"], str(path)), random
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -154,6 +154,7 @@ class Course:
         peak_memory_bytes: int | None = None,
         micro_batch_size: int | None = None,
         stack_size: int | None = None,
+        ranks: int = 1,
     ) -> TrainResult:
         """The run's result.
 
@@ -166,6 +167,7 @@ class Course:
             peak_memory_bytes: Peak memory; None: not measured.
             micro_batch_size: Examples that passed through the model at once.
             stack_size: Runs it was trained together with; None: alone.
+            ranks: Processes that shared each batch.
 
         Returns:
             The record.
@@ -201,5 +203,6 @@ class Course:
             curve=tuple(progress.curve),
             provenance=provenance(self.workload, device=device, seed=seed),
             stack_size=stack_size,
+            ranks=ranks,
             state=best.state,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,10 @@ class Run:
         keep_going: Asked after each evaluation that doesn't end the run; False ends it as "pruned".
         observer: Makes what watches the updates, and measures the noise scale that a measured schedule follows.
 
+    Attributes:
+        part: The share of every batch that this process trains on, and how many there are.
+        unread: Losses of the updates since the last pause.
+
     Raises:
         PlanError: A plan that this workload or its optimiser cannot follow.
     """
@@ -189,6 +194,7 @@ class Run:
         self._rounds: Generator[None, None, Outcome] | None = None
         self.clock = Stopwatch(self.device)
         self.step: MicroBatchingStep | None = None
+        self.unread: list[Tensor] = []
         self.training: tuple[float, float] | None = None
 
     @property
@@ -226,12 +232,28 @@ class Run:
         with self._at_work():
             return self._round()
 
+    def state(self, *, averaged: bool = False) -> dict[str, Any]:
+        """A copy of the weights, as they are evaluated or as they stand."""
+        with self._averaged() if averaged else contextlib.nullcontext():
+            return copy.deepcopy(self.model.state_dict())
+
+    def stopped(self, outcome: Outcome) -> TrainResult:
+        """End it between two evaluations.
+
+        Args:
+            outcome: How it ends.
+
+        Returns:
+            The result.
+        """
+        return self._result(outcome)
+
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         """The surroundings that training needs; the random stream goes on where it was left."""
         with (
             stop_requests() as self._stop,
-            isolated(derive(self.seed, "training"), self.device),
+            isolated(self._stream(), self.device),
             self._threads,
         ):
             if self._random is not None:
@@ -243,24 +265,28 @@ class Run:
     def _round(self) -> TrainResult | None:
         """Train until the next evaluation, or the end."""
         try:
-            if self._rounds is None:
-                self._resume()
-                self._rounds = self._loop()
-            try:
-                next(self._rounds)
-                return None
-            except StopIteration as ended:
-                outcome: Outcome = ended.value
-            if outcome != "diverged":
-                self._save()
-            if outcome in IN_ORDER and self.evaluate_training:
-                with self._averaged():
-                    self.training = evaluate(self.model, self.prepared.training_sample)
+            outcome = self._until_next_evaluation()
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not self._is_outcome(error):
                 raise
             outcome, self.course.message = "out of memory", (str(error) or "no memory left").splitlines()[0]
-        return self._result(outcome)
+        return None if outcome is None else self._result(outcome)
+
+    def _until_next_evaluation(self) -> Outcome | None:
+        if self._rounds is None:
+            self._resume()
+            self._rounds = self._loop()
+        try:
+            next(self._rounds)
+            return None
+        except StopIteration as ended:
+            outcome: Outcome = ended.value
+        if outcome != "diverged":
+            self._save()
+        if outcome in IN_ORDER and self.evaluate_training:
+            with self._averaged():
+                self.training = self._loss_and_score(self.prepared.training_sample)
+        return outcome
 
     @contextlib.contextmanager
     def _observed(self) -> Iterator[None]:
@@ -276,24 +302,20 @@ class Run:
         """Train, with a stop at every evaluation; returns how it ended."""
         plan, course = self.plan, self.course
         progress, varying, average = course.progress, varies(plan), self.average
-        step = self.step = MicroBatchingStep(
-            self.workload,
-            self.model,
-            self.optimizer,
-            micro_batch_size=plan.micro_batch_size,
-            cut_to=progress.micro_batch_size,
-        )
+        step = self.step = self._make_step()
         feed = self.prepared.training.feed(
             plan,
             self.budget,
             seed=derive(self.seed, "data"),
             start_iteration=progress.iterations,
             schedule=course.schedule,
+            part=self.part,
         )
         data_seconds_before = progress.data_seconds
         self._use_threads(course.schedule.batch_size_at(max(0, progress.iterations - 1)))
         if not progress.curve:
             self._enter_phase()
+        if not progress.curve or progress.evaluation_due:
             self._evaluate()
         ended = course.ending() if progress.curve[-1].iterations == progress.iterations else None
         if ended is not None or progress.iterations == self.iterations:
@@ -302,7 +324,7 @@ class Run:
         next_evaluation = course.next_evaluation()
         next_pause = min(next_evaluation, next_change, progress.iterations + LOSSES_AT_ONCE)
         last_saved = time.perf_counter()
-        losses: list[Tensor] = []
+        losses = self.unread
 
         self.clock.start()
         for micro_batches in feed:
@@ -333,7 +355,7 @@ class Run:
                 self._evaluate()
                 ended = course.ending()
                 next_evaluation = course.next_evaluation()
-                if ended is None and time.perf_counter() - last_saved >= self.checkpoint_every_seconds:
+                if ended is None and self._save_is_due(last_saved):
                     self._save()
                     last_saved = time.perf_counter()
             if ended is None and self._stop.requested and progress.iterations < self.iterations:
@@ -400,10 +422,12 @@ class Run:
     def _evaluate(self) -> None:
         began = time.perf_counter()
         progress = self.progress
+        progress.evaluation_due = True
         with self._averaged():
-            loss, score = evaluate(self.model, self.validation)
+            loss, score = self._loss_and_score(self.validation)
             rate = float(self.optimizer.param_groups[0]["lr"])
             new_best = self.course.evaluated(loss, score, learning_rate=rate, noise_scale=self._noise_scale())
+            progress.evaluation_due = False
             if new_best and self.keep_best_weights:
                 self.course.best.keep(self.model.state_dict())
         progress.evaluation_seconds += time.perf_counter() - began
@@ -430,36 +454,74 @@ class Run:
             "evaluate_every": self.course.evaluate_every,
         }
 
+    # What ranks do otherwise (training/ranked_run.py)
+
+    part = (0, 1)
+
+    def _stream(self) -> int:
+        """Seed of whatever training draws."""
+        return derive(self.seed, "training")
+
+    def _make_step(self) -> MicroBatchingStep:
+        return MicroBatchingStep(
+            self.workload,
+            self.model,
+            self.optimizer,
+            micro_batch_size=self.plan.micro_batch_size,
+            cut_to=self.progress.micro_batch_size,
+        )
+
+    def _loss_and_score(self, data: EvaluationData) -> tuple[float, float]:
+        return evaluate(self.model, data)
+
+    def _is_outcome(self, error: Exception) -> bool:
+        return is_out_of_memory(error)
+
+    def _save_is_due(self, last_saved: float) -> bool:
+        return time.perf_counter() - last_saved >= self.checkpoint_every_seconds
+
     def _save(self) -> None:
         if self.checkpoint is not None:
-            self.progress.total_seconds = time.perf_counter() - self.began
-            self.progress.micro_batch_size = self.step.cut_to if self.step else None
-            checkpoint.save(
-                self.checkpoint,
-                identity=self._identity(),
-                progress=self.progress,
-                best=self.course.best,
-                model=self.model,
-                optimizer=self.optimizer,
-                device=self.device,
-                observer=self.observer,
-                average=self.average,
-            )
+            self._write(self.checkpoint)
 
     def _resume(self) -> None:
         if self.checkpoint is not None and self.checkpoint.exists():
-            self.course.progress, random_state = checkpoint.restore(
-                self.checkpoint,
-                identity=self._identity(),
-                best=self.course.best,
-                model=self.model,
-                optimizer=self.optimizer,
-                observer=self.observer,
-                average=self.average,
-            )
+            self._read(self.checkpoint)
+
+    def _write(self, path: Path, other_ranks: Sequence[dict[str, Any]] = ()) -> None:
+        """Save a checkpoint, with the random states of other ranks."""
+        self.progress.total_seconds = time.perf_counter() - self.began
+        self.progress.micro_batch_size = self.step.cut_to if self.step else None
+        checkpoint.save(
+            path,
+            identity=self._identity(),
+            progress=self.progress,
+            best=self.course.best,
+            model=self.model,
+            optimizer=self.optimizer,
+            device=self.device,
+            observer=self.observer,
+            average=self.average,
+            other_ranks=other_ranks,
+        )
+
+    def _read(self, path: Path, *, rank: int = 0) -> bool:
+        """Go on from a checkpoint; whether it has a random state for this rank."""
+        self.course.progress, random_state = checkpoint.restore(
+            path,
+            identity=self._identity(),
+            best=self.course.best,
+            model=self.model,
+            optimizer=self.optimizer,
+            observer=self.observer,
+            average=self.average,
+            rank=rank,
+        )
+        if random_state is not None:
             set_random_state(random_state, self.device)
-            self.clock = Stopwatch(self.device, self.progress.seconds)
-            self.began -= self.progress.total_seconds
+        self.clock = Stopwatch(self.device, self.progress.seconds)
+        self.began -= self.progress.total_seconds
+        return random_state is not None
 
     def _result(self, outcome: Outcome) -> TrainResult:
         size = self.course.schedule.batch_size_at(max(0, self.progress.iterations - 1))
@@ -471,6 +533,7 @@ class Run:
             training=self.training,
             peak_memory_bytes=self.memory.peak_bytes() if self.memory else None,
             micro_batch_size=(self.step and self.step.cut_to) or self._at_once(size),
+            ranks=self.part[1],
         )
 
 
