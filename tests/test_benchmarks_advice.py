@@ -121,6 +121,13 @@ def test_a_rate_that_was_given_up_is_not_the_best() -> None:
     assert row.spread == pytest.approx(math.log(1.21) / math.sqrt(2))
 
 
+def test_rates_without_a_valley_are_taken_as_they_are() -> None:
+    hill = SizeRow(32, tuple(RateRow(0.1 * 2 ** (k / 2), "reached", (v,)) for k, v in enumerate((100, 130, 130, 101))))
+    assert hill.best_rate == 0.1
+    assert hill.examples == pytest.approx(100)
+    assert hill.misfit == 0
+
+
 def test_a_table_is_kept(tmp_path: Path) -> None:
     truth = truth_of({(8, 0): "missed"})
     truth.save(tmp_path)
