@@ -122,10 +122,11 @@ def test_a_rate_that_was_given_up_is_not_the_best() -> None:
 
 
 def test_rates_without_a_valley_are_taken_as_they_are() -> None:
-    hill = SizeRow(32, tuple(RateRow(0.1 * 2 ** (k / 2), "reached", (v,)) for k, v in enumerate((100, 130, 130, 101))))
-    assert hill.best_rate == 0.1
-    assert hill.examples == pytest.approx(100)
-    assert hill.misfit == 0
+    lone = (105, 118, 100, 118, 105)  # a parabola through these has its bottom nowhere
+    row = SizeRow(32, tuple(RateRow(0.1 * 2 ** (k / 2), "reached", (value,)) for k, value in enumerate(lone)))
+    assert row.best_rate == pytest.approx(0.2)
+    assert row.examples == pytest.approx(100)
+    assert row.misfit == 0
 
 
 def test_a_table_is_kept(tmp_path: Path) -> None:
