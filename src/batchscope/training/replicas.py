@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -148,9 +149,20 @@ class Replicas:
         """
         self._end(sorted(self.live.intersection(runs)), outcome)
 
-    def row_of(self, run: int) -> int | None:
-        """Which row of the stack a run is; None where it was dropped from it."""
-        return self.rows.index(run) if run in self.rows else None
+    def state_of(self, run: int, *, averaged: bool = False) -> dict[str, Any] | None:
+        """A copy of a run's weights.
+
+        Args:
+            run: Its position.
+            averaged: As they are evaluated; otherwise as they stand.
+
+        Returns:
+            A state dict; None where it was dropped from the stack.
+        """
+        if run not in self.rows:
+            return None
+        with self.average.in_place() if averaged and self.average is not None else contextlib.nullcontext():
+            return copy.deepcopy(self.stack.models[self.rows.index(run)].state_dict())
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[StopRequest]:

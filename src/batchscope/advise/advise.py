@@ -1,0 +1,332 @@
+"""Which batch size, learning rate and number of updates to use, for the least cost that an honest answer has."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from batchscope.advise.arguments import checked_goal, checked_sizes, default_sizes
+from batchscope.advise.race import LEAST_SECONDS, Clock, Race
+from batchscope.advise.recommendation import Findings, recommend
+from batchscope.advise.update_times import UpdateTimes
+from batchscope.errors import ArgumentError, BatchscopeError, PlanError
+from batchscope.measure.memory import memory_use
+from batchscope.measure.noise import gradient_noise
+from batchscope.measure.step_time import step_times
+from batchscope.progress import Report, Reporter, reporter
+from batchscope.provenance import provenance
+from batchscope.records import Advice, MemoryUse, NoiseMeasurement, Spending
+from batchscope.records.communication import AllReduceLaw
+from batchscope.schedule import learning_rate_exponent
+from batchscope.seeding import current_device, derive, isolated
+from batchscope.training.interruption import StopRequest, stop_requests
+from batchscope.training.loop import Prepared
+from batchscope.training.micro_batching import least_batch_size
+from batchscope.training.train import checked_seed, chosen_device
+from batchscope.workload.summary import summarise
+from batchscope.workload.workload import Workload
+
+# Shares of the budget, and the least of each in seconds.
+STEP_TIMES, MEMORY = (0.08, 0.5), (0.06, 0.4)
+NOISE_EXAMPLES = 256
+# Left of the budget for judging the person's present setting, and for the noise.
+RESERVE = 0.12
+LEAST_BUDGET = 1.0
+
+
+def advise(
+    workload: Workload,
+    *,
+    target: float | None = None,
+    examples: int | None = None,
+    seconds: float | None = None,
+    budget_seconds: float | None = None,
+    max_memory_bytes: int | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    devices: int = 1,
+    network: tuple[float, float] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: bool | Reporter = False,
+) -> Advice:
+    """Say which batch size, learning rate and number of updates to use.
+
+    Times an update over batch sizes, finds a learning rate, races batch sizes and rates side by side, and works out
+    from their curves what each batch size needs for the goal (:class:`batchscope.advise.race.Race`). The workload's own
+    batch size and learning rate are where it begins; they may be bad.
+
+    Args:
+        workload: What is to be trained.
+        target: A validation score to reach in the least time. Exactly one of the three is given.
+        examples: A number of examples to train on, for the best score.
+        seconds: A time of training, evaluation apart, for the best score.
+        budget_seconds: What the advice may cost; None: a quarter of a training run, and no less than 8 seconds.
+        max_memory_bytes: Memory that training may take; None: what is free here.
+        batch_sizes: Batch sizes that may be advised; None: powers of two.
+        devices: Devices that share each batch.
+        network: Bytes per second and seconds of latency between them; needed with several.
+        seed: Of everything random.
+        device: "cpu", "cuda" …; None: CUDA where there is one.
+        workers: Processes that read a Dataset; None: as many as pay.
+        progress: True shows progress on stderr; or a function that is told of every step.
+
+    Returns:
+        The advice. Where nothing can be advised its ``batch_size`` is None, and ``conclusion`` says what was found out
+        and what to do.
+
+    Raises:
+        ArgumentError: Not exactly one goal, or a setting that makes no sense.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> advice = bs.advise(bs.load_workload("digits"), target=0.9, budget_seconds=4)
+        >>> bs.train(bs.load_workload("digits"), advice.plan).reached
+        True
+    """
+    with contest(
+        workload,
+        target=target,
+        examples=examples,
+        seconds=seconds,
+        budget_seconds=budget_seconds,
+        max_memory_bytes=max_memory_bytes,
+        batch_sizes=batch_sizes,
+        devices=devices,
+        network=network,
+        seed=seed,
+        device=device,
+        workers=workers,
+        progress=progress,
+    ) as held:
+        return recommend(held.findings)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A race that was run, and what goes with it.
+
+    Attributes:
+        findings: What was found out.
+        tell: Shows what goes on.
+    """
+
+    findings: Findings
+    tell: Callable[[str], None]
+
+
+@contextlib.contextmanager
+def contest(
+    workload: Workload,
+    *,
+    target: float | None,
+    examples: int | None,
+    seconds: float | None,
+    budget_seconds: float | None,
+    max_memory_bytes: int | None,
+    batch_sizes: Sequence[int] | None,
+    devices: int,
+    network: tuple[float, float] | None,
+    seed: int,
+    device: str | None,
+    workers: int | None,
+    progress: bool | Reporter,
+    to_train: bool = False,
+) -> Iterator[Contest]:
+    """Measure and race, as :func:`advise` describes it.
+
+    Args:
+        workload: As for :func:`advise`, and so are the others.
+        target: Likewise.
+        examples: Likewise.
+        seconds: Likewise.
+        budget_seconds: Likewise.
+        max_memory_bytes: Likewise.
+        batch_sizes: Likewise.
+        devices: Likewise.
+        network: Likewise.
+        seed: Likewise.
+        device: Likewise.
+        workers: Likewise.
+        progress: Likewise.
+        to_train: Whether the winner is to be trained on: then nothing is spent on the present setting and on repeats.
+
+    Yields:
+        The race, run, while progress is still shown.
+    """
+    goal = checked_goal(target, examples, seconds)
+    clock = Clock(_checked_budget(budget_seconds))
+    seed = checked_seed(seed)
+    if type(devices) is not int or devices < 1:
+        raise ArgumentError("devices must be a whole number of at least 1", got=devices)
+    if devices > 1 and network is None:
+        raise ArgumentError(
+            "with several devices the network between them must be known",
+            got=f"devices={devices} without network",
+            mend="give network=(bytes_per_second, latency_seconds)",
+        )
+    chosen = chosen_device(device)
+    wanted = checked_sizes(batch_sizes, workload)
+    with reporter(progress, "advising") as report, stop_requests() as stop:
+        report.update(label="timing updates", done=0, total=None)
+        measured = step_times(
+            workload,
+            seconds=max(STEP_TIMES[1], STEP_TIMES[0] * _known(clock)),
+            seed=seed,
+            device=chosen,
+            workers=workers,
+        )
+        spending = [Spending("step times", clock.spent, 0)]
+        memory, warnings = _memory(workload, max_memory_bytes, clock, seed, chosen)
+        spending.append(Spending("memory", clock.spent - spending[0].seconds, 0))
+        least = _least(workload)
+        times = UpdateTimes(
+            measured,
+            largest_micro_batch=None if memory is None else _largest_micro_batch(memory, workload),
+            devices=devices,
+            communication_seconds=lambda count: _ring_seconds(count, network, memory, workload),
+        )
+        sizes = wanted or default_sizes(workload, measured, least)
+        race = Race(
+            Prepared(workload, chosen, workers=workers),
+            goal,
+            sizes,
+            times,
+            exponent=_exponent(workload),
+            clock=clock,
+            seed=seed,
+            reserve=0.0 if to_train else RESERVE,
+            tell=_teller(report, clock),
+            stopped=lambda: stop.requested,
+        )
+        before = clock.spent
+        race.run(afterwards=not to_train)
+        spending.append(Spending("race", clock.spent - before, race.examples))
+        noise = None if to_train else _noise(race, seed, chosen, stop)
+        findings = Findings(
+            workload=summarise(workload),
+            goal=goal,
+            race=race,
+            times=times,
+            measured=measured,
+            memory=memory,
+            noise=noise,
+            spending=spending,
+            warnings=warnings,
+            devices=devices,
+            interrupted=stop.requested,
+            provenance=provenance(workload, device=chosen, seed=seed),
+        )
+        yield Contest(findings, _teller(report, clock))
+
+
+def _known(clock: Clock) -> float:
+    """The budget that was given, or the least one."""
+    return LEAST_SECONDS if clock.seconds is None else clock.seconds
+
+
+def _checked_budget(budget_seconds: float | None) -> float | None:
+    if budget_seconds is None:
+        return None
+    if not isinstance(budget_seconds, (int, float)) or not LEAST_BUDGET <= budget_seconds < math.inf:
+        raise ArgumentError(f"a budget must be at least {LEAST_BUDGET:g} second", got=budget_seconds)
+    return float(budget_seconds)
+
+
+def _teller(report: Report, clock: Clock) -> Callable[[str], None]:
+    def tell(label: str) -> None:
+        limit = max(clock.limit, 1e-9)
+        report.update(
+            label=label,
+            done=min(100, round(100 * clock.spent / limit)),
+            total=100,
+            seconds_left=max(0.0, clock.left),
+        )
+
+    return tell
+
+
+def _least(workload: Workload) -> int:
+    with isolated(0, current_device()):
+        return least_batch_size(workload.model())
+
+
+def _exponent(workload: Workload) -> float:
+    """The scaling rule's exponent; between the two rules for an optimiser that has none."""
+    with isolated(0, current_device()):
+        model = workload.model()
+        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+    try:
+        return learning_rate_exponent(optimizer)
+    except PlanError:
+        return 0.75
+
+
+def _memory(
+    workload: Workload, limit_bytes: int | None, clock: Clock, seed: int, device: object
+) -> tuple[MemoryUse | None, list[str]]:
+    try:
+        return (
+            memory_use(
+                workload,
+                limit_bytes=limit_bytes,
+                seconds=max(MEMORY[1], MEMORY[0] * _known(clock)),
+                seed=seed,
+                device=str(device),
+            ),
+            [],
+        )
+    except BatchscopeError as error:
+        if limit_bytes is not None:
+            raise
+        return None, [f"Memory could not be measured: {error}"]
+
+
+def _largest_micro_batch(memory: MemoryUse, workload: Workload) -> int | None:
+    """The largest power of two that fits; None where everything does."""
+    largest = memory.largest_predicted
+    if largest is None or memory.holds_all or largest >= workload.training_examples:
+        return None
+    if largest < 1:
+        raise ArgumentError(
+            "the memory must hold one example at least",
+            got=f"{memory.limit_bytes:,} bytes" if memory.limit_bytes else "none",
+            mend="give more memory, or a smaller model",
+        )
+    return 1 << (largest.bit_length() - 1)
+
+
+def _ring_seconds(
+    devices: int, network: tuple[float, float] | None, memory: MemoryUse | None, workload: Workload
+) -> float:
+    """What adding up the gradients takes."""
+    if network is None:
+        return 0.0
+    if memory is not None:
+        gradient_bytes = memory.parameter_bytes
+    else:
+        with isolated(0, current_device()):
+            gradient_bytes = sum(p.numel() * p.element_size() for p in workload.model().parameters())
+    bytes_per_second, latency = network
+    law = AllReduceLaw.given(gigabytes_per_second=bytes_per_second / 1e9, microseconds=latency * 1e6)
+    return law.seconds(gradient_bytes, ranks=devices) or 0.0
+
+
+def _noise(race: Race, seed: int, device: object, stop: StopRequest) -> NoiseMeasurement | None:
+    """The noise scale where the race's best candidate stands."""
+    state = race.state_of_best()
+    if state is None or stop.requested:
+        return None
+    workload = race.prepared.workload
+    try:
+        return gradient_noise(
+            workload,
+            state,
+            examples=min(NOISE_EXAMPLES, workload.training_examples),
+            seed=derive(seed, "advice") % 2**31,
+            device=str(device),
+        )
+    except BatchscopeError:
+        return None

@@ -1,0 +1,125 @@
+"""Training from nothing: the race, and its winner trained on from where it stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from batchscope.advise.advise import Contest, contest
+from batchscope.advise.recommendation import recommend
+from batchscope.errors import RunError
+from batchscope.progress import Reporter
+from batchscope.records import Advice, TrainResult
+from batchscope.training.interruption import stop_requests
+from batchscope.workload.workload import Workload
+
+
+def train_from_nothing(
+    workload: Workload,
+    *,
+    target: float | None = None,
+    examples: int | None = None,
+    seconds: float | None = None,
+    budget_seconds: float | None = None,
+    max_memory_bytes: int | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: bool | Reporter = False,
+) -> TrainResult:
+    """Find out how to train a workload, and train it.
+
+    The race of :func:`batchscope.advise` is run as far as its budget goes. Of the candidates that it trained, the one
+    with the least time left to the goal goes on from its weights, its optimiser's state, its place in the data and the
+    average of its weights.
+
+    Args:
+        workload: What is to be trained.
+        target: As for :func:`batchscope.advise`, and so are the others.
+        examples: Likewise.
+        seconds: Likewise.
+        budget_seconds: Likewise.
+        max_memory_bytes: Likewise.
+        batch_sizes: Likewise.
+        seed: Likewise.
+        device: Likewise.
+        workers: Likewise.
+        progress: Likewise.
+
+    Returns:
+        The run of the winner: its ``step_seconds`` are its own, its ``total_seconds`` all that was spent. Its ``state``
+        is what was evaluated last.
+
+    Raises:
+        ArgumentError: Not exactly one goal, or a setting that makes no sense.
+        RunError: Nothing could be advised; the message says what was found out.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> bs.train_from_nothing(bs.load_workload("digits"), target=0.9, budget_seconds=4).reached
+        True
+    """
+    return trained_with_advice(
+        workload,
+        target=target,
+        examples=examples,
+        seconds=seconds,
+        budget_seconds=budget_seconds,
+        max_memory_bytes=max_memory_bytes,
+        batch_sizes=batch_sizes,
+        seed=seed,
+        device=device,
+        workers=workers,
+        progress=progress,
+    )[0]
+
+
+def trained_with_advice(
+    workload: Workload,
+    *,
+    target: float | None,
+    examples: int | None,
+    seconds: float | None,
+    budget_seconds: float | None,
+    max_memory_bytes: int | None,
+    batch_sizes: Sequence[int] | None,
+    seed: int,
+    device: str | None,
+    workers: int | None,
+    progress: bool | Reporter,
+) -> tuple[TrainResult, Advice]:
+    """As :func:`train_from_nothing`, with the advice that the race gave."""
+    began = time.perf_counter()
+    with (
+        stop_requests() as stop,
+        contest(
+            workload,
+            target=target,
+            examples=examples,
+            seconds=seconds,
+            budget_seconds=budget_seconds,
+            max_memory_bytes=max_memory_bytes,
+            batch_sizes=batch_sizes,
+            devices=1,
+            network=None,
+            seed=seed,
+            device=device,
+            workers=workers,
+            progress=progress,
+            to_train=True,
+        ) as held,
+    ):
+        advice = recommend(held.findings)
+        if held.findings.race.trouble is not None:
+            raise RunError("training from nothing needs a setting to train with", got="none", mend=advice.conclusion)
+        result = _finished(held, lambda: stop.requested)
+    return replace(result, total_seconds=time.perf_counter() - began), advice
+
+
+def _finished(held: Contest, stopped: Callable[[], bool]) -> TrainResult:
+    race = held.findings.race
+    heat, entrant = race.nearest_to_the_goal()
+    held.tell(f"training with batch size {heat.batch_size:,}, learning rate {entrant.learning_rate:.3g}")
+    return heat.finish(entrant, stopped)

@@ -1,0 +1,221 @@
+"""The candidates of one batch size, trained side by side and judged by the average of their weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from batchscope.advise.singles import Singles
+from batchscope.errors import RunError
+from batchscope.records import CurvePoint, Plan, RacePoint, TrainResult
+from batchscope.seeding import derive
+from batchscope.training.averaging import POWER
+from batchscope.training.evaluation import EvaluationData
+from batchscope.training.loop import Prepared
+from batchscope.training.replicas import Replicas
+
+# Evaluations lie this far apart on the way, as a share of what was trained before.
+PLACE_RATIO = 1.3
+# The first one comes after so many updates, and no sooner than this share of the validation set, whose evaluation
+# costs about a third of training on it.
+FIRST_UPDATES, FIRST_SHARE = 6, 0.75
+# One batched pass for all candidates up to so many operations of an update; above, one after the other is as fast.
+BATCHED_FLOPS = 60e6
+
+
+@dataclass
+class Entrant:
+    """One learning rate in a heat.
+
+    Attributes:
+        learning_rate: The rate.
+        points: How it stood at each evaluation.
+        ended: What ended it, in words; None while it runs.
+    """
+
+    learning_rate: float
+    points: list[RacePoint] = field(default_factory=list)
+    ended: str | None = None
+
+    @property
+    def last(self) -> RacePoint | None:
+        """How it stands."""
+        return self.points[-1] if self.points else None
+
+
+class Heat:
+    """Candidates of one batch size and seed.
+
+    Args:
+        prepared: The workload, with its data on the device.
+        batch_size: Examples per update.
+        learning_rates: The candidates, ascending.
+        seed: Of all of them: the same weights to begin with, and the same order of the data.
+        seconds_per_update: On the virtual clock: measured, of a run trained alone.
+        budget_examples: Where every run ends.
+        target: The score that ends a run; None: none does.
+        validation: What to judge by; None: the whole validation set.
+        averaging: Whether to judge by averaged weights; otherwise by the weights as they stand.
+        stacked: Whether the workload can be trained in a stack.
+
+    Raises:
+        WorkloadError: No stack can be made of this workload.
+        MemoryError: The stack does not fit into memory.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        batch_size: int,
+        learning_rates: Sequence[float],
+        *,
+        seed: int,
+        seconds_per_update: float,
+        budget_examples: int,
+        target: float | None,
+        validation: EvaluationData | None = None,
+        averaging: bool = True,
+        stacked: bool = True,
+    ) -> None:
+        self.batch_size, self.seed, self.seconds_per_update = batch_size, seed, seconds_per_update
+        self.entrants = [Entrant(rate) for rate in learning_rates]
+        self.seconds_spent = 0.0
+        self.examples_spent = 0
+        began = time.perf_counter()
+        flops = prepared.flops_per_example
+        judged_on = len((validation or prepared.validation).indices)
+        self._first = max(FIRST_UPDATES * batch_size, round(FIRST_SHARE * judged_on))
+        plans = [
+            Plan(
+                batch_size=batch_size,
+                learning_rate=rate,
+                examples=budget_examples,
+                target=target,
+                averaging=POWER if averaging else None,
+            )
+            for rate in learning_rates
+        ]
+        seeds = [derive(seed, "race") % 2**31] * len(plans)
+        together: dict[str, Any] = {
+            "next_place": self._next_place,
+            "validation": validation,
+            "on_evaluation": self._evaluated,
+        }
+        self._runs: Replicas | Singles
+        if stacked:
+            heavy = prepared.device.type == "cpu" and flops is not None and flops * batch_size > BATCHED_FLOPS
+            self._runs = Replicas(prepared, plans, seeds, in_turn=heavy, **together)
+        else:
+            self._runs = Singles(prepared, plans, seeds, **together)
+        self.seconds_spent += time.perf_counter() - began
+
+    @property
+    def live(self) -> list[Entrant]:
+        """Candidates that have not ended."""
+        return [self.entrants[k] for k in sorted(self._runs.live)]
+
+    @property
+    def examples(self) -> int:
+        """Examples that the farthest has been trained on."""
+        return max((e.last.examples for e in self.entrants if e.last), default=0)
+
+    @property
+    def virtual_seconds(self) -> float:
+        """Where it stands on the virtual clock."""
+        return self.examples / self.batch_size * self.seconds_per_update
+
+    @property
+    def best(self) -> Entrant | None:
+        """The candidate of least loss among those that got farthest, diverged ones apart."""
+        there = [
+            e for e in self.entrants if e.last is not None and e.ended != "diverged" and math.isfinite(e.last.loss)
+        ]
+        if not there:
+            return None
+        reached = [e for e in there if e.ended == "reached"]
+        if reached:
+            return min(reached, key=lambda e: e.points[-1].examples)
+        farthest = max(e.points[-1].examples for e in there)
+        return min((e for e in there if e.points[-1].examples == farthest), key=lambda e: e.points[-1].loss)
+
+    def advance(self) -> None:
+        """Train all that have not ended until the next evaluation."""
+        began, before = time.perf_counter(), self.examples
+        alive = len(self._runs.live)
+        self._runs.advance()
+        self.examples_spent += alive * (self.examples - before)
+        self.seconds_spent += time.perf_counter() - began
+        for entrant, result in zip(self.entrants, self._runs.results, strict=True):
+            if result is not None and entrant.ended is None:
+                entrant.ended = result.outcome
+
+    def state_of(self, entrant: Entrant) -> dict[str, Any] | None:
+        """A candidate's weights as they stand; None where they were let go of."""
+        return self._runs.state_of(self.entrants.index(entrant))
+
+    def finish(self, entrant: Entrant, stopped: Callable[[], bool]) -> TrainResult:
+        """Train a candidate to its end, the others given up.
+
+        Args:
+            entrant: Which.
+            stopped: Asked between two evaluations whether to end.
+
+        Returns:
+            Its result, with the weights that were evaluated last.
+        """
+        k = self.entrants.index(entrant)
+        self.drop([other for other in self.live if other is not entrant], "another one was trained to the end")
+        while k in self._runs.live and not stopped():
+            self.advance()
+        self._runs.stop([k], "interrupted")
+        result = self._runs.results[k]
+        if result is None:
+            raise RunError(
+                "a candidate that has ended must have a result", got=f"learning rate {entrant.learning_rate:g}"
+            )
+        return replace(result, state=self._runs.state_of(k, averaged=True))
+
+    def drop(self, entrants: Sequence[Entrant], reason: str) -> None:
+        """End some candidates.
+
+        Args:
+            entrants: Which.
+            reason: Why, in words.
+        """
+        self._runs.stop([self.entrants.index(e) for e in entrants], "pruned")
+        for entrant in entrants:
+            if entrant.ended is None:
+                entrant.ended = reason
+
+    def valley(self, examples: int) -> tuple[list[float], list[float]]:
+        """Rates and their losses at one place, those that diverged before it infinite.
+
+        Args:
+            examples: The place.
+        """
+        pairs = []
+        for entrant in self.entrants:
+            losses = [point.loss for point in entrant.points if point.examples == examples]
+            if losses:
+                pairs.append((entrant.learning_rate, losses[0] if math.isfinite(losses[0]) else math.inf))
+            elif entrant.ended == "diverged":
+                pairs.append((entrant.learning_rate, math.inf))
+        pairs.sort()
+        return [rate for rate, _ in pairs], [loss for _, loss in pairs]
+
+    def _next_place(self, examples: int) -> int:
+        return max(self._first, math.ceil(examples * PLACE_RATIO))
+
+    def _evaluated(self, k: int, point: CurvePoint) -> None:
+        self.entrants[k].points.append(
+            RacePoint(
+                examples=point.examples,
+                iterations=point.iterations,
+                seconds=point.iterations * self.seconds_per_update,
+                loss=point.validation_loss,
+                score=point.score,
+            )
+        )

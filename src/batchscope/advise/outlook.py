@@ -1,0 +1,132 @@
+"""What the curves so far say about every batch size and the goal: time, examples, score, and which is best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchscope.fit.learning_curve import Curve, LearningCurve, fit_learning_curve
+from batchscope.records import Goal
+
+Floats = NDArray[np.float64]
+
+# Batch sizes whose time is within this share of the least are as good as the best, for all that a person would notice.
+NEAR = 0.03
+LEAST_POINTS = 4
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Draws of what each batch size costs, for the goal.
+
+    Attributes:
+        goal: What is asked for.
+        loss: The law of the losses.
+        score: The law of minus the scores.
+        sizes: Batch sizes, ascending.
+        examples: Examples to the goal: a row for each size, a column for each draw.
+        seconds: Seconds of training to the goal, likewise.
+        scores: Scores at the goal, likewise.
+    """
+
+    goal: Goal
+    loss: LearningCurve
+    score: LearningCurve
+    sizes: tuple[int, ...]
+    examples: Floats
+    seconds: Floats
+    scores: Floats
+
+    @property
+    def costs(self) -> Floats:
+        """What is to be least: seconds to the target, or minus the score, a row for each size."""
+        return self.seconds if self.goal.kind == "target" else -self.scores
+
+    @property
+    def regrets(self) -> Floats:
+        """By how much each size costs more than the best one, in each draw: a share of its time, or a score."""
+        costs = self.costs
+        least = costs.min(axis=0)
+        if self.goal.kind != "target":
+            return np.asarray(costs - least)
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isfinite(least), costs / least - 1, 0.0)
+
+    @property
+    def tolerance(self) -> float:
+        """A regret that nobody would notice: a share of the time, or that share of what the last doubling gained."""
+        if self.goal.kind == "target":
+            return NEAR
+        law = self.score
+        gained = law.gap * (2.0**law.exponent - 1)
+        return NEAR * float(np.median(gained))
+
+    def near_best(self) -> Floats:
+        """How likely each size is to be as good as the best."""
+        return np.asarray((self.regrets <= self.tolerance).mean(axis=1))
+
+    def best(self) -> int:
+        """The size of least regret, on the average of the draws, very large regrets cut off."""
+        return self.sizes[int(np.argmin(self._mean_regrets()))]
+
+    def as_good(self) -> list[int]:
+        """Sizes whose mean regret is within the tolerance of the least one's."""
+        means = self._mean_regrets()
+        return [size for size, mean in zip(self.sizes, means, strict=True) if mean <= means.min() + self.tolerance]
+
+    def _mean_regrets(self) -> Floats:
+        return np.asarray(np.minimum(self.regrets, 100 * self.tolerance).mean(axis=1))
+
+
+def find_outlook(
+    goal: Goal,
+    losses: Sequence[Curve],
+    scores: Sequence[Curve],
+    sizes: Sequence[int],
+    seconds_per_update: Callable[[int], float],
+    *,
+    relative_error: Callable[[int], float] = lambda batch_size: 0.0,
+    seed: int = 0,
+) -> Outlook | None:
+    """Fit the laws to what the race has seen, and work out every batch size.
+
+    Args:
+        goal: What is asked for.
+        losses: Curves of the losses.
+        scores: Curves of minus the scores of the same runs.
+        sizes: Batch sizes to work out, ascending.
+        seconds_per_update: Time of an update of a batch size.
+        relative_error: How well that is known, as a share of it.
+        seed: Of the draws.
+
+    Returns:
+        The outlook; None where there are too few points, or nothing was gained between them.
+    """
+    if sum(len(curve.examples) for curve in losses) < LEAST_POINTS:
+        return None
+    if any(_flat(curves) for curves in (losses, scores)):
+        return None
+    loss = fit_learning_curve(losses, seed=seed)
+    score = fit_learning_curve(scores, shared=loss, seed=seed + 1)
+    rows: list[tuple[Floats, Floats, Floats]] = []
+    generator = np.random.default_rng(seed)
+    for size in sizes:
+        errors = np.exp(relative_error(size) * generator.standard_normal(score.draws))
+        per_example = seconds_per_update(size) / size * errors
+        if goal.kind == "target":
+            examples = score.examples_to(size, -goal.value)
+            reached = np.full(score.draws, goal.value)
+        else:
+            examples = np.full(score.draws, goal.value) if goal.kind == "examples" else goal.value / per_example
+            reached = -score.values(size, examples)
+        rows.append((examples, examples * per_example, reached))
+    examples, seconds, reached = (np.stack([row[i] for row in rows]) for i in range(3))
+    return Outlook(goal, loss, score, tuple(sizes), examples, seconds, reached)
+
+
+def _flat(curves: Sequence[Curve]) -> bool:
+    values = [value for curve in curves for value in curve.values]
+    return max(values) <= min(values)

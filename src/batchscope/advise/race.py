@@ -1,0 +1,442 @@
+"""The race: batch sizes and learning rates trained side by side, as far as the budget goes.
+
+A pilot finds a learning rate. Lanes of other batch sizes are opened where the law of what was seen so far, with the
+measured time of an update, makes them likely to be the fastest; those that cannot be are closed. All are compared on
+the virtual clock: updates times the time of an update trained alone, so that neither a busy machine nor the company in
+a stack decides. Candidates are judged by the average of their weights, which is what the plan will end with, and not by
+the noisy weights themselves, which favour small learning rates and large batches too soon.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from batchscope.advise.heat import Entrant, Heat
+from batchscope.advise.lane import Lane
+from batchscope.advise.outlook import Outlook, find_outlook
+from batchscope.advise.update_times import UpdateTimes
+from batchscope.errors import RunError
+from batchscope.fit.rate_drift import RateDrift, fit_rate_drift
+from batchscope.records import Goal, Plan
+from batchscope.training.evaluation import EvaluationData
+from batchscope.training.loop import MOST_EPOCHS, Prepared
+from batchscope.training.ways import refusal
+
+# What the advice may cost: this share of a training run, and no less than so many seconds.
+BUDGET_SHARE, LEAST_SECONDS = 0.25, 8.0
+# Until a training run's length can be told, the advice goes on for this long.
+MOST_SECONDS_IN_THE_DARK = 60.0
+# The pilot's rates: this many factors of this size to either side of where the scaling rule puts the reference.
+PILOT_FACTOR, PILOT_SIDE = 4.0, 3
+PILOT_EXTENSIONS = 3
+PILOT_POINTS = 3
+COARSE_EXAMPLES = 1500
+# A lane's rates about the expected one.
+LANE_RATES = (0.5, 1.0, 2.0)
+MOST_EXTENSIONS = 2
+# The range that the pilot's batch size is chosen from.
+PILOT_SIZES = (16, 128)
+# A batch size is given up when it is this unlikely to be as good as the best, and seen often enough to say so.
+UNLIKELY, SEEN = 0.03, 5
+# Opening a lane must leave this share of what is left of the budget.
+OPENING_SHARE = 0.5
+LEAST_LANES, MOST_LANES = 3, 6
+MOST_SEEDS = 3
+# The laws are fitted again when training has gone on for this many times what that takes.
+LOOK_AGAIN = 2.0
+
+
+@dataclass
+class Clock:
+    """What the advice has cost and may cost.
+
+    Attributes:
+        began: When it began.
+        seconds: What it may cost; None: a share of a training run, as soon as that is known.
+        limit: What holds at present.
+    """
+
+    seconds: float | None
+    began: float = field(default_factory=time.perf_counter)
+    limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.limit = MOST_SECONDS_IN_THE_DARK if self.seconds is None else self.seconds
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self.began
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self.limit - self.spent
+
+    def allow(self, training_seconds: float) -> None:
+        """Set the limit by what a training run takes, where no limit was given."""
+        if self.seconds is None and math.isfinite(training_seconds):
+            self.limit = max(LEAST_SECONDS, BUDGET_SHARE * training_seconds)
+
+
+class Race:
+    """One race.
+
+    Args:
+        prepared: The workload, with its data on the device.
+        goal: What is asked for.
+        sizes: Batch sizes that may be advised, ascending.
+        times: Measured time of an update trained alone.
+        exponent: The optimiser's scaling rule.
+        clock: What it may cost.
+        seed: Of everything random.
+        reserve: Share of the budget that is kept for judging the present setting.
+        tell: Told what goes on.
+        stopped: Asked between two rounds whether to end.
+
+    Attributes:
+        lanes: By batch size.
+        outlook: What the curves say now; None before they say anything.
+        pilot: The batch size that found the first rate.
+        trouble: Why there is no answer; None where there may be one.
+        unstacked: Why the candidates are not trained in stacks; None: they are.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        goal: Goal,
+        sizes: Sequence[int],
+        times: UpdateTimes,
+        *,
+        exponent: float,
+        clock: Clock,
+        seed: int,
+        reserve: float = 0.0,
+        tell: Callable[[str], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.prepared, self.goal, self.clock = prepared, goal, clock
+        self.sizes, self.times, self.seconds_per_update = tuple(sizes), times, times.seconds
+        self.exponent, self.seed, self.reserve, self.tell, self.stopped = exponent, seed, reserve, tell, stopped
+        plan = Plan(batch_size=self.sizes[0], learning_rate=prepared.workload.learning_rate, iterations=1)
+        self.unstacked = refusal(prepared, plan, seed)
+        self.coarse: Lane | None = None
+        self.present: Heat | None = None
+        self.lanes: dict[int, Lane] = {}
+        self.outlook: Outlook | None = None
+        self.trouble: str | None = None
+        self._extended: dict[int, int] = {}
+        self._looked, self._look_seconds = 0.0, 0.0
+        low, high = PILOT_SIZES
+        inside = [size for size in self.sizes if low <= size <= high] or list(self.sizes)
+        # Where examples are cheap, so that the pilot is quick, and yet many updates fit into few of them.
+        cheapest = min(times.seconds(size) / size for size in self.sizes)
+        cheap = [size for size in inside if times.seconds(size) / size <= 3 * cheapest]
+        self.pilot = min(cheap) if cheap else max(inside)
+
+    def run(self, *, afterwards: bool = True) -> None:
+        """Race until the budget is spent or the race is settled.
+
+        Args:
+            afterwards: Whether to judge the present setting and to repeat the best ones, as far as the budget goes.
+        """
+        self._pilot()
+        if self.trouble is not None:
+            return
+        while not self.stopped():
+            self._look_now_and_then()
+            if self._left <= 0 or not self._move():
+                break
+        self._look()
+        if afterwards:
+            self._judge_present()
+            self._repeat()
+
+    @property
+    def _left(self) -> float:
+        """Seconds left for the race itself."""
+        return self.clock.left - self.reserve * self.clock.limit
+
+    @property
+    def heats(self) -> list[Heat]:
+        """All that was trained."""
+        lanes = [*([self.coarse] if self.coarse else []), *self.lanes.values()]
+        found = [heat for lane in lanes for heat in (*lane.heats, *lane.repeats)]
+        return [*found, self.present] if self.present else found
+
+    @property
+    def examples(self) -> int:
+        """Examples trained on, all candidates."""
+        return sum(heat.examples_spent for heat in self.heats)
+
+    def state_of_best(self) -> dict[str, Any] | None:
+        """Weights of the best candidate of the likeliest batch size; None before there is one."""
+        lanes = [lane for lane in self.lanes.values() if lane.best is not None]
+        if not lanes:
+            return None
+        near = {} if self.outlook is None else dict(zip(self.outlook.sizes, self.outlook.near_best(), strict=True))
+        lane = max(lanes, key=lambda lane: near.get(lane.batch_size, 0.0))
+        best = lane.best
+        return next((heat.state_of(best) for heat in lane.heats if best in heat.entrants), None)
+
+    def nearest_to_the_goal(self) -> tuple[Heat, Entrant]:
+        """The candidate with the least time left, by the laws of the race; one that is there already comes first.
+
+        Raises:
+            RunError: Nothing was trained.
+        """
+        found: list[tuple[float, Heat, Entrant]] = []
+        for size, lane in self.lanes.items():
+            best = lane.best
+            heat = next((heat for heat in lane.heats if best in heat.entrants), None)
+            if best is None or heat is None:
+                continue
+            if best.ended == "reached":
+                found.append((0.0, heat, best))
+            elif best in heat.live and self.outlook is not None:
+                i = self.outlook.sizes.index(size)
+                needed = float(np.median(self.outlook.costs[i]))
+                done = best.points[-1].seconds if self.goal.kind == "target" else 0.0
+                found.append((needed - done if math.isfinite(needed) else math.inf, heat, best))
+            elif best in heat.live:
+                found.append((math.inf, heat, best))
+        if not found:
+            raise RunError("a race must have a candidate that still runs", got="none", mend="give more budget")
+        _, heat, best = min(found, key=lambda item: item[0])
+        return heat, best
+
+    @property
+    def rates(self) -> RateDrift:
+        """The law of the best rates, from the valleys so far."""
+        bottoms = [found[0] for lane in self.lanes.values() if (found := lane.bottom()) is not None]
+        return fit_rate_drift(bottoms, exponent=self.exponent)
+
+    def budget_examples(self, batch_size: int) -> int:
+        """Where a run of a batch size would end."""
+        if self.goal.kind == "examples":
+            return int(self.goal.value)
+        if self.goal.kind == "seconds":
+            return max(batch_size, int(self.goal.value / self.seconds_per_update(batch_size)) * batch_size)
+        return MOST_EPOCHS * self.prepared.workload.training_examples
+
+    def make_coarse_heat(self, batch_size: int, learning_rates: Sequence[float], seed: int) -> Heat:
+        """A heat that is to find the order of magnitude of a rate, judged by losses on part of the validation set."""
+        return Heat(
+            self.prepared,
+            batch_size,
+            learning_rates,
+            seed=self.seed + seed,
+            seconds_per_update=self.seconds_per_update(batch_size),
+            budget_examples=self.budget_examples(batch_size),
+            target=None,
+            validation=EvaluationData(self.prepared.workload, "validation", self.prepared.device, most=COARSE_EXAMPLES),
+            stacked=self.unstacked is None,
+        )
+
+    def make_heat(self, batch_size: int, learning_rates: Sequence[float], seed: int, *, averaging: bool = True) -> Heat:
+        """A heat of this race."""
+        return Heat(
+            self.prepared,
+            batch_size,
+            learning_rates,
+            seed=self.seed + seed,
+            seconds_per_update=self.seconds_per_update(batch_size),
+            budget_examples=self.budget_examples(batch_size),
+            target=self.goal.value if self.goal.kind == "target" else None,
+            averaging=averaging,
+            stacked=self.unstacked is None,
+        )
+
+    def _pilot(self) -> None:
+        workload, size = self.prepared.workload, self.pilot
+        centre = workload.learning_rate * (size / workload.batch_size) ** self.exponent
+        rates = [centre * PILOT_FACTOR**k for k in range(-PILOT_SIDE, PILOT_SIDE + 1)]
+        self.coarse = lane = Lane(size, self.make_coarse_heat, rates)
+        extensions = 0
+        while not self.stopped():
+            self.tell(f"learning rates at batch size {size:,}")
+            lane.advance()
+            if not lane.live and lane.best is None:
+                if extensions == PILOT_EXTENSIONS:
+                    self.trouble = (
+                        f"training diverged at every learning rate from {lane.entrants[0].learning_rate:.2g} on"
+                    )
+                    return
+                extensions += 1
+                lane.extend("lowest", PILOT_FACTOR, PILOT_SIDE)
+                continue
+            found = lane.bottom()
+            if lane.points >= PILOT_POINTS and found is not None:
+                if found[1] is None or extensions == PILOT_EXTENSIONS:
+                    break
+                extensions += 1
+                lane.extend(found[1], PILOT_FACTOR, 2)
+            if not lane.live or self.clock.left <= 0:
+                break
+        found = lane.bottom()
+        if found is None:
+            self.trouble = "the budget ended before any learning rate could be judged"
+            return
+        bottom = found[0].learning_rate
+        # The coarse rates have done their work; finer ones begin where they ended.
+        for heat in lane.heats:
+            heat.drop(heat.live, f"a search in factors of {PILOT_FACTOR:g}; the best lay near {bottom:.3g}")
+        if self.clock.left > 0 and not self.stopped():
+            self.lanes[size] = fine = Lane(size, self.make_heat, [bottom * f for f in LANE_RATES])
+            while fine.points < PILOT_POINTS and fine.live and self.clock.left > 0 and not self.stopped():
+                self.tell(f"learning rates near {bottom:.3g}")
+                fine.advance()
+
+    def _look_now_and_then(self) -> None:
+        """Look again when training since the last look has taken some times what a look takes."""
+        if time.perf_counter() - self._looked >= LOOK_AGAIN * self._look_seconds:
+            self._look()
+
+    def _look(self) -> None:
+        began = time.perf_counter()
+        losses = [c for lane in self.lanes.values() for c in lane.curves(score=False)]
+        scores = [c for lane in self.lanes.values() for c in lane.curves(score=True)]
+        self.outlook = find_outlook(
+            self.goal,
+            losses,
+            scores,
+            self.sizes,
+            self.times.seconds,
+            relative_error=self.times.relative_error,
+            seed=self.seed,
+        )
+        if self.outlook is not None:
+            best = self.outlook.sizes.index(self.outlook.best())
+            self.clock.allow(float(np.median(self.outlook.seconds[best])))
+        self._looked = time.perf_counter()
+        self._look_seconds = self._looked - began
+
+    def _move(self) -> bool:
+        """Do what helps most; False where nothing is left to do."""
+        self._close()
+        live = [lane for lane in self.lanes.values() if lane.live]
+        if self._settled(live):
+            return False
+        if self._open():
+            return True
+        for lane in live:
+            found = lane.bottom()
+            count = self._extended.get(lane.batch_size, 0)
+            if found is not None and found[1] is not None and lane.points >= PILOT_POINTS and count < MOST_EXTENSIONS:
+                self._extended[lane.batch_size] = count + 1
+                lane.extend(found[1])
+                return True
+        if not live:
+            return False
+        behind = min(live, key=lambda lane: lane.virtual_seconds)
+        behind.drop_far_rates()
+        self.tell(self._standing(behind))
+        behind.advance()
+        return True
+
+    def _settled(self, live: Sequence[Lane]) -> bool:
+        """Whether a lane reached the target before where all others stand on the virtual clock."""
+        crossings = [lane.reached.points[-1].seconds for lane in self.lanes.values() if lane.reached is not None]
+        first = min(crossings, default=math.inf)
+        for lane in live:
+            if lane.virtual_seconds > first:
+                lane.drop(f"after {lane.virtual_seconds:.3g} s it had not reached what another did in {first:.3g} s")
+        return not any(lane.live for lane in live) and len(self.lanes) >= min(LEAST_LANES, len(self.sizes))
+
+    def _close(self) -> None:
+        """Give up batch sizes that are most unlikely to be as good as the best."""
+        outlook = self.outlook
+        if outlook is None:
+            return
+        near = dict(zip(outlook.sizes, outlook.near_best(), strict=True))
+        best = outlook.best()
+        for size, lane in self.lanes.items():
+            if lane.live and size != best and lane.points >= SEEN and near[size] < UNLIKELY:
+                lane.drop(f"as good as batch size {best:,} with a probability of {near[size]:.0%} only")
+
+    def _open(self) -> bool:
+        """Open the lane that is most likely to be the best among those not tried, where that can be afforded."""
+        raced = list(self.lanes)
+        fresh = [s for s in self.sizes if all(abs(math.log2(s / other)) > 0.99 for other in raced)]
+        if not fresh or len(raced) >= MOST_LANES:
+            return False
+        outlook = self.outlook
+        if outlook is None:
+            if len(raced) > 1 or self.lanes[raced[0]].points < PILOT_POINTS:
+                return False
+            near = dict.fromkeys(fresh, 0.0)
+        else:
+            near = dict(zip(outlook.sizes, outlook.near_best(), strict=True))
+        affordable = [s for s in fresh if self._opening_seconds(s) <= OPENING_SHARE * self._left]
+        # Some distance away a lane says more about the law than next to one that is there already.
+        far = [s for s in affordable if len(raced) >= LEAST_LANES or all(abs(math.log2(s / o)) > 1.9 for o in raced)]
+        if not far:
+            return False
+        size = max(far, key=lambda s: (near[s], -abs(math.log2(s / self.pilot))))
+        if len(raced) >= LEAST_LANES and near[size] <= max(near[other] for other in raced):
+            return False
+        seen = max(lane.examples for lane in self.lanes.values())
+        rate = self.rates.predict(size, max(seen, 1)).value or self.prepared.workload.learning_rate
+        self.tell(f"opening batch size {size:,}")
+        self.lanes[size] = Lane(size, self.make_heat, [rate * f for f in LANE_RATES])
+        return True
+
+    def _opening_seconds(self, batch_size: int) -> float:
+        """What it takes a new lane to catch up on the virtual clock, as far as that can be told beforehand."""
+        behind = min((lane.virtual_seconds for lane in self.lanes.values() if lane.live), default=0.0)
+        first = 6 * self.seconds_per_update(batch_size)
+        return 1.0 + len(LANE_RATES) * max(behind, first)
+
+    def _judge_present(self) -> None:
+        """Train with the present setting as far as the race went, its weights as they stand."""
+        workload = self.prepared.workload
+        if self.outlook is None or self.stopped():
+            return
+        size = workload.batch_size
+        if size > workload.training_examples:
+            return
+        horizon = max(lane.virtual_seconds for lane in self.lanes.values())
+        heat = None
+        while self.clock.left > 0 and not self.stopped():
+            if heat is None:
+                self.tell("the present setting")
+                heat = self.present = self.make_heat(size, [workload.learning_rate], 0, averaging=False)
+            heat.advance()
+            if not heat.live or heat.virtual_seconds >= horizon:
+                break
+
+    def _repeat(self) -> None:
+        """With what is left of the budget, train the best rates again from other weights."""
+        while self.outlook is not None and not self.stopped():
+            near = dict(zip(self.outlook.sizes, self.outlook.near_best(), strict=True))
+            open_to = [
+                lane
+                for lane in self.lanes.values()
+                if lane.best is not None and len(lane.repeats) < MOST_SEEDS - 1 and near[lane.batch_size] > UNLIKELY
+            ]
+            if not open_to:
+                return
+            lane = max(open_to, key=lambda lane: (-len(lane.repeats), near[lane.batch_size]))
+            best = lane.best
+            if best is None:
+                return
+            horizon = best.points[-1].seconds
+            if 1.0 + 1.3 * horizon > self.clock.left:
+                return
+            self.tell(f"batch size {lane.batch_size:,} once more")
+            heat = lane.repeat(best.learning_rate, len(lane.repeats) + 1)
+            while heat.live and heat.virtual_seconds < horizon and not self.stopped() and self.clock.left > 0:
+                heat.advance()
+            self._look()
+
+    def _standing(self, lane: Lane) -> str:
+        best = lane.best
+        reached = f", loss {best.points[-1].loss:.3g}" if best is not None and best.points else ""
+        return f"batch size {lane.batch_size:,}{reached}"

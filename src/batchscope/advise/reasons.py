@@ -1,0 +1,258 @@
+"""The answer and its reasons in plain sentences, with this workload's numbers in them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchscope.advise.outlook import Outlook
+from batchscope.records import Advice, FrontierRow, Interval
+from batchscope.study.words import count, counts, listed, seconds
+
+if TYPE_CHECKING:
+    from batchscope.advise.recommendation import Findings
+
+# How much of a difference in time is worth a sentence.
+WORTH_SAYING = 0.05
+
+
+def short_answer(advice: Advice) -> str:
+    """What to use, how long it takes, and what the present setting needs."""
+    goal, iterations = advice.goal, advice.iterations or 0
+    accumulated = ""
+    if advice.accumulation_steps and advice.accumulation_steps > 1:
+        accumulated = f" (in {advice.accumulation_steps} micro-batches of {advice.micro_batch_size:,})"
+    use = (
+        f"Use batch size {advice.batch_size:,}{accumulated}, learning rate {advice.learning_rate:.3g}, "
+        f"{iterations:,} iterations with averaged weights"
+    )
+    if goal.kind == "target":
+        answer = f"{use}: about {_took(advice.predicted_seconds)} to reach {goal.value:g}."
+    else:
+        spent = f"{count(goal.value)} examples" if goal.kind == "examples" else seconds(goal.value)
+        answer = f"{use}: about {_score(advice.predicted_score)} after {spent}"
+        answer += f", which take {_took(advice.predicted_seconds)}." if goal.kind == "examples" else "."
+    return f"{answer} {_against_present(advice)}".strip()
+
+
+def _took(interval: Interval) -> str:
+    if interval.value is None:
+        return "an unknown time"
+    if interval.low is None or interval.high is None:
+        return seconds(interval.value)
+    high = seconds(interval.high) if math.isfinite(interval.high) else "much more"
+    return f"{seconds(interval.value)} ({seconds(interval.low)} to {high})"
+
+
+def _score(interval: Interval) -> str:
+    if interval.value is None:
+        return "an unknown score"
+    ends = "" if interval.low is None or interval.high is None else f" ({interval.low:.4g} to {interval.high:.4g})"
+    return f"{interval.value:.4g}{ends}"
+
+
+def _against_present(advice: Advice) -> str:
+    present = advice.present
+    if present is None:
+        return ""
+    own = f"Your present setting (batch size {present.batch_size:,}, learning rate {present.learning_rate:.3g})"
+    if "diverges" in present.sentence:
+        return f"{own} diverges."
+    if advice.goal.kind == "target":
+        if present.seconds.value is not None and math.isfinite(present.seconds.value):
+            times = present.seconds.value / (advice.predicted_seconds.value or math.inf)
+            much = f", {times:.2g} times as long" if times > 1 + WORTH_SAYING else ""
+            return f"{own} needs about {seconds(present.seconds.value)}{much}."
+        return f"{own} was not seen to get there: {present.sentence[0].lower()}{present.sentence[1:]}"
+    if present.score.value is not None:
+        return f"{own} reaches about {present.score.value:.4g}."
+    return present.sentence
+
+
+def reasons(advice: Advice, findings: Findings, outlook: Outlook) -> list[str]:
+    """Why, in sentences.
+
+    Args:
+        advice: The advice, all but its reasons.
+        findings: What it rests on.
+        outlook: The race's laws.
+
+    Returns:
+        The sentences.
+    """
+    size = advice.batch_size or 1
+    rows = {row.batch_size: row for row in advice.frontier}
+    said = [_throughput(advice, findings), _critical(advice, outlook), *_half_and_double(advice, rows)]
+    if advice.alternatives:
+        others = listed([f"{other:,}" for other in advice.alternatives])
+        said.append(
+            f"What was seen does not tell batch size {size:,} from {others}: they differ by less than "
+            f"{'3% of the time' if advice.goal.kind == 'target' else 'what anybody would notice'}. "
+            f"The smallest one that was trained is advised, since it takes the least memory."
+        )
+    said.append(_rate(advice, findings, rows[size]))
+    said.append(
+        "The plan evaluates and keeps the average of the weights, in which late updates count most: at a constant "
+        "learning rate it reaches what a cooldown at that moment would, and needs no end that is known beforehand."
+    )
+    if row_memory := rows[size].peak_memory_bytes:
+        limit = findings.memory.limit_bytes if findings.memory else None
+        of = f" of {limit / 2**30:.3g} GiB" if limit else ""
+        said.append(f"It takes about {row_memory / 2**20:,.0f} MiB{of} on each device.")
+    noise = advice.noise_scale
+    if noise.value is not None:
+        said.append(
+            f"The gradient's simple noise scale there is {counts(noise)} examples: a proxy of the critical batch size "
+            f"that is off by up to a factor of ten either way, shown beside what the race found."
+        )
+    said.append(_cost(advice))
+    return [sentence for sentence in said if sentence]
+
+
+def _throughput(advice: Advice, findings: Findings) -> str:
+    points = [p for p in findings.measured.points if p.examples_per_second.value]
+    if not points:
+        return ""
+    fastest = max(points, key=lambda p: p.examples_per_second.value or 0.0)
+    size = advice.batch_size or 1
+    per_second = size / findings.times.seconds(size)
+    most = fastest.examples_per_second.value or per_second
+    knee = findings.measured.law.knee
+    text = (
+        f"Batch size {size:,} trains on {count(per_second)} examples a second, {min(1.0, per_second / most):.0%} of "
+        f"the most that was measured ({count(most)} at {fastest.batch_size:,})."
+    )
+    if knee.value is not None:
+        text += f" Throughput is at half of what it can be at {counts(knee)} examples, the knee."
+    return text
+
+
+def _critical(advice: Advice, outlook: Outlook) -> str:
+    critical = advice.critical_batch_size
+    size = advice.batch_size or 1
+    if critical.value is None:
+        return "The critical batch size is not resolved by what was trained."
+    more = size / critical.value
+    return (
+        f"The critical batch size near the goal is {counts(critical)}: at {size:,} training takes about "
+        f"{1 + more:.2g} times the fewest examples that would do, and {1 + 1 / more:.2g} times the fewest updates."
+    )
+
+
+def _half_and_double(advice: Advice, rows: dict[int, FrontierRow]) -> list[str]:
+    size, goal = advice.batch_size or 1, advice.goal
+    own = rows[size]
+    said = []
+    for other, word in ((size // 2, "Half"), (2 * size, "Double")):
+        row = rows.get(other)
+        if row is None:
+            continue
+        if (
+            goal.kind == "target"
+            and row.seconds.value
+            and own.seconds.value
+            and row.examples.value
+            and own.examples.value
+        ):
+            said.append(
+                f"{word} the batch ({other:,}) would take {_changed(row.seconds.value / own.seconds.value)} time and "
+                f"{_changed(row.examples.value / own.examples.value)} examples."
+            )
+        elif row.score.value is not None and own.score.value is not None:
+            change = row.score.value - own.score.value
+            times = (row.seconds.value or 1.0) / (own.seconds.value or 1.0)
+            time = f" in {_changed(times)} time" if goal.kind == "examples" else ""
+            said.append(
+                f"{word} the batch ({other:,}) would end {abs(change):.2g} {'higher' if change > 0 else 'lower'}{time}."
+            )
+    return said
+
+
+def _changed(ratio: float) -> str:
+    if abs(ratio - 1) < 0.005:
+        return "the same"
+    return f"{abs(ratio - 1):.0%} {'more' if ratio > 1 else 'less'}"
+
+
+def _rate(advice: Advice, findings: Findings, row: FrontierRow) -> str:
+    workload, rate = findings.workload, row.learning_rate
+    if rate.value is None:
+        return ""
+    scaled = workload.learning_rate * (row.batch_size / workload.batch_size) ** findings.race.exponent
+    ratio = rate.value / scaled
+    rule = "linear" if findings.race.exponent == 1 else "square-root" if findings.race.exponent == 0.5 else "usual"
+    text = (
+        f"The learning rate lies at {rate.value:.3g} ({rate.low:.2g} to {rate.high:.2g})"
+        if rate.low and rate.high
+        else (f"The learning rate lies at {rate.value:.3g}")
+    )
+    if abs(math.log2(ratio)) < 0.5:
+        return f"{text}, where the {rule} scaling rule puts your present one for this batch size."
+    many = f"{ratio:.2g} times" if ratio > 1 else f"one {1 / ratio:.2g}th of"
+    return f"{text}: {many} what the {rule} scaling rule makes of your present one."
+
+
+def _cost(advice: Advice) -> str:
+    trained = advice.predicted_seconds.value
+    if trained is None:
+        return f"The advice took {seconds(advice.cost_seconds)}."
+    share = advice.cost_seconds / trained
+    width = ""
+    if advice.predicted_seconds.low and advice.predicted_seconds.high and math.isfinite(advice.predicted_seconds.high):
+        off = math.sqrt(advice.predicted_seconds.high / advice.predicted_seconds.low) - 1
+        if advice.goal.kind == "target":
+            width = f" The predicted time is known to about {off:.0%} either way; a larger budget narrows that."
+    return f"The advice took {seconds(advice.cost_seconds)}, {share:.2g} times the training that it is for.{width}"
+
+
+def no_answer(findings: Findings, outlook: Outlook | None) -> str:
+    """What was found out where nothing can be advised, and what to do.
+
+    Args:
+        findings: What was found out.
+        outlook: The race's laws, where they could be fitted.
+
+    Returns:
+        Sentences.
+    """
+    race, goal = findings.race, findings.goal
+    if race.trouble is not None:
+        mend = (
+            "Check the loss, the scale of the inputs and the optimiser, or start from another learning rate: "
+            f"batchscope probe {findings.workload.name} shows where the loss turns up."
+            if "diverged" in race.trouble
+            else f"Give it more: --budget {2 * race.clock.limit:.0f}."
+        )
+        return f"No setting can be advised: {race.trouble}. {mend}"
+    points = [p for heat in race.heats for e in heat.entrants for p in e.points if math.isfinite(p.score)]
+    if not points:
+        return "No setting can be advised: no score was finite. Check score() on a few validation examples."
+    best = max(points, key=lambda p: p.score)
+    scores = {p.score for p in points}
+    if len(scores) == 1:
+        return (
+            f"No setting can be advised: the score was {best.score:.4g} at every evaluation, whatever the batch size "
+            f"and the learning rate. Check score(), or leave it out to go by the loss."
+        )
+    if findings.interrupted or outlook is None:
+        return (
+            f"Too little was seen to tell settings apart: the best score so far is {best.score:.4g}, after "
+            f"{count(best.examples)} examples. Give it more: --budget {2 * race.clock.limit:.0f}."
+        )
+    i = int(np.argmax(np.isfinite(outlook.costs).mean(axis=1)))
+    law = outlook.score
+    floor = -float(np.median(law.value - law.gap))
+    chance = float(np.isfinite(outlook.examples[i]).mean())
+    settings = [
+        (lane.best.points[-1].score, size, lane.best.learning_rate) for size, lane in race.lanes.items() if lane.best
+    ]
+    top = max(settings, default=None)
+    found = f" The best setting seen is batch size {top[1]:,} with learning rate {top[2]:.3g}." if top else ""
+    return (
+        f"{goal.value:g} seems out of reach: the best score seen is {best.score:.4g} after {count(best.examples)} "
+        f"examples, and it is heading for about {floor:.4g} (by these curves the target is ever reached with a "
+        f"probability of {chance:.0%}).{found} Ask for a lower target, give more budget to look further ahead, or "
+        f"change the model."
+    )

@@ -1,0 +1,363 @@
+"""From a race to an answer: the setting, what it will take, how sure that is, and every other batch size beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchscope.advise.outlook import LEAST_POINTS, Outlook
+from batchscope.advise.race import Race
+from batchscope.advise.reasons import no_answer, reasons, short_answer
+from batchscope.advise.update_times import UpdateTimes
+from batchscope.fit.learning_curve import Curve, fit_learning_curve
+from batchscope.fit.memory import predicted_bytes
+from batchscope.records import (
+    Advice,
+    ForecastPoint,
+    FrontierRow,
+    Goal,
+    Interval,
+    MemoryUse,
+    NoiseMeasurement,
+    Plan,
+    PresentSetting,
+    Provenance,
+    RaceCandidate,
+    Spending,
+    StepTimes,
+    WorkloadSummary,
+)
+from batchscope.study import words
+from batchscope.training.averaging import POWER
+
+Floats = NDArray[np.float64]
+
+LEVEL = 0.9
+# Examples to a target differ by this much from seed to seed, at least: a standard deviation in e-folds.
+SEED_SPREAD = 0.08
+# A training run may take this many times as long as predicted before it gives up.
+PATIENCE = 2.0
+# The forecast of each batch size reaches from this share of the examples to the goal to this many times as many.
+FORECAST_FROM, FORECAST_TO, FORECAST_POINTS = 1 / 16, 4.0, 13
+# A target that most draws do not reach is out of reach.
+LIKELY = 0.5
+JUDGED_BY = (
+    "by the validation loss of the average of their weights, in which an update counts by the 8th power of the "
+    "examples seen: what a cooldown at that moment would reach"
+)
+
+
+@dataclass
+class Findings:
+    """All that advice is made of.
+
+    Attributes:
+        workload: What it is for.
+        goal: What was asked for.
+        race: The race, run.
+        times: Time of an update of any batch size.
+        measured: As measured on one device.
+        memory: Peak memory; None where it could not be measured.
+        noise: Gradient noise at the best candidate; None likewise.
+        spending: What things cost.
+        warnings: What to know.
+        devices: Devices that share each batch.
+        interrupted: Whether it was stopped.
+        provenance: Software, machine and seed.
+    """
+
+    workload: WorkloadSummary
+    goal: Goal
+    race: Race
+    times: UpdateTimes
+    measured: StepTimes
+    memory: MemoryUse | None
+    noise: NoiseMeasurement | None
+    spending: list[Spending]
+    warnings: list[str]
+    devices: int
+    interrupted: bool
+    provenance: Provenance
+
+
+def recommend(findings: Findings) -> Advice:
+    """Put the advice together.
+
+    Args:
+        findings: What was found out.
+
+    Returns:
+        The advice.
+    """
+    race, goal, outlook = findings.race, findings.goal, findings.race.outlook
+    advice = _without_answer(findings)
+    if outlook is None:
+        return replace(advice, conclusion=no_answer(findings, None))
+    frontier = _frontier(findings, outlook)
+    advice = replace(advice, frontier=frontier, critical_batch_size=_critical(outlook))
+    size = _chosen(race, outlook)
+    row = next(row for row in frontier if row.batch_size == size)
+    rate = row.learning_rate.value
+    if row.examples.value is None or rate is None:
+        return replace(advice, conclusion=no_answer(findings, outlook))
+    iterations = max(1, math.ceil(row.examples.value / size))
+    plan = _plan(goal, size, row, rate, iterations)
+    seconds, score = _predicted(outlook, size)
+    present = _present(findings, outlook)
+    as_good = [other for other in outlook.as_good() if other != size]
+    advice = replace(
+        advice,
+        batch_size=size,
+        micro_batch_size=row.micro_batch_size,
+        accumulation_steps=row.accumulation_steps,
+        learning_rate=rate,
+        iterations=iterations,
+        examples=plan.examples if goal.kind != "target" else iterations * size,
+        predicted_seconds=seconds,
+        predicted_score=score,
+        peak_memory_bytes=row.peak_memory_bytes,
+        alternatives=tuple(as_good),
+        present=present,
+        race=_candidates(race, size),
+        plan=plan,
+        cost_seconds=race.clock.spent,
+    )
+    return replace(advice, conclusion=short_answer(advice), reasons=tuple(reasons(advice, findings, outlook)))
+
+
+def _without_answer(findings: Findings) -> Advice:
+    race, unresolved = findings.race, Interval.unresolved(LEVEL)
+    return Advice(
+        workload=findings.workload,
+        goal=findings.goal,
+        conclusion="",
+        batch_size=None,
+        micro_batch_size=None,
+        accumulation_steps=None,
+        learning_rate=None,
+        iterations=None,
+        examples=None,
+        schedule=None,
+        predicted_seconds=unresolved,
+        predicted_score=unresolved,
+        peak_memory_bytes=None,
+        critical_batch_size=unresolved,
+        noise_scale=unresolved if findings.noise is None else findings.noise.noise_scale,
+        throughput_knee=findings.measured.law.knee,
+        cost_seconds=race.clock.spent,
+        spending=tuple(findings.spending),
+        reasons=(),
+        frontier=(),
+        alternatives=(),
+        present=None,
+        race=_candidates(race, None),
+        judged_by=JUDGED_BY,
+        devices=findings.devices,
+        plan=None,
+        warnings=tuple(findings.warnings),
+        interrupted=findings.interrupted,
+        provenance=findings.provenance,
+    )
+
+
+def _chosen(race: Race, outlook: Outlook) -> int:
+    """Of the sizes that nothing sets apart from the best one, the smallest that was raced, or else the smallest.
+
+    It takes the least memory, and more of what is known about it was seen rather than worked out.
+    """
+    as_good = outlook.as_good()
+    raced = [size for size in as_good if size in race.lanes and race.lanes[size].best is not None]
+    return min(raced or as_good)
+
+
+def _plan(goal: Goal, size: int, row: FrontierRow, rate: float, iterations: int) -> Plan:
+    micro = None if row.accumulation_steps == 1 else row.micro_batch_size
+    if goal.kind == "target":
+        high = row.examples.high if row.examples.high and math.isfinite(row.examples.high) else 0.0
+        most = max(PATIENCE * iterations * size, 1.2 * min(high, 10.0 * iterations * size))
+        return Plan(
+            batch_size=size,
+            learning_rate=rate,
+            examples=math.ceil(most / size) * size,
+            target=goal.value,
+            micro_batch_size=micro,
+            averaging=POWER,
+        )
+    examples = int(goal.value) if goal.kind == "examples" else iterations * size
+    return Plan(
+        batch_size=min(size, examples),
+        learning_rate=rate,
+        examples=examples,
+        micro_batch_size=micro,
+        averaging=POWER,
+    )
+
+
+def _predicted(outlook: Outlook, size: int) -> tuple[Interval, Interval]:
+    """Seconds to the goal and the score there of one more training run, at 90%."""
+    i = outlook.sizes.index(size)
+    seconds, scores = outlook.seconds[i], outlook.scores[i]
+    generator = np.random.default_rng(0)
+    law = outlook.score
+    # A run of its own scatters about the law as those of the race did.
+    scatter = law.relative_error
+    if outlook.goal.kind == "target":
+        spread = np.sqrt(SEED_SPREAD**2 + (scatter / np.median(law.exponent)) ** 2 / 4)
+        seconds = seconds * np.exp(spread * generator.standard_normal(len(seconds)))
+        return _interval(seconds), Interval(outlook.goal.value, None, None, LEVEL)
+    left = law.gap * scatter
+    scores = scores + left * generator.standard_normal(len(scores))
+    return _interval(seconds), _interval(scores)
+
+
+def _interval(draws: Floats, level: float = LEVEL) -> Interval:
+    """Median and quantiles; unresolved where most draws are infinite."""
+    tail = (1 - level) / 2
+    if np.isfinite(draws).mean() < LIKELY:
+        finite = draws[np.isfinite(draws)]
+        return Interval.unresolved(level, low=float(np.quantile(finite, tail)) if len(finite) else None)
+    ordered = np.sort(draws)  # infinities last, which quantile() would turn into nan
+
+    def at(share: float) -> float:
+        return float(ordered[min(len(ordered) - 1, max(0, round(share * (len(ordered) - 1))))])
+
+    return Interval(at(0.5), at(tail), at(1 - tail), level)
+
+
+def _frontier(findings: Findings, outlook: Outlook) -> tuple[FrontierRow, ...]:
+    race, times, goal = findings.race, findings.times, findings.goal
+    law = race.rates
+    rows = []
+    for i, size in enumerate(outlook.sizes):
+        examples, seconds = _interval(outlook.examples[i]), _interval(outlook.seconds[i])
+        step = times.interval(size)
+        needed = examples.value
+        ahead = needed if needed is not None else outlook.loss.reference_examples
+        rows.append(
+            FrontierRow(
+                batch_size=size,
+                micro_batch_size=times.micro_batch_size(size),
+                accumulation_steps=times.accumulation_steps(size),
+                learning_rate=law.predict(size, max(ahead, 1.0), LEVEL),
+                step_seconds=step,
+                examples_per_second=Interval(
+                    size / (step.value or math.inf), size / (step.high or math.inf), size / (step.low or math.inf)
+                ),
+                peak_memory_bytes=_peak_bytes(findings.memory, times.micro_batch_size(size)),
+                iterations=None if needed is None else max(1, math.ceil(needed / size)),
+                examples=examples,
+                seconds=seconds,
+                score=Interval(goal.value, None, None, LEVEL)
+                if goal.kind == "target"
+                else _interval(outlook.scores[i]),
+                raced=size in race.lanes and race.lanes[size].best is not None,
+                forecast=_forecast(outlook, size, ahead, times),
+            )
+        )
+    return tuple(rows)
+
+
+def _forecast(outlook: Outlook, size: int, goal_examples: float, times: UpdateTimes) -> tuple[ForecastPoint, ...]:
+    per_example = times.seconds(size) / size
+    places = np.geomspace(FORECAST_FROM * goal_examples, FORECAST_TO * goal_examples, FORECAST_POINTS)
+    return tuple(
+        ForecastPoint(
+            examples=max(1, round(place)),
+            seconds=place * per_example,
+            score=_interval(-outlook.score.values(size, float(place))),
+        )
+        for place in places
+    )
+
+
+def _peak_bytes(memory: MemoryUse | None, micro_batch_size: int) -> int | None:
+    if memory is None or memory.law is None:
+        return None
+    return round(predicted_bytes(memory.law, micro_batch_size))
+
+
+def _critical(outlook: Outlook) -> Interval:
+    """Near the goal: after the examples that the best size needs, or as many as were seen where it is out of reach."""
+    i = outlook.sizes.index(outlook.best())
+    ahead = outlook.examples[i]
+    ahead = np.where(np.isfinite(ahead), ahead, outlook.loss.reference_examples)
+    draws = outlook.loss.critical * (ahead / outlook.loss.reference_examples) ** outlook.loss.growth
+    found = _interval(draws)
+    # With one batch size raced, or all of them far on one side, the draws are little but the prior.
+    wide = found.low is not None and found.high is not None and found.high > 100 * max(found.low, 1e-9)
+    return Interval.unresolved(LEVEL, low=found.low, high=found.high) if wide else found
+
+
+def _present(findings: Findings, outlook: Outlook) -> PresentSetting | None:
+    heat, goal = findings.race.present, findings.goal
+    if heat is None or not heat.entrants[0].points:
+        return None
+    entrant, unresolved = heat.entrants[0], Interval.unresolved(LEVEL)
+    present = PresentSetting(
+        batch_size=heat.batch_size,
+        learning_rate=entrant.learning_rate,
+        seconds=unresolved,
+        score=unresolved,
+        sentence="Your present setting diverges.",
+    )
+    points = [p for p in entrant.points if p.examples > 0 and math.isfinite(p.loss)]
+    if entrant.ended == "diverged" or not points:
+        return present
+    last = points[-1]
+    best = max(p.score for p in points)
+    sentence = f"After {words.seconds(last.seconds)} your present setting had reached {best:.4g} at best."
+    present = replace(present, sentence=sentence)
+    if entrant.ended == "reached":
+        took, there = Interval(last.seconds, None, None, LEVEL), Interval(goal.value, None, None, LEVEL)
+        return replace(present, seconds=took, score=there)
+    values = tuple(-p.score for p in points)
+    if len(points) < LEAST_POINTS or max(values) <= min(values):
+        return present
+    curve = Curve(heat.batch_size, tuple(float(p.examples) for p in points), values)
+    law = fit_learning_curve([curve], shared=outlook.loss)
+    per_example = heat.seconds_per_update / heat.batch_size
+    if goal.kind == "target":
+        seconds = _interval(law.examples_to(heat.batch_size, -goal.value) * per_example)
+        return replace(present, seconds=seconds, score=Interval(goal.value, None, None, LEVEL))
+    ahead = goal.value if goal.kind == "examples" else goal.value / per_example
+    return replace(
+        present,
+        seconds=Interval(ahead * per_example, None, None, LEVEL),
+        score=_interval(-law.values(heat.batch_size, float(ahead))),
+    )
+
+
+def _candidates(race: Race, advised: int | None) -> tuple[RaceCandidate, ...]:
+    found: list[RaceCandidate] = []
+    for heat in race.heats:
+        if heat is race.present:
+            continue
+        lane = race.lanes.get(heat.batch_size)
+        share = heat.seconds_spent / max(1, len(heat.entrants))
+        for entrant in heat.entrants:
+            reason = entrant.ended or ""
+            ended: Literal["advised", "beaten", "diverged", "kept"]
+            if lane is not None and entrant is lane.best and heat.batch_size == advised:
+                ended, reason = "advised", "the fastest to the goal by all that was seen"
+            elif reason == "diverged":
+                ended, reason = "diverged", "its loss exploded"
+            elif reason in ("", "reached", "finished", "interrupted"):
+                ended, reason = "kept", {"reached": "reached the target"}.get(reason, "in the race to the end")
+            else:
+                ended = "beaten"
+            found.append(
+                RaceCandidate(
+                    batch_size=heat.batch_size,
+                    learning_rate=entrant.learning_rate,
+                    seed=heat.seed,
+                    points=tuple(p for p in entrant.points if p.examples > 0),
+                    ended=ended,
+                    reason=reason,
+                    seconds_spent=share,
+                )
+            )
+    return tuple(sorted(found, key=lambda c: (c.batch_size, c.learning_rate, c.seed)))

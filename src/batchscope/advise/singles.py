@@ -1,0 +1,80 @@
+"""Runs side by side that cannot be stacked: each makes its way to the next evaluation, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+from batchscope.records import CurvePoint, Outcome, Plan, TrainResult
+from batchscope.training.evaluation import EvaluationData
+from batchscope.training.loop import Prepared, Run
+
+
+class Singles:
+    """Does what :class:`batchscope.training.replicas.Replicas` does, with single runs.
+
+    Args:
+        prepared: The workload, with its data on the device.
+        plans: One for each.
+        seeds: One for each.
+        next_place: Examples at which the next evaluation is due, after so many.
+        validation: What to evaluate on; None: the workload's validation set.
+        on_evaluation: Called after each evaluation with the run's position and the point.
+
+    Attributes:
+        live: Positions of those that have not ended.
+        results: Of those that have.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        plans: Sequence[Plan],
+        seeds: Sequence[int],
+        *,
+        next_place: Callable[[int], int],
+        validation: EvaluationData | None,
+        on_evaluation: Callable[[int, CurvePoint], None],
+    ) -> None:
+        def told(k: int, point: CurvePoint, seconds_left: float | None) -> None:
+            on_evaluation(k, point)
+
+        self._runs = [
+            Run(
+                prepared,
+                plan,
+                seed=seed,
+                next_place=next_place,
+                validation=validation,
+                keep_best_weights=False,
+                evaluate_training=False,
+                measure_memory=False,
+                on_evaluation=partial(told, k),
+            )
+            for k, (plan, seed) in enumerate(zip(plans, seeds, strict=True))
+        ]
+        self.live = set(range(len(plans)))
+        self.results: list[TrainResult | None] = [None] * len(plans)
+
+    def advance(self) -> bool:
+        """Train all until the next evaluation.
+
+        Returns:
+            Whether any has not ended yet.
+        """
+        for k in sorted(self.live):
+            self.results[k] = self._runs[k].advance()
+            if self.results[k] is not None:
+                self.live.discard(k)
+        return bool(self.live)
+
+    def stop(self, runs: Collection[int], outcome: Outcome) -> None:
+        """End some."""
+        for k in self.live.intersection(runs):
+            self.results[k] = self._runs[k].stopped(outcome)
+            self.live.discard(k)
+
+    def state_of(self, run: int, *, averaged: bool = False) -> dict[str, Any] | None:
+        """A copy of a run's weights, as they are evaluated or as they stand."""
+        return self._runs[run].state(averaged=averaged)
