@@ -28,6 +28,7 @@ RUNS = ("run finished", "run diverged", "run out of memory")
 PROBES = ("probe", "probe cnn", "probe transformer", "probe bare", "probe hostile", "probe replanned", "probe extremes")
 PARTS = ("part step time", "part memory", "part noise", "part branches", "part branches lost", "part range flat")
 SWEEPS = ("sweep", "sweep scores", "sweep hostile", "sweep large", "law missed")
+ADVICES = ("advice", "advice examples", "advice far", "advice hostile")
 DRAWN = """
 return Array.from(document.querySelectorAll('.chart'), (place) => {
   const kinds = '.mark-symbol path, .mark-rect path, .mark-line path, .mark-rule.role-mark line';
@@ -39,10 +40,15 @@ return Array.from(document.querySelectorAll('.chart'), (place) => {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, pages: dict[str, str], sweep_pages: dict[str, str]) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    pages: dict[str, str],
+    sweep_pages: dict[str, str],
+    advice_pages: dict[str, str],
+) -> Path:
     folder = tmp_path_factory.mktemp("pages")
-    every = pages | sweep_pages
-    for name in (*NAMES, *RUNS, *PROBES, *PARTS, *SWEEPS):
+    every = pages | sweep_pages | advice_pages
+    for name in (*NAMES, *RUNS, *PROBES, *PARTS, *SWEEPS, *ADVICES):
         (folder / f"{name}.html").write_text(every[name], encoding="utf-8")
     return folder
 
@@ -95,7 +101,7 @@ def axis_titles(browser: Any) -> list[str]:
     return titles
 
 
-@pytest.mark.parametrize("name", [*NAMES, *RUNS, *PROBES, *PARTS, *SWEEPS])
+@pytest.mark.parametrize("name", [*NAMES, *RUNS, *PROBES, *PARTS, *SWEEPS, *ADVICES])
 def test_every_chart_is_drawn_and_nothing_complains(browser: Any, folder: Path, name: str) -> None:
     show(browser, folder, name)
     charts = browser.execute_script(DRAWN)
@@ -106,7 +112,9 @@ def test_every_chart_is_drawn_and_nothing_complains(browser: Any, folder: Path, 
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["plain", "long name", "hostile", "twelve rows", "run finished", *PROBES, *SWEEPS])
+@pytest.mark.parametrize(
+    "name", ["plain", "long name", "hostile", "twelve rows", "run finished", *PROBES, *SWEEPS, ADVICES[-1]]
+)
 def test_a_phone_needs_no_sideways_scrolling(browser: Any, folder: Path, name: str, theme: str) -> None:
     show(browser, folder, name, width=375, theme=theme)
     scroll, inner = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
@@ -151,6 +159,59 @@ def test_everything_is_reached_by_tab_and_shows_it(browser: Any, folder: Path) -
             break
     assert seen[0] == "skip"
     assert {"theme", "x", "y", "span", "chip", "scroll", "save", "download"} <= set(seen)
+
+
+def test_the_slider_moves_the_frontier_by_keyboard(browser: Any, folder: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    def words(place: str) -> str:
+        return str(browser.find_element(By.ID, place).text)
+
+    def frontier() -> list[str]:
+        """What the points of the first chart say to who cannot see them, and its ticks."""
+        script = """const chart = document.querySelector('#chart-frontier_seconds');
+                    const said = [...chart.querySelectorAll('.mark-symbol path[aria-label]')];
+                    const ticks = [...chart.querySelectorAll('.role-axis-label text')];
+                    return [...said.map(e => e.getAttribute('aria-label')), ...ticks.map(e => e.textContent)].sort()"""
+        found: list[str] = browser.execute_script(script)
+        return found
+
+    show(browser, folder, "advice")
+    asked = (words("stop-label"), words("stop-answer"), frontier())
+    assert asked[0] == "0.89"
+    assert asked[1].startswith("Batch size 128: 6.48 s (5.47–7.68)")
+    back = browser.find_element(By.ID, "asked")
+    assert not back.is_enabled()
+    slider = browser.find_element(By.ID, "stop")
+    assert slider.is_displayed()
+    for _ in range(3):
+        slider.send_keys(Keys.ARROW_LEFT)
+    until(lambda: frontier() != asked[2], "the frontier at another target")
+    assert words("stop-label") == slider.get_attribute("aria-valuetext") == "0.86"
+    assert words("stop-answer").startswith("Batch size 128: 2.1 s (1.78–2.56), 107,000 examples")
+    assert any("2.1 s (1.78–2.56)" in said for said in frontier())
+    moved = frontier()
+    # Drawn anew in other colours, it stays where the slider is.
+    browser.find_element(By.ID, "theme").click()
+    until(lambda: all(drawn for _, drawn, _ in browser.execute_script(DRAWN)), "the charts in dark")
+    until(lambda: frontier() == moved, "the same frontier in dark")
+    back.click()
+    until(lambda: frontier() == asked[2], "the asked goal again")
+    assert (words("stop-label"), words("stop-answer")) == asked[:2]
+    assert complaints(browser) == []
+
+
+def test_what_is_to_be_copied_is_copied_or_selected(browser: Any, folder: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    show(browser, folder, "advice")
+    copier = browser.find_element(By.CSS_SELECTOR, "[data-copy]")
+    copier.click()
+    until(lambda: copier.text in ("Copied", "Selected"), "an answer")
+    if copier.text == "Selected":
+        chosen = browser.execute_script("return getSelection().toString().trim()")
+        assert chosen == "batchscope train fashion-mlp --plan advice.json"
 
 
 def test_rows_are_hidden_by_their_chips(browser: Any, folder: Path) -> None:
