@@ -53,11 +53,11 @@ def fit_all_reduce(
             return None
         return steps / (ranks * seconds_per_byte) if seconds_per_byte > 0 else math.inf
 
-    ends = [None if x is None else x / steps for x in (latency.value, latency.low, latency.high)]
+    each = [None if x is None else x / steps for x in (latency.value, latency.low, latency.high)]
     low, value, high = bandwidth(slope.high), bandwidth(slope.value), bandwidth(slope.low)
     resolved = value is not None and math.isfinite(value)
     return AllReduceLaw(
-        latency_seconds=Interval(*ends),
+        latency_seconds=Interval(each[0], each[1], each[2]),
         bytes_per_second=Interval(value, low, high) if resolved else Interval.unresolved(low=low, high=high),
         ranks=ranks,
         backend=backend,

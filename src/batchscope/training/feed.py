@@ -242,14 +242,14 @@ class TensorFeed(Feed):
     def _gather(self, first: int, last: int) -> list[list[Batch]]:
         tensors = self.data.tensors or ()
         micro = self.micro_batch_size
-        sizes: int | list[int] = self.schedule.batch_size_at(first)
+        sizes: int | list[int]
+        sizes = largest = self.schedule.batch_size_at(first)
         if self.part[1] == 1:
-            largest = sizes
             indices = self.order.indices(self.positions(first).start, self.positions(last - 1).stop)
         else:
             own = [self.own(iteration) for iteration in range(first, last)]
             sizes = [len(positions) for positions in own]
-            largest = max(sizes)
+            largest = max(map(len, own))
             parts = [self.order.indices(positions.start, positions.stop) for positions in own if positions]
             indices = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
         indices = indices.to(tensors[0].device, non_blocking=True)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
+from typing import Protocol
 
 # A rank that is only slow, or in an evaluation, still beats: its thread runs beside whatever it computes.
 INTERVAL_SECONDS, SILENCE_SECONDS = 1.0, 20.0
+
+
+class Counts(Protocol):
+    """What is wanted of a ``torch.distributed.Store``."""
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to the number under a name, and return it."""
 
 
 class Watch(threading.Thread):
@@ -32,7 +36,7 @@ class Watch(threading.Thread):
 
     def __init__(
         self,
-        store: Store,
+        store: Counts,
         rank: int,
         size: int,
         on_silence: Callable[[int], None],

@@ -183,7 +183,7 @@ class RankedStep(MicroBatchingStep):
 
     def _spread(self, bucket: _Bucket, flat: Tensor) -> None:
         held, sums = [], []
-        parts = torch.split(flat[: sum(bucket.sizes)], bucket.sizes) if bucket.sizes else ()
+        parts = torch.split(flat[: sum(bucket.sizes)], list(bucket.sizes)) if bucket.sizes else ()
         for i, part in zip(bucket.members, parts, strict=True):
             parameter = self.parameters[i]
             if parameter.grad is None:

@@ -131,6 +131,8 @@ class Ranks:
 
     def __init__(self, rank: int, size: int) -> None:
         import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
 
         self.rank, self.size, self.met = rank, size, False
         self.at_loss: Callable[[RankLost], RankLost] | None = None
@@ -141,20 +143,20 @@ class Ranks:
         self._began_here = not dist.is_initialized()
         try:
             if self._began_here:
-                store, *_ = next(iter(dist.rendezvous("env://", timeout=CONNECT)))
+                store, *_ = next(iter(rendezvous("env://", timeout=CONNECT)))
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
                 self._control = dist.group.WORLD
             else:
                 self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
             # A connection of its own: the groups' would be closed with them.
-            store, *_ = next(iter(dist.rendezvous("env://", timeout=CONNECT)))
+            store, *_ = next(iter(rendezvous("env://", timeout=CONNECT)))
             store.set_timeout(timedelta(seconds=STORE_SECONDS))
         except (RuntimeError, ValueError, OSError) as error:
             raise RankLost(
                 "the ranks of a run must find each other", got=first_line(error), mend="start them with torchrun"
             ) from error
-        self._data = self._control
-        self._notes = dist.PrefixStore(f"batchscope/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        self._data: Any = self._control
+        self._notes = PrefixStore(f"batchscope/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         self._place: torch.device | None = None
 
     def __enter__(self) -> Self:

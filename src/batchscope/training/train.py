@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-from batchscope.errors import ArgumentError
+from batchscope.errors import ArgumentError, PlanError
 from batchscope.progress import Reporter, reporter
 from batchscope.records import CurvePoint, Plan, TrainResult
 from batchscope.training.loop import Prepared, Run
 from batchscope.training.observer import MakeObserver
+from batchscope.training.ranked_run import RankedRun
+from batchscope.training.ranks import rank_here, together
 from batchscope.workload.workload import Workload
 
 
@@ -29,6 +31,9 @@ def train(
     observer: MakeObserver | None = None,
 ) -> TrainResult:
     """Train a workload with a plan; :func:`batchscope.train` is this, and can measure the noise scale besides.
+
+    In a program that torchrun started, all ranks call it alike and share every batch: the result is that of one process
+    (:class:`batchscope.training.ranked_run.RankedRun`).
 
     Args:
         workload: What to train.
@@ -48,7 +53,8 @@ def train(
         The result; its ``state`` holds the weights at the best validation score.
 
     Raises:
-        PlanError: A plan that this workload cannot follow.
+        PlanError: A plan that this workload cannot follow, or not on several ranks.
+        RankLost: One of several ranks has gone; what was complete is saved.
         StorageError: A checkpoint that cannot be written, or that belongs to another run.
 
     Examples:
@@ -59,8 +65,10 @@ def train(
     """
     seed = checked_seed(seed)
     evaluate_every = checked_evaluate_every(evaluate_every)
-    prepared = Prepared(workload, chosen_device(device), workers=workers)
-    with reporter(progress, "training") as report:
+    with together() as ranks, reporter(progress if rank_here() == 0 else False, "training") as report:
+        if ranks is not None:
+            device = ranks.device() if device in (None, "cuda") else device
+        prepared = Prepared(workload, chosen_device(device), workers=workers)
         budget = plan.budget_examples
 
         def on_evaluation(point: CurvePoint, seconds_left: float | None) -> None:
@@ -73,15 +81,34 @@ def train(
                 seconds_left=seconds_left if budget else None,
             )
 
-        return Run(
+        file = None if checkpoint is None else Path(checkpoint)
+        if ranks is None:
+            return Run(
+                prepared,
+                plan,
+                seed=seed,
+                evaluate_every=evaluate_every,
+                checkpoint=file,
+                checkpoint_every_seconds=checkpoint_every_seconds,
+                on_evaluation=on_evaluation,
+                observer=observer,
+            )()
+        if observer is not None:
+            raise PlanError(
+                "the noise of gradients is measured in a run of one process",
+                got=f"{ranks.size} ranks",
+                mend="give no noise=, and a schedule that does not follow it",
+            )
+        ranks.use(prepared.device)
+        return RankedRun(
+            ranks,
             prepared,
             plan,
             seed=seed,
             evaluate_every=evaluate_every,
-            checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint=file,
             checkpoint_every_seconds=checkpoint_every_seconds,
             on_evaluation=on_evaluation,
-            observer=observer,
         )()
 
 
