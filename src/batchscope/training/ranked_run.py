@@ -185,23 +185,22 @@ class RankedRun(Run):
         """Save what is complete, and say what became of it."""
         if self.checkpoint is None:
             return lost.mended("give a checkpoint, and a run can go on after this with any number of ranks")
-        file = f"{self.checkpoint}"
+        file, how = self.checkpoint, "the same command goes on from there, with any number of ranks"
         if not lost.speaks:
             return lost.mended(f"the first rank that is left saves {file}")
-        how = "the same command goes on from there, with any number of ranks"
         if self.step is None or not self._settled():
-            stands = f"{file} stands as it was; {how}" if self.checkpoint.exists() else "nothing was saved before"
-            return lost.mended(f"no update was complete then: {stands}")
+            stands = f"{file} stands as it was: {how}" if file.exists() else f"nothing was saved in {file} before"
+            return lost.mended(f"no update was complete then; {stands}")
         try:
             if self.unread:
                 self.progress.losses.extend(torch.stack(self.unread).tolist())
                 self.unread.clear()
             self.clock.stop()
             self.progress.seconds = self.clock.seconds
-            self._write(self.checkpoint)
+            self._write(file)
         except StorageError as error:
-            return lost.mended(f"{file} could not be written: {error}")
-        return lost.mended(f"{file} holds the run after update {self.progress.iterations:,}; {how}")
+            return lost.mended(f"what is complete could not be saved: {error}")
+        return lost.mended(f"the run after update {self.progress.iterations:,} is saved in {file}: {how}")
 
     def _settled(self) -> bool:
         """Whether the device has done all that it was told."""
