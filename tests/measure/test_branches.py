@@ -18,7 +18,6 @@ from batchscope.errors import ArgumentError, PlanError, RunError
 from batchscope.measure.branches import TOLERANCE, _Budget, _paced
 from batchscope.progress import ProgressEvent
 from batchscope.records import Plan, TrainResult
-from batchscope.schedule import rate_factor
 from batchscope.training import Prepared, Run
 from batchscope.training.start import Start
 from batchscope.workload import Workload, quadratic
@@ -35,7 +34,7 @@ def known(workload: Workload, theta: Tensor, batch_size: int) -> float:
     square = theta.double().square()
     updates = EXAMPLES // batch_size
     for update in range(updates):
-        rate = workload.learning_rate * batch_size / workload.batch_size * rate_factor("linear", update, updates)
+        rate = workload.learning_rate * batch_size / workload.batch_size * (1 - update / updates)
         square = (1 - rate * h).square() * square + rate**2 * covariance / batch_size
     return float(0.5 * (h * square).sum()) + quadratic.lowest_loss(workload)
 

@@ -37,7 +37,8 @@ def sgd() -> torch.optim.Optimizer:
 def passes(scheduler: BatchSizeScheduler, most: int = 10**9) -> list[tuple[list[int], float]]:
     """Each batch with the rate that it is trained at, over as many passes as it takes."""
     assert scheduler._settings is not None
-    group, made = scheduler._settings.optimizer.param_groups[0], []
+    group = scheduler._settings.optimizer.param_groups[0]
+    made: list[tuple[list[int], float]] = []
     while not scheduler.finished and len(made) < most:
         expected, before = len(scheduler), len(made)
         for batch in scheduler:
@@ -121,15 +122,11 @@ def test_a_plain_loop_over_it_is_train(make: Callable[..., Workload]) -> None:
     while not scheduler.finished:
         for x, y in loader:
             optimizer.zero_grad()
-            workload.loss(model(x), y).backward()
+            torch.autograd.backward(workload.loss(model(x), y))
             optimizer.step()
             scheduler.step()
     loss = workload.loss(model(workload.validation[0]), workload.validation[1])
     assert float(loss.detach()) == pytest.approx(result.curve[-1].validation_loss, rel=1e-5)
-
-
-def N_OF(workload: Workload) -> int:
-    return workload.training_examples
 
 
 @pytest.mark.parametrize("ahead", [0, 3])
@@ -138,7 +135,8 @@ def test_a_measured_batch_grows_after_what_was_read_ahead(ahead: int) -> None:
     optimizer = sgd()
     scheduler = BatchSizeScheduler(Schedule((Phase(0, 4),), growth), 10**4, optimizer, examples=1000)
     noise, made = Interval(100.0, 80.0, 120.0), []
-    batches, queue = iter(scheduler), []
+    batches = iter(scheduler)
+    queue: list[list[int]] = []
     while not scheduler.finished:
         while len(queue) <= ahead and (batch := next(batches, None)) is not None:
             queue.append(batch)

@@ -52,16 +52,16 @@ def by_hand(workload: Workload, plan: Plan, rates: list[float], sizes: list[int]
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        workload.loss(model(x), y).backward()
+        torch.autograd.backward(workload.loss(model(x), y))
         optimizer.step()
         seen += size
     return model.state_dict()
 
 
-def same(one: dict[str, Any], other: dict[str, Any], **tolerance: float) -> None:
+def same(one: dict[str, Any], other: dict[str, Any], *, rtol: float = 0.0, atol: float = 0.0) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
-        torch.testing.assert_close(value, other[key], **({"rtol": 0, "atol": 0} | tolerance))
+        torch.testing.assert_close(value, other[key], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "tensor dataset"])

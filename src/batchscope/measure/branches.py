@@ -175,7 +175,7 @@ def branched_runs(
             Branch(
                 factor=size / workload.batch_size,
                 batch_size=size,
-                learning_rate=_branch(prepared, start, size, branch_examples, seed).full_rates[0],
+                learning_rate=_branch(prepared, start, size, branch_examples, seed).settings.full_rates[0],
                 updates=-(-branch_examples // size),
                 examples=branch_examples,
                 loss=judged.losses[i],
