@@ -241,7 +241,7 @@ def advice(
         alternatives=tuple(size for size in (64, 256) if size in sizes and own is not None),
         present=now,
         race=candidates(sizes[:-1] if len(sizes) > 1 else sizes, best),
-        judged_by="validation loss after a linear cooldown",
+        judged_by="by the validation loss after a linear cooldown",
         devices=devices,
         plan=plan,
         warnings=(),

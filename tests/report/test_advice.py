@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from batchscope.records import Advice, ForecastPoint, FrontierRow, Interval, Plan, Record, load
-from batchscope.report import advice_sheets, advice_stops, charts, marks
+from batchscope.report import advice_content, advice_sheets, advice_stops, charts, marks
 from batchscope.report import formatting as f
 
 ENDS = st.one_of(st.none(), st.floats(1e-3, 1e12), st.just(math.inf), st.just(0.0))
@@ -447,7 +447,7 @@ def test_the_answer_comes_first_and_the_cost_last(advice_pages: dict[str, str], 
         "What each batch size takes to a score of 0.89",
         "Critical batch size 200",
         record.reasons[-1],
-        "judged by: validation loss after a linear cooldown",
+        "judged by the validation loss after a linear cooldown",
         "Candidates: all 36",
         "batchscope train fashion-mlp --plan advice.json",
         "The advice took 11.4 s: step times 2.2 s, learning rates 4.1 s, race 5.1 s.",
@@ -456,6 +456,16 @@ def test_the_answer_comes_first_and_the_cost_last(advice_pages: dict[str, str], 
     places = [said.index(part) for part in order]
     assert places == sorted(places)
     assert "best score with 600,000 examples?" in Words(advice_pages["advice examples"]).said
+
+
+def test_what_is_not_known_is_said_on_the_cards(advice_pages: dict[str, str], advices: dict[str, Record]) -> None:
+    assert "Time to the target not resolved more than 1.18 s" in Words(advice_pages["advice far"]).said
+    grown = Words(advice_pages["advice interrupted"]).said
+    assert "Batch size 128 on 4 devices It grows: batch 128, 512 from 51,200 examples." in grown
+    record = of(advices, "advice")
+    open_ended = replace(record, predicted_seconds=Interval(6.48, 5.47, math.inf, 0.9))
+    cards = advice_content.of_advice(open_ended, ()).sections[0].cards
+    assert (cards[0].value, cards[0].detail) == ("6.48 s", "5.47 or more, 90% interval")
 
 
 def test_the_slider_without_a_script_says_the_asked_goal(advice_pages: dict[str, str]) -> None:

@@ -138,13 +138,16 @@ def _rate_text(record: Advice) -> str:
 
 
 def _ends(interval: Interval, size: float, places: int | None = None) -> str:
-    if not (f.known(interval.low) and f.known(interval.high)):
-        return ""
+    """The ends of an interval that are known, in the unit of the number above."""
 
     def text(value: float) -> str:
         return f.number(value / size, 3) if places is None else f.fixed(value, places)
 
-    return f"{text(interval.low)} to {text(interval.high)}, {interval.level:.0%} interval"
+    low, high = ((text(end) if f.known(end) else None) for end in (interval.low, interval.high))
+    if low is None and high is None:
+        return ""
+    ends = f"{low} to {high}" if low and high else f"{low} or more" if low else f"{high} or less"
+    return f"{ends}, {interval.level:.0%} interval"
 
 
 def _frontier(record: Advice, shown: frozenset[str]) -> Section:
@@ -207,17 +210,13 @@ def _forecast_lead(record: Advice) -> str:
 def _race_lead(record: Advice) -> str:
     if not record.race:
         return ""
-    return f"Every candidate by its time alone, judged by: {record.judged_by}. Point at a sign for why it ended there."
+    return f"Every candidate by its time alone, judged {record.judged_by}. Point at a sign for why it ended there."
 
 
 def _plan(record: Advice, plan: Plan) -> Section:
     name = shlex.quote(record.workload.name)
     commands = f"batchscope train {name} --plan {FILE}"
-    script = (
-        "import batchscope as bs\n\n"
-        f'advice = bs.load("{FILE}")\n'
-        "result = bs.train(workload, advice.plan)  # the Workload that was given to advise"
-    )
+    script = f'import batchscope as bs\n\nadvice = bs.load("{FILE}")\nresult = bs.train(workload, advice.plan)'
     header = {"record": plan.kind, "schema": plan.schema_version}
     text = json.dumps(header | encode(plan), indent=2, allow_nan=False)
     return Section(
@@ -227,7 +226,7 @@ def _plan(record: Advice, plan: Plan) -> Section:
             Listing(
                 "In a terminal", commands, "The workload as it was given to advise: a name, or path/to/file.py:name."
             ),
-            Listing("In Python", script),
+            Listing("In Python", script, "workload: the one that was given to advise."),
             Listing("The plan alone, as JSON", text),
         ),
     )

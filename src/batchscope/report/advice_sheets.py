@@ -190,7 +190,7 @@ def settings(record: Advice) -> Facts:
         *workload_facts(record.workload),
         ("goal", goal_text(record.goal)),
         ("candidates", candidates or "none"),
-        ("judged by", record.judged_by),
+        ("judged", record.judged_by),
         ("devices", f.count(record.devices)),
     )
 
