@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    # The answer, and acting on it
+    from batchscope.advise import advise, train_from_nothing
+
     # Errors
     from batchscope.errors import (
         ArgumentError,
@@ -71,6 +74,9 @@ if TYPE_CHECKING:
     from batchscope.workload import Workload, load_workload
 
 _HOMES = {
+    # The answer, and acting on it
+    "advise": "batchscope.advise",
+    "train_from_nothing": "batchscope.advise",
     # What is trained
     "Workload": "batchscope.workload",
     "load_workload": "batchscope.workload",
@@ -153,6 +159,7 @@ __all__ = [
     "TrainResult",
     "Workload",
     "WorkloadError",
+    "advise",
     "branched_runs",
     "compare",
     "find_max_batch_size",
@@ -167,6 +174,7 @@ __all__ = [
     "step_times",
     "sweep",
     "train",
+    "train_from_nothing",
 ]
 
 

@@ -204,6 +204,8 @@ def contest(
         before = clock.spent
         race.run(afterwards=not to_train)
         spending.append(Spending("race", clock.spent - before, race.examples))
+        if race.unstacked is not None:
+            warnings.append(f"Candidates were trained in single runs, which takes longer: {race.unstacked}.")
         noise = None if to_train else _noise(race, seed, chosen, stop)
         findings = Findings(
             workload=summarise(workload),

@@ -22,6 +22,8 @@ PLACE_RATIO = 1.3
 # The first one comes after so many updates, and no sooner than this share of the validation set, whose evaluation
 # costs about a third of training on it.
 FIRST_UPDATES, FIRST_SHARE = 6, 0.75
+# For a target that is reached sooner than that.
+EARLY_RATIO, EARLY_SHARE = 1.15, 0.02
 # One batched pass for all candidates up to so many operations of an update; above, one after the other is as fast.
 BATCHED_FLOPS = 60e6
 
@@ -60,6 +62,7 @@ class Heat:
         validation: What to judge by; None: the whole validation set.
         averaging: Whether to judge by averaged weights; otherwise by the weights as they stand.
         stacked: Whether the workload can be trained in a stack.
+        early: Whether to look from the first updates on, and more often.
 
     Raises:
         WorkloadError: No stack can be made of this workload.
@@ -79,6 +82,7 @@ class Heat:
         validation: EvaluationData | None = None,
         averaging: bool = True,
         stacked: bool = True,
+        early: bool = False,
     ) -> None:
         self.batch_size, self.seed, self.seconds_per_update = batch_size, seed, seconds_per_update
         self.entrants = [Entrant(rate) for rate in learning_rates]
@@ -87,7 +91,9 @@ class Heat:
         began = time.perf_counter()
         flops = prepared.flops_per_example
         judged_on = len((validation or prepared.validation).indices)
-        self._first = max(FIRST_UPDATES * batch_size, round(FIRST_SHARE * judged_on))
+        self._ratio = EARLY_RATIO if early else PLACE_RATIO
+        usual = max(FIRST_UPDATES * batch_size, round(FIRST_SHARE * judged_on))
+        self._first = max(batch_size, round(EARLY_SHARE * judged_on)) if early else usual
         plans = [
             Plan(
                 batch_size=batch_size,
@@ -207,7 +213,7 @@ class Heat:
         return [rate for rate, _ in pairs], [loss for _, loss in pairs]
 
     def _next_place(self, examples: int) -> int:
-        return max(self._first, math.ceil(examples * PLACE_RATIO))
+        return max(self._first, math.ceil(examples * self._ratio))
 
     def _evaluated(self, k: int, point: CurvePoint) -> None:
         self.entrants[k].points.append(

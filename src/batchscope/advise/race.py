@@ -10,16 +10,16 @@ the noisy weights themselves, which favour small learning rates and large batche
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter as now
 from typing import Any
 
 import numpy as np
 
 from batchscope.advise.heat import Entrant, Heat
 from batchscope.advise.lane import Lane
-from batchscope.advise.outlook import Outlook, find_outlook
+from batchscope.advise.outlook import LEAST_POINTS, Outlook, find_outlook
 from batchscope.advise.update_times import UpdateTimes
 from batchscope.errors import RunError
 from batchscope.fit.rate_drift import RateDrift, fit_rate_drift
@@ -63,7 +63,7 @@ class Clock:
     """
 
     seconds: float | None
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=lambda: now())  # noqa: PLW0108 — looked up when it is called
     limit: float = 0.0
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Clock:
     @property
     def spent(self) -> float:
         """Seconds so far."""
-        return time.perf_counter() - self.began
+        return now() - self.began
 
     @property
     def left(self) -> float:
@@ -127,6 +127,7 @@ class Race:
         self.exponent, self.seed, self.reserve, self.tell, self.stopped = exponent, seed, reserve, tell, stopped
         plan = Plan(batch_size=self.sizes[0], learning_rate=prepared.workload.learning_rate, iterations=1)
         self.unstacked = refusal(prepared, plan, seed)
+        self.early = False
         self.coarse: Lane | None = None
         self.present: Heat | None = None
         self.lanes: dict[int, Lane] = {}
@@ -252,6 +253,7 @@ class Race:
             target=self.goal.value if self.goal.kind == "target" else None,
             averaging=averaging,
             stacked=self.unstacked is None,
+            early=self.early,
         )
 
     def _pilot(self) -> None:
@@ -288,19 +290,29 @@ class Race:
         # The coarse rates have done their work; finer ones begin where they ended.
         for heat in lane.heats:
             heat.drop(heat.live, f"a search in factors of {PILOT_FACTOR:g}; the best lay near {bottom:.3g}")
-        if self.clock.left > 0 and not self.stopped():
-            self.lanes[size] = fine = Lane(size, self.make_heat, [bottom * f for f in LANE_RATES])
-            while fine.points < PILOT_POINTS and fine.live and self.clock.left > 0 and not self.stopped():
-                self.tell(f"learning rates near {bottom:.3g}")
-                fine.advance()
+        self._fine_pilot(bottom)
+        found_at = self.lanes[size].reached if size in self.lanes else None
+        if found_at is not None and self.lanes[size].points < LEAST_POINTS:
+            # There before anything could be learned from its curve: the same again, looked at from the first update.
+            self.early = True
+            self._fine_pilot(bottom)
+
+    def _fine_pilot(self, bottom: float) -> None:
+        size = self.pilot
+        if self.clock.left <= 0 or self.stopped():
+            return
+        self.lanes[size] = fine = Lane(size, self.make_heat, [bottom * f for f in LANE_RATES])
+        while fine.points < PILOT_POINTS and fine.live and self.clock.left > 0 and not self.stopped():
+            self.tell(f"learning rates near {bottom:.3g}")
+            fine.advance()
 
     def _look_now_and_then(self) -> None:
         """Look again when training since the last look has taken some times what a look takes."""
-        if time.perf_counter() - self._looked >= LOOK_AGAIN * self._look_seconds:
+        if now() - self._looked >= LOOK_AGAIN * self._look_seconds:
             self._look()
 
     def _look(self) -> None:
-        began = time.perf_counter()
+        began = now()
         losses = [c for lane in self.lanes.values() for c in lane.curves(score=False)]
         scores = [c for lane in self.lanes.values() for c in lane.curves(score=True)]
         self.outlook = find_outlook(
@@ -315,7 +327,7 @@ class Race:
         if self.outlook is not None:
             best = self.outlook.sizes.index(self.outlook.best())
             self.clock.allow(float(np.median(self.outlook.seconds[best])))
-        self._looked = time.perf_counter()
+        self._looked = now()
         self._look_seconds = self._looked - began
 
     def _move(self) -> bool:
@@ -369,7 +381,8 @@ class Race:
             return False
         outlook = self.outlook
         if outlook is None:
-            if len(raced) > 1 or self.lanes[raced[0]].points < PILOT_POINTS:
+            first = self.lanes[raced[0]]
+            if first.reached is None and (len(raced) > 1 or first.points < PILOT_POINTS):
                 return False
             near = dict.fromkeys(fresh, 0.0)
         else:

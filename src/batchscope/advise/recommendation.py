@@ -96,7 +96,7 @@ def recommend(findings: Findings) -> Advice:
     race, goal, outlook = findings.race, findings.goal, findings.race.outlook
     advice = _without_answer(findings)
     if outlook is None:
-        return replace(advice, conclusion=no_answer(findings, None))
+        return _as_seen(findings, advice)
     frontier = _frontier(findings, outlook)
     advice = replace(advice, frontier=frontier, critical_batch_size=_critical(outlook))
     size = _chosen(race, outlook)
@@ -127,6 +127,53 @@ def recommend(findings: Findings) -> Advice:
         cost_seconds=race.clock.spent,
     )
     return replace(advice, conclusion=short_answer(advice), reasons=tuple(reasons(advice, findings, outlook)))
+
+
+def _as_seen(findings: Findings, advice: Advice) -> Advice:
+    """An answer without a law, where the target was reached before there was a curve to fit; or why there is none."""
+    race, times = findings.race, findings.times
+    there = {size: lane.reached for size, lane in race.lanes.items() if lane.reached is not None}
+    if not there:
+        return replace(advice, conclusion=no_answer(findings, None))
+    rows = []
+    for size, entrant in sorted(there.items()):
+        point, step = entrant.points[-1], times.interval(size)
+        rows.append(
+            FrontierRow(
+                batch_size=size,
+                micro_batch_size=times.micro_batch_size(size),
+                accumulation_steps=times.accumulation_steps(size),
+                learning_rate=Interval(entrant.learning_rate, None, None, LEVEL),
+                step_seconds=step,
+                examples_per_second=_per_second(size, step),
+                peak_memory_bytes=_peak_bytes(findings.memory, times.micro_batch_size(size)),
+                iterations=point.iterations,
+                examples=Interval(point.examples, None, None, LEVEL),
+                seconds=Interval(point.seconds, None, None, LEVEL),
+                score=Interval(point.score, None, None, LEVEL),
+                raced=True,
+                forecast=(),
+            )
+        )
+    row = min(rows, key=lambda row: row.seconds.value or math.inf)
+    iterations, rate = row.iterations or 1, row.learning_rate.value or 0.0
+    advice = replace(
+        advice,
+        frontier=tuple(rows),
+        batch_size=row.batch_size,
+        micro_batch_size=row.micro_batch_size,
+        accumulation_steps=row.accumulation_steps,
+        learning_rate=rate,
+        iterations=iterations,
+        examples=iterations * row.batch_size,
+        predicted_seconds=row.seconds,
+        predicted_score=row.score,
+        peak_memory_bytes=row.peak_memory_bytes,
+        race=_candidates(race, row.batch_size),
+        plan=_plan(findings.goal, row.batch_size, row, rate, iterations),
+        reasons=("The target was reached within so few evaluations that there is no curve to tell more from.",),
+    )
+    return replace(advice, conclusion=short_answer(advice))
 
 
 def _without_answer(findings: Findings) -> Advice:
@@ -244,9 +291,7 @@ def _frontier(findings: Findings, outlook: Outlook) -> tuple[FrontierRow, ...]:
                 accumulation_steps=times.accumulation_steps(size),
                 learning_rate=law.predict(size, max(ahead, 1.0), LEVEL),
                 step_seconds=step,
-                examples_per_second=Interval(
-                    size / (step.value or math.inf), size / (step.high or math.inf), size / (step.low or math.inf)
-                ),
+                examples_per_second=_per_second(size, step),
                 peak_memory_bytes=_peak_bytes(findings.memory, times.micro_batch_size(size)),
                 iterations=None if needed is None else max(1, math.ceil(needed / size)),
                 examples=examples,
@@ -259,6 +304,11 @@ def _frontier(findings: Findings, outlook: Outlook) -> tuple[FrontierRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _per_second(size: int, step: Interval) -> Interval:
+    slow, usual, fast = (size / (seconds or math.inf) for seconds in (step.high, step.value, step.low))
+    return Interval(usual, slow, fast)
 
 
 def _forecast(outlook: Outlook, size: int, goal_examples: float, times: UpdateTimes) -> tuple[ForecastPoint, ...]:

@@ -1,0 +1,193 @@
+"""The parts of the race: heats, lanes, the outlook and the clock, on workloads small enough to train to the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from batchscope import Workload
+from batchscope.advise.heat import Heat
+from batchscope.advise.lane import Lane
+from batchscope.advise.outlook import find_outlook
+from batchscope.advise.race import LEAST_SECONDS, Clock
+from batchscope.advise.update_times import UpdateTimes
+from batchscope.fit.learning_curve import Curve
+from batchscope.records import Goal, Interval, Provenance, StepTimeLaw, StepTimePoint, StepTimes
+from batchscope.training.evaluation import evaluate
+from batchscope.training.loop import Prepared
+
+Make = Callable[..., Workload]
+
+
+def step_times(seconds: dict[int, float], width: float = 0.02) -> StepTimes:
+    def interval(value: float) -> Interval:
+        return Interval(value, value * (1 - width), value * (1 + width))
+
+    points = tuple(
+        StepTimePoint(
+            size, interval(value), Interval(0.0, 0.0, 0.0), interval(value), interval(size / value), value, 6, 60
+        )
+        for size, value in seconds.items()
+    )
+    law = StepTimeLaw(interval(1e-3), interval(1e-5), None, None, interval(100.0), 0.01)
+    here = Provenance("", "0", "3.11", "2.13", "2", "", "", 1, 1, None, "cpu", "float32", 0, "")
+    return StepTimes("w", points, law, "between updates", 0, None, 1e5, max(seconds), 1.0, here)
+
+
+def heat(make: Make, rates: list[float], *, stacked: bool = True, target: float | None = None, **kind: object) -> Heat:
+    prepared = Prepared(make(**kind), torch.device("cpu"))
+    return Heat(
+        prepared,
+        5,
+        rates,
+        seed=0,
+        seconds_per_update=0.5,
+        budget_examples=900,
+        target=target,
+        stacked=stacked,
+    )
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_candidates_go_on_from_place_to_place_on_the_virtual_clock(make: Make, stacked: bool) -> None:
+    own = heat(make, [0.01, 0.1], stacked=stacked)
+    own.advance()
+    first = own.examples
+    assert first >= 30  # six updates of five
+    own.advance()
+    assert own.examples >= 1.3 * first
+    for entrant in own.entrants:
+        assert [p.seconds for p in entrant.points] == [p.iterations * 0.5 for p in entrant.points]
+    assert own.virtual_seconds == own.examples / 5 * 0.5
+
+
+def test_stacked_or_not_the_same_is_seen(make: Make) -> None:
+    one, other = (heat(make, [0.02, 0.1], stacked=stacked) for stacked in (True, False))
+    for _ in range(5):
+        one.advance()
+        other.advance()
+    for a, b in zip(one.entrants, other.entrants, strict=True):
+        assert [p.examples for p in a.points] == [p.examples for p in b.points]
+        assert [p.loss for p in a.points] == pytest.approx([p.loss for p in b.points], rel=1e-3)
+
+
+def test_a_candidate_that_diverges_ends_and_stands_for_infinity(make: Make) -> None:
+    own = heat(make, [0.05, 1e9])
+    while own.examples < 300:
+        own.advance()
+    assert own.entrants[1].ended == "diverged"
+    place = own.entrants[0].points[-1].examples
+    assert own.valley(place)[1][1] == math.inf
+    assert own.best is own.entrants[0]
+
+
+def test_the_winner_is_trained_on_and_its_weights_are_what_was_evaluated(make: Make) -> None:
+    for stacked in (True, False):
+        own = heat(make, [0.02, 0.1], stacked=stacked, target=None)
+        own.advance()
+        result = own.finish(own.entrants[1], lambda: False)
+        assert result.outcome == "finished"
+        assert result.examples == 900
+        assert own.entrants[0].ended == "another one was trained to the end"
+        assert result.state is not None
+        model = make().model()
+        model.load_state_dict(result.state)
+        prepared = Prepared(make(), torch.device("cpu"))
+        assert evaluate(model, prepared.validation)[0] == pytest.approx(result.curve[-1].validation_loss, rel=1e-4)
+
+
+def test_a_lane_finds_its_valley_across_heats_and_drops_what_lies_far(make: Make) -> None:
+    def make_heat(size: int, rates: object, seed: int) -> Heat:
+        return heat(make, list(rates))  # type: ignore[call-overload]
+
+    lane = Lane(5, make_heat, [1e-5, 1e-4, 1e-3])
+    for _ in range(4):
+        lane.advance()
+    found = lane.bottom()
+    assert found is not None
+    assert found[1] == "highest"
+    lane.extend("highest", 10.0, 3)
+    assert [e.learning_rate for e in lane.entrants] == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+    for _ in range(12):
+        lane.advance()
+    found = lane.bottom()
+    assert found is not None
+    assert 1e-2 <= found[0].learning_rate <= 1.0
+    lane.drop_far_rates()
+    assert any(e.ended and "the best rate" in e.ended for e in lane.entrants if e.learning_rate < 1e-3)
+
+
+def test_times_follow_what_was_measured_and_go_on_evenly_beyond() -> None:
+    times = UpdateTimes(step_times({8: 0.001, 64: 0.002, 512: 0.008}))
+    assert times.seconds(64) == pytest.approx(0.002)
+    assert 0.002 < times.seconds(128) < 0.008
+    assert times.seconds(1024) == pytest.approx(0.016)
+    assert times.seconds(2) == pytest.approx(0.001)
+    assert times.relative_error(1024) > times.relative_error(64)
+
+
+def test_memory_and_devices_cut_the_batch() -> None:
+    measured = step_times({8: 0.001, 64: 0.002, 512: 0.008})
+    times = UpdateTimes(measured, largest_micro_batch=64, devices=2, communication_seconds=lambda n: 0.0005 * n)
+    assert (times.micro_batch_size(256), times.accumulation_steps(256)) == (64, 2)
+    assert times.seconds(256) == pytest.approx(2 * 0.002 + 0.001)
+    assert (times.micro_batch_size(64), times.accumulation_steps(64)) == (32, 1)
+
+
+def curves(sizes: tuple[int, ...], most: float, critical: float = 100.0) -> list[Curve]:
+    found = []
+    for size in sizes:
+        examples = np.geomspace(most / 16, most, 9)
+        x = examples / (1 + size / (critical * (examples / 32_000) ** 0.4))
+        found.append(Curve(size, tuple(examples.tolist()), tuple((0.1 + 15 * x**-0.5).tolist())))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["target", "examples", "seconds"])
+def test_the_outlook_finds_the_best_batch_size_of_a_law_that_is_known(kind: str) -> None:
+    sizes = tuple(1 << k for k in range(2, 12))
+    value = {"target": -0.14, "examples": 100_000.0, "seconds": 3.0}[kind]
+    seen = curves((16, 64, 256), 32_000)
+    times = {size: 1e-3 + 1e-5 * size for size in sizes}
+    outlook = find_outlook(Goal(kind, value), seen, seen, sizes, lambda size: times[size])  # type: ignore[arg-type]
+    assert outlook is not None
+
+    def loss(size: int, examples: float) -> float:
+        return float(0.1 + 15 * (examples / (1 + size / (100.0 * (examples / 32_000) ** 0.4))) ** -0.5)
+
+    def cost(size: int) -> float:
+        if kind == "examples":
+            return loss(size, 100_000.0)
+        if kind == "seconds":
+            return loss(size, 3.0 / times[size] * size)
+        grid = np.geomspace(1e3, 1e8, 4000)
+        return next(e for e in grid if loss(size, e) <= 0.14) / size * times[size]
+
+    costs = [cost(size) for size in sizes]
+    chosen = cost(outlook.best())
+    assert chosen <= min(costs) * 1.03
+    assert outlook.best() in outlook.as_good()
+    assert outlook.near_best().max() > 0.3
+
+
+def test_without_enough_points_or_anything_gained_there_is_no_outlook() -> None:
+    flat = [Curve(8, (1.0, 2.0, 3.0, 4.0, 5.0), (1.0,) * 5)]
+    assert find_outlook(Goal("target", 0.5), flat, flat, (8,), lambda size: 1.0) is None
+    few = [Curve(8, (1.0, 2.0), (1.0, 0.5))]
+    assert find_outlook(Goal("target", 0.5), few, few, (8,), lambda size: 1.0) is None
+
+
+def test_the_budget_follows_the_training_run_unless_it_was_given() -> None:
+    free, given = Clock(None), Clock(3.0)
+    for clock in (free, given):
+        clock.allow(400.0)
+    assert free.limit == 100.0
+    assert given.limit == 3.0
+    free.allow(4.0)
+    assert free.limit == LEAST_SECONDS
+    free.allow(math.inf)
+    assert free.limit == LEAST_SECONDS
