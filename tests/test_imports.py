@@ -30,7 +30,7 @@ ORDER = (
     "training",
     "measure",
     "study",
-    "advise",
+    "advice",
     "claims",
     "report",
     "integrations",

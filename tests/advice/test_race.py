@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from batchscope import Workload
-from batchscope.advise.heat import Heat
-from batchscope.advise.lane import Lane
-from batchscope.advise.outlook import find_outlook
-from batchscope.advise.race import LEAST_SECONDS, Clock
-from batchscope.advise.update_times import UpdateTimes
+from batchscope.advice.heat import Heat
+from batchscope.advice.lane import Lane
+from batchscope.advice.outlook import find_outlook
+from batchscope.advice.race import LEAST_SECONDS, Clock
+from batchscope.advice.update_times import UpdateTimes
 from batchscope.fit.learning_curve import Curve
 from batchscope.records import Goal, Interval, Provenance, StepTimeLaw, StepTimePoint, StepTimes
 from batchscope.training.evaluation import evaluate

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscope.advise.outlook import LEAST_POINTS, Outlook
-from batchscope.advise.race import Race
-from batchscope.advise.reasons import no_answer, reasons, short_answer
-from batchscope.advise.update_times import UpdateTimes
+from batchscope.advice.outlook import LEAST_POINTS, Outlook
+from batchscope.advice.race import Race
+from batchscope.advice.reasons import no_answer, reasons, short_answer
+from batchscope.advice.update_times import UpdateTimes
 from batchscope.fit.learning_curve import Curve, fit_learning_curve
 from batchscope.fit.memory import predicted_bytes
 from batchscope.records import (

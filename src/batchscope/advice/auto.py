@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from batchscope.advise.advise import Contest, contest
-from batchscope.advise.recommendation import recommend
+from batchscope.advice.contest import Contest, contest
+from batchscope.advice.recommendation import recommend
 from batchscope.errors import RunError
 from batchscope.progress import Reporter
 from batchscope.records import Advice, TrainResult

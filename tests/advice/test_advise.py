@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import batchscope as bs
 from batchscope import Workload
-from batchscope.advise import advise, race, train_from_nothing
+from batchscope.advice import advise, race, train_from_nothing
 from batchscope.errors import ArgumentError, RunError
 from batchscope.records import Advice
 

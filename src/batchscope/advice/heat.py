@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from batchscope.advise.singles import Singles
+from batchscope.advice.singles import Singles
 from batchscope.errors import RunError
 from batchscope.records import CurvePoint, Plan, RacePoint, TrainResult
 from batchscope.seeding import derive

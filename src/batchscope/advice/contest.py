@@ -1,4 +1,4 @@
-"""Which batch size, learning rate and number of updates to use, for the least cost that an honest answer has."""
+"""What goes before advice: the measurements that the race needs, and the race."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from batchscope.advise.arguments import checked_goal, checked_sizes, default_sizes
-from batchscope.advise.race import LEAST_SECONDS, Clock, Race
-from batchscope.advise.recommendation import Findings, recommend
-from batchscope.advise.update_times import UpdateTimes
+from batchscope.advice.arguments import checked_goal, checked_sizes, default_sizes
+from batchscope.advice.race import LEAST_SECONDS, Clock, Race
+from batchscope.advice.recommendation import Findings
+from batchscope.advice.update_times import UpdateTimes
 from batchscope.errors import ArgumentError, BatchscopeError, PlanError
 from batchscope.measure.memory import memory_use
 from batchscope.measure.noise import gradient_noise
 from batchscope.measure.step_time import step_times
 from batchscope.progress import Report, Reporter, reporter
 from batchscope.provenance import provenance
-from batchscope.records import Advice, MemoryUse, NoiseMeasurement, Spending
+from batchscope.records import MemoryUse, NoiseMeasurement, Spending
 from batchscope.records.communication import AllReduceLaw
 from batchscope.schedule import learning_rate_exponent
 from batchscope.seeding import current_device, derive, isolated
@@ -34,74 +34,6 @@ NOISE_EXAMPLES = 256
 # Left of the budget for judging the person's present setting, and for the noise.
 RESERVE = 0.12
 LEAST_BUDGET = 1.0
-
-
-def advise(
-    workload: Workload,
-    *,
-    target: float | None = None,
-    examples: int | None = None,
-    seconds: float | None = None,
-    budget_seconds: float | None = None,
-    max_memory_bytes: int | None = None,
-    batch_sizes: Sequence[int] | None = None,
-    devices: int = 1,
-    network: tuple[float, float] | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    workers: int | None = None,
-    progress: bool | Reporter = False,
-) -> Advice:
-    """Say which batch size, learning rate and number of updates to use.
-
-    Times an update over batch sizes, finds a learning rate, races batch sizes and rates side by side, and works out
-    from their curves what each batch size needs for the goal (:class:`batchscope.advise.race.Race`). The workload's own
-    batch size and learning rate are where it begins; they may be bad.
-
-    Args:
-        workload: What is to be trained.
-        target: A validation score to reach in the least time. Exactly one of the three is given.
-        examples: A number of examples to train on, for the best score.
-        seconds: A time of training, evaluation apart, for the best score.
-        budget_seconds: What the advice may cost; None: a quarter of a training run, and no less than 8 seconds.
-        max_memory_bytes: Memory that training may take; None: what is free here.
-        batch_sizes: Batch sizes that may be advised; None: powers of two.
-        devices: Devices that share each batch.
-        network: Bytes per second and seconds of latency between them; needed with several.
-        seed: Of everything random.
-        device: "cpu", "cuda" …; None: CUDA where there is one.
-        workers: Processes that read a Dataset; None: as many as pay.
-        progress: True shows progress on stderr; or a function that is told of every step.
-
-    Returns:
-        The advice. Where nothing can be advised its ``batch_size`` is None, and ``conclusion`` says what was found out
-        and what to do.
-
-    Raises:
-        ArgumentError: Not exactly one goal, or a setting that makes no sense.
-
-    Examples:
-        >>> import batchscope as bs
-        >>> advice = bs.advise(bs.load_workload("digits"), target=0.9, budget_seconds=4)
-        >>> bs.train(bs.load_workload("digits"), advice.plan).reached
-        True
-    """
-    with contest(
-        workload,
-        target=target,
-        examples=examples,
-        seconds=seconds,
-        budget_seconds=budget_seconds,
-        max_memory_bytes=max_memory_bytes,
-        batch_sizes=batch_sizes,
-        devices=devices,
-        network=network,
-        seed=seed,
-        device=device,
-        workers=workers,
-        progress=progress,
-    ) as held:
-        return recommend(held.findings)
 
 
 @dataclass(frozen=True)
@@ -135,10 +67,10 @@ def contest(
     progress: bool | Reporter,
     to_train: bool = False,
 ) -> Iterator[Contest]:
-    """Measure and race, as :func:`advise` describes it.
+    """Measure and race, as :func:`batchscope.advise` describes it.
 
     Args:
-        workload: As for :func:`advise`, and so are the others.
+        workload: As for :func:`batchscope.advise`, and so are the others.
         target: Likewise.
         examples: Likewise.
         seconds: Likewise.

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from batchscope.advise.heat import Entrant, Heat
-from batchscope.advise.lane import Lane
-from batchscope.advise.outlook import LEAST_POINTS, Outlook, find_outlook
-from batchscope.advise.update_times import UpdateTimes
+from batchscope.advice.heat import Entrant, Heat
+from batchscope.advice.lane import Lane
+from batchscope.advice.outlook import LEAST_POINTS, Outlook, find_outlook
+from batchscope.advice.update_times import UpdateTimes
 from batchscope.errors import RunError
 from batchscope.fit.rate_drift import RateDrift, fit_rate_drift
 from batchscope.records import Goal, Plan

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from batchscope.advise.heat import Entrant, Heat
+from batchscope.advice.heat import Entrant, Heat
 from batchscope.fit.learning_curve import Curve
 from batchscope.fit.rate_drift import Bottom
 from batchscope.fit.valley import valley_bottom

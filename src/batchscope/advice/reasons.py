@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchscope.advise.outlook import Outlook
+from batchscope.advice.outlook import Outlook
 from batchscope.records import Advice, FrontierRow, Interval
 from batchscope.study.words import count, counts, listed, seconds
 
 if TYPE_CHECKING:
-    from batchscope.advise.recommendation import Findings
+    from batchscope.advice.recommendation import Findings
 
 # How much of a difference in time is worth a sentence.
 WORTH_SAYING = 0.05
