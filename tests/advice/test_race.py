@@ -165,7 +165,7 @@ def test_the_outlook_finds_the_best_batch_size_of_a_law_that_is_known(kind: str)
         if kind == "seconds":
             return loss(size, 3.0 / times[size] * size)
         grid = np.geomspace(1e3, 1e8, 4000)
-        return next(e for e in grid if loss(size, e) <= 0.14) / size * times[size]
+        return float(next(e for e in grid if loss(size, e) <= 0.14)) / size * times[size]
 
     costs = [cost(size) for size in sizes]
     chosen = cost(outlook.best())
