@@ -27,6 +27,13 @@ def test_far_from_what_was_seen_less_is_known() -> None:
     assert width(near) < width(far)
 
 
+def test_beyond_the_critical_batch_size_the_rate_no_longer_grows() -> None:
+    law = fit_rate_drift([Bottom(16, 1000.0, 0.1, 0.05)], exponent=1.0, saturation=64.0)
+    small, large = law.predict(8, 1000.0).value, law.predict(4096, 1000.0).value
+    assert small == pytest.approx(0.1 * 8 / (1 + 8 / 64) / (16 / (1 + 16 / 64)), rel=0.02)
+    assert large == pytest.approx(0.1 * 64 / (1 + 64 / 4096) / (16 / (1 + 16 / 64)), rel=0.02)
+
+
 def width(interval: Interval) -> float:
     return (interval.high or 0.0) / (interval.low or 1.0)
 

@@ -72,10 +72,15 @@ class Outlook:
         """The size of least regret, on the average of the draws, very large regrets cut off."""
         return self.sizes[int(np.argmin(self._mean_regrets()))]
 
-    def as_good(self) -> list[int]:
-        """Sizes whose mean regret is within the tolerance of the least one's."""
-        means = self._mean_regrets()
-        return [size for size, mean in zip(self.sizes, means, strict=True) if mean <= means.min() + self.tolerance]
+    def as_good(self, among: Sequence[int]) -> list[int]:
+        """Sizes whose mean regret is within the tolerance of the least one's.
+
+        Args:
+            among: Those that come into question, at least one.
+        """
+        means = dict(zip(self.sizes, self._mean_regrets(), strict=True))
+        least = min(means[size] for size in among)
+        return [size for size in among if means[size] <= least + self.tolerance]
 
     def _mean_regrets(self) -> Floats:
         return np.asarray(np.minimum(self.regrets, 100 * self.tolerance).mean(axis=1))

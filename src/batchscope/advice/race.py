@@ -217,7 +217,10 @@ class Race:
     def rates(self) -> RateDrift:
         """The law of the best rates, from the valleys so far."""
         bottoms = [found[0] for lane in self.lanes.values() if (found := lane.bottom()) is not None]
-        return fit_rate_drift(bottoms, exponent=self.exponent)
+        critical = math.inf if self.outlook is None else float(np.median(self.outlook.loss.critical))
+        # A critical batch size below what was raced would put bottoms that were seen upon each other.
+        least = 2.0 * min(b.batch_size for b in bottoms)
+        return fit_rate_drift(bottoms, exponent=self.exponent, saturation=max(critical, least))
 
     def budget_examples(self, batch_size: int) -> int:
         """Where a run of a batch size would end."""

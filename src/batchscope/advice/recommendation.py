@@ -43,6 +43,8 @@ SEED_SPREAD = 0.08
 PATIENCE = 2.0
 # The forecast of each batch size reaches from this share of the examples to the goal to this many times as many.
 FORECAST_FROM, FORECAST_TO, FORECAST_POINTS = 1 / 16, 4.0, 13
+# A batch size was raced when its curve has this many points.
+LEAST_RACED_POINTS = 2
 # A target that most draws do not reach is out of reach.
 LIKELY = 0.5
 JUDGED_BY = (
@@ -99,7 +101,11 @@ def recommend(findings: Findings) -> Advice:
         return _as_seen(findings, advice)
     frontier = _frontier(findings, outlook)
     advice = replace(advice, frontier=frontier, critical_batch_size=_critical(outlook))
-    size = _chosen(race, outlook)
+    as_good = outlook.as_good(_in_reach(race, outlook))
+    # Of the sizes that nothing sets apart from the best one, the smallest that was raced, or else the smallest: it
+    # takes the least memory, and more of what is known about it was seen rather than worked out.
+    raced = [size for size in as_good if size in race.lanes and race.lanes[size].best is not None]
+    size = min(raced or as_good)
     row = next(row for row in frontier if row.batch_size == size)
     rate = row.learning_rate.value
     if row.examples.value is None or rate is None:
@@ -108,7 +114,6 @@ def recommend(findings: Findings) -> Advice:
     plan = _plan(goal, size, row, rate, iterations)
     seconds, score = _predicted(outlook, size)
     present = _present(findings, outlook)
-    as_good = [other for other in outlook.as_good() if other != size]
     advice = replace(
         advice,
         batch_size=size,
@@ -120,7 +125,7 @@ def recommend(findings: Findings) -> Advice:
         predicted_seconds=seconds,
         predicted_score=score,
         peak_memory_bytes=row.peak_memory_bytes,
-        alternatives=tuple(as_good),
+        alternatives=tuple(other for other in as_good if other != size),
         present=present,
         race=_candidates(race, size),
         plan=plan,
@@ -211,14 +216,11 @@ def _without_answer(findings: Findings) -> Advice:
     )
 
 
-def _chosen(race: Race, outlook: Outlook) -> int:
-    """Of the sizes that nothing sets apart from the best one, the smallest that was raced, or else the smallest.
-
-    It takes the least memory, and more of what is known about it was seen rather than worked out.
-    """
-    as_good = outlook.as_good()
-    raced = [size for size in as_good if size in race.lanes and race.lanes[size].best is not None]
-    return min(raced or as_good)
+def _in_reach(race: Race, outlook: Outlook) -> list[int]:
+    """Sizes that were raced, or lie next to one that was: rates and curves of others are but worked out."""
+    raced = [size for size, lane in race.lanes.items() if lane.best is not None and lane.points >= LEAST_RACED_POINTS]
+    raced = raced or [size for size, lane in race.lanes.items() if lane.best is not None]
+    return [s for s in outlook.sizes if any(abs(math.log2(s / other)) <= 1 for other in raced)]
 
 
 def _plan(goal: Goal, size: int, row: FrontierRow, rate: float, iterations: int) -> Plan:

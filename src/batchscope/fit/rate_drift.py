@@ -1,6 +1,7 @@
 """Where the best learning rate lies at a batch size and a length of training, from valleys at others.
 
-log ε* = u + x·log(B/B₀) + d·log(E/E₀): the optimiser's scaling rule gives the slope x to begin with, and longer runs
+log ε* = u + x·log(f(B)/f(B₀)) + d·log(E/E₀), with f(B) = B/(1 + B/B_s): the optimiser's scaling rule gives the slope x
+to begin with, it holds up to about the critical batch size B_s (McCandlish et al. 2018, equation 2.7), and longer runs
 want smaller rates (Wu et al. 2018, arXiv 1803.02021, measured from the other side as the short-horizon bias). Both
 slopes have a prior, the level has none to speak of, and each bottom of a valley that was seen counts by how well it is
 known: Bayesian linear regression, in closed form.
@@ -50,30 +51,34 @@ class RateDrift:
     Attributes:
         batch_size: B₀.
         examples: E₀.
+        saturation: B_s.
         mean: u, x and d.
         covariance: Of the three.
     """
 
     batch_size: float
     examples: float
+    saturation: float
     mean: Floats
     covariance: Floats
 
     def predict(self, batch_size: float, examples: float, level: float = 0.9) -> Interval:
         """The best rate, with the uncertainty of the law and of a bottom about it."""
-        row = np.array([1.0, math.log(batch_size / self.batch_size), math.log(examples / self.examples)])
+        scaled = _saturated(batch_size, self.saturation) - _saturated(self.batch_size, self.saturation)
+        row = np.array([1.0, scaled, math.log(examples / self.examples)])
         centre = float(row @ self.mean)
         deviation = math.sqrt(float(row @ self.covariance @ row))
         width = float(_quantile((1 + level) / 2)) * deviation
         return Interval(math.exp(centre), math.exp(centre - width), math.exp(centre + width), level)
 
 
-def fit_rate_drift(bottoms: Sequence[Bottom], *, exponent: float) -> RateDrift:
+def fit_rate_drift(bottoms: Sequence[Bottom], *, exponent: float, saturation: float = math.inf) -> RateDrift:
     """Fit the law to the bottoms that were seen.
 
     Args:
         bottoms: At least one.
         exponent: The scaling rule's: 1 for SGD, ½ for Adam.
+        saturation: B_s; infinite where it is not known.
 
     Returns:
         The law.
@@ -90,7 +95,10 @@ def fit_rate_drift(bottoms: Sequence[Bottom], *, exponent: float) -> RateDrift:
         raise ValueError("no bottom of a valley")
     size = math.exp(sum(math.log(b.batch_size) for b in bottoms) / len(bottoms))
     examples = math.exp(sum(math.log(b.examples) for b in bottoms) / len(bottoms))
-    rows = np.array([[1.0, math.log(b.batch_size / size), math.log(b.examples / examples)] for b in bottoms])
+    middle = _saturated(size, saturation)
+    rows = np.array(
+        [[1.0, _saturated(b.batch_size, saturation) - middle, math.log(b.examples / examples)] for b in bottoms]
+    )
     seen = np.array([math.log(b.learning_rate) for b in bottoms])
     weights = np.array([1 / (b.spread**2 + SCATTER**2) for b in bottoms])
     prior_mean = np.array([seen.mean(), exponent, DRIFT])
@@ -98,7 +106,12 @@ def fit_rate_drift(bottoms: Sequence[Bottom], *, exponent: float) -> RateDrift:
     precision = prior + rows.T @ (weights[:, None] * rows)
     covariance = np.linalg.inv(precision)
     mean = covariance @ (prior @ prior_mean + rows.T @ (weights * seen))
-    return RateDrift(size, examples, mean, covariance)
+    return RateDrift(size, examples, saturation, mean, covariance)
+
+
+def _saturated(batch_size: float, saturation: float) -> float:
+    """Log f(B)."""
+    return math.log(batch_size) - math.log1p(batch_size / saturation)
 
 
 def _quantile(probability: float) -> float:

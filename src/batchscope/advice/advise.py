@@ -1,0 +1,79 @@
+"""Which batch size, learning rate and number of updates to use, for the least cost that an honest answer has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from batchscope.advice.contest import contest
+from batchscope.advice.recommendation import recommend
+from batchscope.progress import Reporter
+from batchscope.records import Advice
+from batchscope.workload.workload import Workload
+
+
+def advise(
+    workload: Workload,
+    *,
+    target: float | None = None,
+    examples: int | None = None,
+    seconds: float | None = None,
+    budget_seconds: float | None = None,
+    max_memory_bytes: int | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    devices: int = 1,
+    network: tuple[float, float] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: bool | Reporter = False,
+) -> Advice:
+    """Say which batch size, learning rate and number of updates to use.
+
+    Times an update over batch sizes, finds a learning rate, races batch sizes and rates side by side, and works out
+    from their curves what each batch size needs for the goal (:class:`batchscope.advice.race.Race`). The workload's own
+    batch size and learning rate are where it begins; they may be bad.
+
+    Args:
+        workload: What is to be trained.
+        target: A validation score to reach in the least time. Exactly one of the three is given.
+        examples: A number of examples to train on, for the best score.
+        seconds: A time of training, evaluation apart, for the best score.
+        budget_seconds: What the advice may cost; None: a quarter of a training run, and no less than 8 seconds.
+        max_memory_bytes: Memory that training may take; None: what is free here.
+        batch_sizes: Batch sizes that may be advised; None: powers of two.
+        devices: Devices that share each batch.
+        network: Bytes per second and seconds of latency between them; needed with several.
+        seed: Of everything random.
+        device: "cpu", "cuda" …; None: CUDA where there is one.
+        workers: Processes that read a Dataset; None: as many as pay.
+        progress: True shows progress on stderr; or a function that is told of every step.
+
+    Returns:
+        The advice. Where nothing can be advised its ``batch_size`` is None, and ``conclusion`` says what was found out
+        and what to do.
+
+    Raises:
+        ArgumentError: Not exactly one goal, or a setting that makes no sense.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> advice = bs.advise(bs.load_workload("digits"), target=0.9, budget_seconds=4)
+        >>> bs.train(bs.load_workload("digits"), advice.plan).reached
+        True
+    """
+    with contest(
+        workload,
+        target=target,
+        examples=examples,
+        seconds=seconds,
+        budget_seconds=budget_seconds,
+        max_memory_bytes=max_memory_bytes,
+        batch_sizes=batch_sizes,
+        devices=devices,
+        network=network,
+        seed=seed,
+        device=device,
+        workers=workers,
+        progress=progress,
+    ) as held:
+        return recommend(held.findings)
