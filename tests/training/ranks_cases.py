@@ -90,9 +90,9 @@ def quartic(output: Tensor, target: Tensor) -> Tensor:
 class Signalling(nn.Module):
     """Sends its own process a signal at one of its updates, on the rank that the environment names."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.body = mlp()
+        self.body = body()
         self.updates = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +152,11 @@ def workload(
     return bs.Workload(**(arguments | changes))
 
 
-signalling = workload(Signalling, name="signalling")
+def no_score(output: Tensor, target: Tensor) -> float:
+    raise ValueError("no score today")
+
+
+signalling = workload(lambda: Signalling(mlp), name="signalling")
 
 
 @dataclass(frozen=True)
@@ -194,5 +198,13 @@ CASES = {
     "dropout": Case(lambda: workload(dropout), plan(iterations=40), same=False),
     "memory that can be saved": Case(lambda: workload(lambda: Hungry(most=1)), plan(8)),
     "interrupted": Case(lambda: signalling, plan()),
+    "interrupted, with dropout": Case(lambda: workload(lambda: Signalling(dropout)), plan(), same=False),
     "memory that cannot": Case(lambda: workload(lambda: Hungry(most=0)), plan(8), same=False),
+}
+
+# What ends before it has begun, on all ranks alike.
+REFUSED = {
+    "unlike": Case(lambda: workload(learning_rate=0.05 + float(os.environ.get("RANK", "0"))), plan()),
+    "a score that fails": Case(lambda: workload(score=no_score), plan()),
+    "too few for batch norm": Case(lambda: workload(batch_norm), plan(16, iterations=None, examples=161)),
 }

@@ -1,5 +1,9 @@
-"""One rank: ``ranks_worker.py FOLDER`` trains every case, and writes what came of it."""
+"""One rank: ``ranks_worker.py FOLDER CASE...`` trains cases, and writes what came of them.
 
+A case is ``name``, ``folder/name``, or ``name@AT,WHO,SIGNAL`` for one whose model sends a rank a signal at an update.
+"""
+
+import os
 import sys
 from pathlib import Path
 
@@ -7,21 +11,34 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.training.ranks_cases import CASES
+from tests.training.ranks_cases import CASES, REFUSED
 
-import batchscope as bs
+from batchscope.errors import BatchscopeError
+from batchscope.measure.communication import all_reduce_law
+from batchscope.training.ranks import rank_here
 
 
-def main(folder: Path, names: list[str]) -> None:
-    torch.set_num_threads(1)
-    for name in names or CASES:
-        before = torch.get_rng_state()
-        result = CASES[name].train(folder / f"{name}.ckpt")
-        assert torch.equal(torch.get_rng_state(), before)
-        result.to_json(folder / f"{name}-{rank_here()}.json")
+def train(folder: Path, case: str) -> None:
+    before = torch.get_rng_state()
+    case, _, at = case.partition("@")
+    os.environ["AT"], os.environ["WHO"], os.environ["SIGNAL"] = at.split(",") if at else ("", "", "")
+    folder, name = (folder / case).parent, Path(case).name
+    if name in REFUSED:
+        try:
+            REFUSED[name].train(folder / f"{name}.ckpt")
+        except BatchscopeError as error:
+            (folder / f"{name}-{rank_here()}.txt").write_text(str(error))
+    else:
+        CASES[name].train(folder / f"{name}.ckpt").to_json(folder / f"{name}-{rank_here()}.json")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 if __name__ == "__main__":
-    from batchscope.training.ranks import rank_here
-
-    main(Path(sys.argv[1]), sys.argv[2:])
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    for case in sys.argv[2:]:
+        if case == "law":
+            law = all_reduce_law(message_bytes=(1 << 10, 1 << 22), seconds=0.05)
+            (place / f"law-{rank_here()}.txt").write_text(repr(law))
+        else:
+            train(place, case)

@@ -66,18 +66,21 @@ class RankedRun(Run):
         keep_going: Callable[[CurvePoint], bool] | None = None,
     ) -> None:
         self.ranks, self.part = ranks, (ranks.rank, ranks.size)
-        super().__init__(
-            prepared,
-            plan,
-            seed=seed,
-            evaluate_every=evaluate_every,
-            start=start,
-            checkpoint=checkpoint,
-            checkpoint_every_seconds=checkpoint_every_seconds,
-            on_evaluation=on_evaluation if ranks.rank == 0 else None,
-            keep_going=None if keep_going is None else lambda point: ranks.first(lambda: keep_going(point)),
+        begin = super().__init__
+        ranks.alike(
+            lambda: begin(
+                prepared,
+                plan,
+                seed=seed,
+                evaluate_every=evaluate_every,
+                start=start,
+                checkpoint=checkpoint,
+                checkpoint_every_seconds=checkpoint_every_seconds,
+                on_evaluation=on_evaluation if ranks.rank == 0 else None,
+                keep_going=None if keep_going is None else lambda point: ranks.first(lambda: keep_going(point)),
+            )
         )
-        self._check_shares()
+        ranks.alike(self._check_shares)
         self._check_alike()
         self._copy_first()
 
@@ -97,14 +100,12 @@ class RankedRun(Run):
         own = self._identity()
         theirs = self.ranks.first(lambda: own)
         differing = ", ".join(key for key in own if own[key] != theirs[key])
-        wrong = None
-        if differing:
-            wrong = WorkloadError(
-                "all ranks must be given the same workload, plan and seed",
-                got=f"another {differing} on rank {self.ranks.rank} than on rank 0",
-                mend="seed whatever is drawn before training",
-            )
-        self.ranks.agree(wrong)
+        rule, mend = (
+            "all ranks must be given the same workload, plan and seed",
+            "seed whatever is drawn before training",
+        )
+        got = f"another {differing} on rank {self.ranks.rank} than on rank 0"
+        self.ranks.agree(WorkloadError(rule, got=got, mend=mend) if differing else None)
 
     def _copy_first(self) -> None:
         self.ranks.copy_first([*self.model.parameters(), *self.model.buffers()])
@@ -161,17 +162,16 @@ class RankedRun(Run):
         checkpoint, number = self.checkpoint, self.ranks.rank
         if checkpoint is None or not self.ranks.first(checkpoint.exists):
             return
-        wrong: Exception | None = None
-        try:
+
+        def read() -> None:
             if not checkpoint.exists():
                 raise StorageError("every rank must see the checkpoint", got=f"none at {checkpoint} on rank {number}")
             if not self._read(checkpoint, rank=number):
                 with isolated(self._stream(), self.device):
                     own = random_state(self.device)
                 set_random_state(own, self.device)
-        except Exception as error:  # whatever it is, the others must not wait for this rank
-            wrong = error
-        self.ranks.agree(wrong)
+
+        self.ranks.alike(read)
         self._copy_first()
 
     def _result(self, outcome: Outcome) -> TrainResult:

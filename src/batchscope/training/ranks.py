@@ -42,6 +42,9 @@ ROLL_CALL_SECONDS = 3.0
 GRACE_SECONDS = 5.0
 
 
+ALL = "a run goes on only with all of its ranks"
+
+
 class RankLost(RunError):  # noqa: N818 — as RankLostError it would say no more
     """A rank has gone, and the others cannot go on without it.
 
@@ -184,9 +187,10 @@ class Ranks:
             with contextlib.suppress(RankLost):  # there is nothing more to do that needs it
                 self.wait()
         elif self._gone is None and error is not None:
+            reason = first_line(error).rstrip(".")
             with contextlib.suppress(RuntimeError):
-                self._notes.set(f"reason/{self.rank}", first_line(error))
-            self._gone = RankLost("a run goes on only with all of its ranks", got=f"this one, {first_line(error)}")
+                self._notes.set(f"reason/{self.rank}", reason)
+            self._gone = RankLost(ALL, got=f"rank {self.rank} of {self.size} ended with {reason}")
             self.close()
         self.met = False
         if self._watch is not None:
@@ -320,6 +324,23 @@ class Ranks:
         if found:
             raise self._together_raised(error or found[0])
 
+    def alike(self, function: Callable[[], T]) -> T:
+        """Have all do something by themselves, and raise on all what goes wrong on one.
+
+        Args:
+            function: Called on every rank; calls no other rank.
+
+        Returns:
+            What it returned on this rank.
+        """
+        try:
+            value = function()
+        except Exception as error:
+            self.agree(error)
+            raise
+        self.agree(None)
+        return value
+
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors with those of rank 0, bit for bit.
 
@@ -372,9 +393,7 @@ class Ranks:
             if missing:
                 named = ", ".join(map(str, missing))
                 said.append(f"no word from rank{'s' * (len(missing) > 1)} {named} of {self.size}")
-            self._gone = RankLost(
-                "a run goes on only with all of its ranks", got="; ".join(said) or f"a broken link: {first_line(error)}"
-            )
+            self._gone = RankLost(ALL, got="; ".join(said) or f"a broken link: {first_line(error)}")
             self._gone.speaks = self.rank == min(here)
         return self._gone
 
@@ -403,7 +422,7 @@ class Ranks:
         time.sleep(GRACE_SECONDS)
         if self.met and self._gone is None:
             who = "the ranks' meeting point" if rank == self.rank else f"rank {rank} of {self.size}"
-            lost = RankLost("a run goes on only with all of its ranks", got=f"no word from {who}")
+            lost = RankLost(ALL, got=f"no word from {who}")
             with contextlib.suppress(Exception):
                 lost = lost if self.at_loss is None else self.at_loss(lost)
             print(f"batchscope: {lost}", file=sys.__stderr__, flush=True)

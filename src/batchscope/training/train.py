@@ -66,9 +66,11 @@ def train(
     seed = checked_seed(seed)
     evaluate_every = checked_evaluate_every(evaluate_every)
     with together() as ranks, reporter(progress if rank_here() == 0 else False, "training") as report:
-        if ranks is not None:
-            device = ranks.device() if device in (None, "cuda") else device
-        prepared = Prepared(workload, chosen_device(device), workers=workers)
+        if ranks is None:
+            prepared = Prepared(workload, chosen_device(device), workers=workers)
+        else:
+            place = ranks.device if device in (None, "cuda") else lambda: device
+            prepared = ranks.alike(lambda: Prepared(workload, chosen_device(place()), workers=workers))
         budget = plan.budget_examples
 
         def on_evaluation(point: CurvePoint, seconds_left: float | None) -> None:
