@@ -73,7 +73,13 @@ def test_words_become_arguments(command: Command, file: Path, asked: dict[str, A
     more = ("--network", "1.5, 50", "--seed", 3, "--device", "cpu", "--workers", 2)
     assert command("advise", f"{file}:line", *given, *more).status == 0
     assert asked["network"] == pytest.approx((1.5e9, 50e-6))
-    wanted = {"target": None, "examples": 600_000, "seconds": None, "budget_seconds": 12.5, "max_memory_bytes": 2**31}
+    wanted: dict[str, Any] = {
+        "target": None,
+        "examples": 600_000,
+        "seconds": None,
+        "budget_seconds": 12.5,
+        "max_memory_bytes": 2**31,
+    }
     wanted |= {"batch_sizes": [8, 64], "devices": 4, "seed": 3, "device": "cpu", "workers": 2, "progress": True}
     assert {key: asked[key] for key in wanted} == wanted
 

@@ -100,7 +100,8 @@ def curve(*scores: float | None, half: float = 0.0, start: float = 100.0) -> Fro
     )
     unknown = Interval.unresolved()
     speed = Interval(10.0, 9.0, 11.0)
-    return FrontierRow(4, 4, 1, unknown, Interval(0.4, 0.36, 0.44), speed, 0, None, *[unknown] * 3, True, forecast)
+    step = Interval(0.4, 0.36, 0.44)
+    return FrontierRow(4, 4, 1, unknown, step, speed, 0, None, unknown, unknown, unknown, True, forecast)
 
 
 # The stops of the slider
