@@ -8,7 +8,7 @@ BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
-    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-advice ground-truth
+    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-advice ground-truth
 
 # The question, answered on scikit-learn's handwritten digits: four ways to spend the same 32,768 examples.
 demo: $(CORE)
@@ -67,6 +67,10 @@ bench-tradeoff: $(DEV)
 # what pruning saves, and whether the same learning rates come out as the best
 bench-pruning: $(DEV)
 	$(BIN)/python benchmarks/pruning.py
+
+# averaged weights beside cooldowns and linear decays, at horizons that double
+bench-averaging: $(DEV)
+	$(BIN)/python benchmarks/averaging.py
 
 # updates of trials per second as replicas over one after the other, on one core
 bench-replicas: $(BENCH)
