@@ -283,7 +283,9 @@ def test_points_of_every_stop_are_its_standings_inside_the_plot(
         assert params["stop"] == advice_stops.asked(record, stops)
         quantity = chart.removeprefix("frontier_")
         own = stops[params["stop"]]
-        size = f.time_unit(s.seconds.value for s in own.standings).size if quantity == "seconds" else 1.0
+        size = (
+            f.time_unit(advice_sheets.known_of(s.seconds) for s in own.standings).size if quantity == "seconds" else 1.0
+        )
         for point in points(spec, "stop"):
             low, high = params["ends"][point["stop"]]
             stop = stops[point["stop"]]

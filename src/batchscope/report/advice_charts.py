@@ -123,7 +123,7 @@ def _against_size(record: Advice, quantity: Quantity) -> Spec | None:
 
 def _unit_and_title(record: Advice, own: Stop, quantity: Quantity) -> tuple[float, str]:
     if quantity == "seconds":
-        unit = f.time_unit(standing.seconds.value for standing in own.standings)
+        unit = f.time_unit(words.known_of(standing.seconds) for standing in own.standings)
         return unit.size, f"time{' to the target' if record.goal.kind == 'target' else ''}, {unit.name}"
     if quantity == "examples":
         return 1.0, "examples to the target" if record.goal.kind == "target" else "examples until then"

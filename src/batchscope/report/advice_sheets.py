@@ -71,10 +71,10 @@ def frontier(record: Advice) -> Sheet:
     """
     rows, present, kind = record.frontier, record.present, record.goal.kind
     now = () if present is None else (present,)
-    time = f.time_unit([*(row.seconds.value for row in rows), *(setting.seconds.value for setting in now)])
+    time = f.time_unit(map(known_of, (*(row.seconds for row in rows), *(setting.seconds for setting in now))))
     update = f.time_unit(row.step_seconds.value for row in rows)
     space = f.memory_unit(row.peak_memory_bytes for row in rows)
-    count = _count_unit(row.examples.value for row in rows)
+    count = _count_unit(known_of(row.examples) for row in rows)
     places = f.places_for([*(row.score for row in rows), *(setting.score for setting in now)])
     level = _levels(record)
     columns = (
@@ -245,7 +245,7 @@ def spoken_seconds(interval: Interval) -> str:
         >>> spoken_seconds(Interval(41.2, 35.0, 49.1)), spoken_seconds(Interval.unresolved(low=600.0))
         ('41.2 s (35–49.1)', 'more than 10 min')
     """
-    unit = f.time_unit([interval.value if interval.value is not None else interval.low or interval.high])
+    unit = f.time_unit([known_of(interval)])
     return _spoken(interval, lambda value: f.number(value / unit.size, 3), f" {unit.name}")
 
 
@@ -257,6 +257,12 @@ def spoken_count(interval: Interval) -> str:
 def spoken_score(interval: Interval) -> str:
     """A score with its interval."""
     return f.estimate(interval, f.places_for([interval]))
+
+
+def known_of(interval: Interval) -> float | None:
+    """What there is to choose a unit by: the value, or the bound that stands in its place."""
+    ends = (interval.value, interval.low, interval.high)
+    return next((end for end in ends if f.known(end) and end > 0), None)
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:
