@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     # Single measurements, the probe of them all, and what goes into a person's own loop
     from batchscope.measure import (
         GradientNoise,
+        all_reduce_law,
         branched_runs,
         find_max_batch_size,
         gradient_noise,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     # Records
     from batchscope.records import (
         Advice,
+        AllReduceLaw,
         BranchedRuns,
         Comparison,
         Interval,
@@ -91,6 +93,7 @@ _HOMES = {
     # Training
     "train": "batchscope.study",
     # Single measurements
+    "all_reduce_law": "batchscope.measure",
     "branched_runs": "batchscope.measure",
     "gradient_noise": "batchscope.measure",
     "range_test": "batchscope.measure",
@@ -102,6 +105,7 @@ _HOMES = {
     "rescale": "batchscope.schedule",
     # Records
     "Advice": "batchscope.records",
+    "AllReduceLaw": "batchscope.records",
     "BranchedRuns": "batchscope.records",
     "Comparison": "batchscope.records",
     "Interval": "batchscope.records",
@@ -132,6 +136,7 @@ _HOMES = {
 
 __all__ = [
     "Advice",
+    "AllReduceLaw",
     "ArgumentError",
     "BatchSizeScheduler",
     "BatchscopeError",
@@ -160,6 +165,7 @@ __all__ = [
     "Workload",
     "WorkloadError",
     "advise",
+    "all_reduce_law",
     "branched_runs",
     "compare",
     "find_max_batch_size",

@@ -15,7 +15,7 @@ from tests.training.ranks_cases import CASES, REFUSED
 
 from batchscope.errors import BatchscopeError
 from batchscope.measure.communication import all_reduce_law
-from batchscope.training.ranks import rank_here
+from batchscope.training.rank_places import rank_here
 
 
 def train(folder: Path, case: str) -> None:

@@ -26,8 +26,9 @@ from batchscope.measure.communication import all_reduce_law
 from batchscope.progress import ProgressEvent
 from batchscope.records import TrainResult, load
 from batchscope.training.feed import TrainingData
+from batchscope.training.rank_places import rank_here, share
 from batchscope.training.rank_watch import Watch
-from batchscope.training.ranks import rank_here, share, together
+from batchscope.training.ranks import together
 
 HERE = Path(__file__).parent
 DROPOUT = "interrupted, with dropout"

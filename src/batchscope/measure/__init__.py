@@ -1,6 +1,7 @@
 """Measurements of a model state: each takes weights and returns a record."""
 
 from batchscope.measure.branches import branched_runs
+from batchscope.measure.communication import all_reduce_law
 from batchscope.measure.max_batch_size import find_max_batch_size
 from batchscope.measure.monitor import GradientNoise
 from batchscope.measure.noise import gradient_noise
@@ -10,6 +11,7 @@ from batchscope.measure.step_time import step_times
 
 __all__ = [
     "GradientNoise",
+    "all_reduce_law",
     "branched_runs",
     "find_max_batch_size",
     "gradient_noise",

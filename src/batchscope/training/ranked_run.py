@@ -15,8 +15,9 @@ from batchscope.seeding import derive, isolated, random_state, set_random_state
 from batchscope.training.evaluation import EvaluationData
 from batchscope.training.loop import Prepared, Run
 from batchscope.training.micro_batching import MicroBatchingStep, least_batch_size
+from batchscope.training.rank_places import RankLost, share
 from batchscope.training.ranked_step import RankedStep
-from batchscope.training.ranks import RankLost, Ranks, share
+from batchscope.training.ranks import Ranks
 from batchscope.training.start import Start
 
 # A device with an update on it that waits for a lost rank never gets there; one without is there at once.

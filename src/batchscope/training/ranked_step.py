@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from batchscope.errors import WorkloadError
 from batchscope.training.interruption import StopRequest
 from batchscope.training.micro_batching import MicroBatchingStep
-from batchscope.training.ranks import RankLost, Ranks, share
+from batchscope.training.rank_places import RankLost, share
+from batchscope.training.ranks import Ranks
 from batchscope.workload.workload import Batch, Workload
 
 # Gradients are summed in pieces of about this size: the copy that is summed takes no more memory than that.

@@ -27,6 +27,7 @@ from torch import Tensor
 from batchscope.errors import ArgumentError, BatchscopeError, RunError, first_line
 from batchscope.training.interruption import stop_requests
 from batchscope.training.memory import is_out_of_memory
+from batchscope.training.rank_places import ALL, RankLost, places_here
 from batchscope.training.rank_watch import Watch
 
 T = TypeVar("T")
@@ -40,55 +41,6 @@ STORE_SECONDS = 10
 ROLL_CALL_SECONDS = 3.0
 # A rank that the watch has found gone, and whose connections do not close, is waited for this long.
 GRACE_SECONDS = 5.0
-
-
-ALL = "a run goes on only with all of its ranks"
-
-
-class RankLost(RunError):  # noqa: N818 — as RankLostError it would say no more
-    """A rank has gone, and the others cannot go on without it.
-
-    Attributes:
-        speaks: Whether this process is the first of those that are left: it saves, and says what happened.
-    """
-
-    speaks = True
-
-    def mended(self, mend: str) -> RankLost:
-        """The same with a mend."""
-        other = type(self)(self.rule, got=self.got, mend=mend)
-        other.speaks = self.speaks
-        return other
-
-
-def rank_here() -> int:
-    """The rank of this process among those that were started together; 0 where it was started by itself."""
-    return _from_environment()[0]
-
-
-def share(positions: range, rank: int, size: int) -> range:
-    """The part of an update's positions that a rank trains on.
-
-    Parts follow each other, and the first ones have one position more where they cannot be equal: together they are
-    the update, whatever the number of ranks.
-
-    Args:
-        positions: The update's.
-        rank: Which part.
-        size: How many there are.
-
-    Returns:
-        The part, which may be empty.
-
-    Examples:
-        >>> [share(range(10, 17), rank, 3) for rank in range(3)]
-        [range(10, 13), range(13, 15), range(15, 17)]
-        >>> [len(share(range(2), rank, 3)) for rank in range(3)]
-        [1, 1, 0]
-    """
-    least, more = divmod(len(positions), size)
-    start = positions.start + rank * least + min(rank, more)
-    return range(start, start + least + (rank < more))
 
 
 @contextlib.contextmanager
@@ -449,28 +401,11 @@ _here: Ranks | None = None
 
 def _ranks_here() -> Ranks | None:
     global _here  # noqa: PLW0603 — one process is one rank
-    rank, size = _from_environment()
+    rank, size = places_here()
     if size > 1 and _here is None:
         _here = Ranks(rank, size)
         atexit.register(_here.close)
     return _here
-
-
-def _from_environment() -> tuple[int, int]:
-    if "RANK" not in os.environ:
-        return 0, 1
-    values = [os.environ["RANK"], os.environ.get("WORLD_SIZE", "1")]
-    try:
-        rank, size = map(int, values)
-    except ValueError:
-        rank, size = -1, 0
-    if not 0 <= rank < size:
-        raise ArgumentError(
-            "RANK and WORLD_SIZE must be whole numbers, the first below the second",
-            got=" and ".join(values),
-            mend="start the ranks with torchrun, or unset both",
-        )
-    return rank, size
 
 
 def _portable(error: Exception, rank: int) -> Exception:

@@ -12,8 +12,9 @@ from batchscope.progress import Reporter, reporter
 from batchscope.records import CurvePoint, Plan, TrainResult
 from batchscope.training.loop import Prepared, Run
 from batchscope.training.observer import MakeObserver
+from batchscope.training.rank_places import rank_here
 from batchscope.training.ranked_run import RankedRun
-from batchscope.training.ranks import rank_here, together
+from batchscope.training.ranks import together
 from batchscope.workload.workload import Workload
 
 
@@ -69,8 +70,12 @@ def train(
         if ranks is None:
             prepared = Prepared(workload, chosen_device(device), workers=workers)
         else:
-            place = ranks.device if device in (None, "cuda") else lambda: device
-            prepared = ranks.alike(lambda: Prepared(workload, chosen_device(place()), workers=workers))
+
+            def prepare() -> Prepared:
+                own = ranks.device() if device in (None, "cuda") else device
+                return Prepared(workload, chosen_device(own), workers=workers)
+
+            prepared = ranks.alike(prepare)
         budget = plan.budget_examples
 
         def on_evaluation(point: CurvePoint, seconds_left: float | None) -> None:
