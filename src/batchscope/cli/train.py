@@ -63,6 +63,16 @@ def train(
     tolerance: Annotated[
         float | None, typer.Option(help="Improvements up to this do not count for --patience; 0, if left out.")
     ] = None,
+    averaging: Annotated[
+        float | None, typer.Option(help="Judge and keep the average of the weights, with this power; 8 is a good one.")
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Find out how, and go on with the winner: with --target or a budget alone.")
+    ] = False,
+    seconds: Annotated[float | None, typer.Option(help="Seconds to train, with --auto.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds that --auto may take to find out; a quarter of a run, if left out.")
+    ] = None,
     micro_batch_size: MicroBatchSize = None,
     evaluate_every: EvaluateEvery = None,
     checkpoint: Annotated[
@@ -102,18 +112,43 @@ def train(
         "micro_batch_size": micro_batch_size,
         "patience": patience,
         "tolerance": tolerance,
+        "averaging": averaging,
     }
-    result = run(
-        chosen,
-        _planned(chosen, saved, {name: value for name, value in given.items() if value is not None}, schedule),
-        noise=noise,
-        seed=seed,
-        device=device,
-        evaluate_every=evaluate_every,
-        checkpoint=checkpoint,
-        workers=workers,
-        progress=not quiet,
-    )
+    asked = {name: value for name, value in given.items() if value is not None}
+    if auto:
+        others = {"plan": plan, "schedule": schedule, "evaluate_every": evaluate_every, "checkpoint": checkpoint}
+        _check_auto([*asked, *(name for name, value in others.items() if value is not None)], noise=noise)
+        from batchscope.advice import train_from_nothing
+
+        result = train_from_nothing(
+            chosen,
+            target=target,
+            examples=examples,
+            seconds=seconds,
+            budget_seconds=budget,
+            seed=seed,
+            device=device,
+            workers=workers,
+            progress=not quiet,
+        )
+    else:
+        if seconds is not None or budget is not None:
+            raise ArgumentError(
+                "--seconds and --budget belong to --auto",
+                got="--seconds" if seconds is not None else "--budget",
+                mend="give --auto as well, or --iterations or --examples",
+            )
+        result = run(
+            chosen,
+            _planned(chosen, saved, asked, schedule),
+            noise=noise,
+            seed=seed,
+            device=device,
+            evaluate_every=evaluate_every,
+            checkpoint=checkpoint,
+            workers=workers,
+            progress=not quiet,
+        )
     show(result, json, report, quiet=quiet)
     if weights is not None and result.state is not None:
         save_weights(weights, result.state)
@@ -121,6 +156,17 @@ def train(
         print("batchscope: Interrupted; what was finished is kept.", file=sys.stderr)
         return INTERRUPTED
     return 0 if result.ended_in_order else 1
+
+
+def _check_auto(given: list[str], *, noise: bool) -> None:
+    """With --auto the setting is what is to be found out."""
+    wrong = [name for name in given if name not in ("target", "examples")] + (["noise"] if noise else [])
+    if wrong:
+        raise ArgumentError(
+            "--auto takes --target, --examples or --seconds, and finds the rest",
+            got=", ".join("--" + name.replace("_", "-") for name in wrong),
+            mend="leave that out, or leave --auto out",
+        )
 
 
 def _planned(workload: Workload, saved: Plan | None, given: dict[str, Any], schedule: str | None) -> Plan:
