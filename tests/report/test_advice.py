@@ -380,7 +380,7 @@ def test_today_s_setting_is_marked_where_it_is_on_the_frontier(advices: dict[str
 
 def test_what_is_out_of_reach_is_said(advices: dict[str, Record]) -> None:
     said = printed(advices["advice far"])
-    assert re.search(r"128 advised\s+0\.117\s+–\s+> 60,000\s+> 1\.18", said)
+    assert re.search(r"128 advised\s+0\.117\s+–\s+> 60\.0\s+> 1\.18", said)
     assert printed(advices["advice none"]).startswith("No setting was found: every rate diverged.\n")
     assert "! Interrupted before its budget was spent" in printed(advices["advice interrupted"])
 
