@@ -13,6 +13,8 @@ from batchscope.fit.step_time import fit_step_time
 from batchscope.records import AllReduceLaw, AllReducePoint, Interval, StepTimeLaw
 
 MOST_SIZES = 6
+# Bytes that take less than this share of the largest all-reduce's time say nothing of the bandwidth.
+LEAST_SHARE = 0.01
 
 
 def fit_all_reduce(
@@ -55,7 +57,8 @@ def fit_all_reduce(
 
     each = [None if x is None else x / steps for x in (latency.value, latency.low, latency.high)]
     low, value, high = bandwidth(slope.high), bandwidth(slope.value), bandwidth(slope.low)
-    resolved = value is not None and math.isfinite(value)
+    share = (slope.value or 0.0) * message_bytes[-1] / (line.seconds(message_bytes[-1]) or math.inf)
+    resolved = value is not None and share >= LEAST_SHARE
     return AllReduceLaw(
         latency_seconds=Interval(each[0], each[1], each[2]),
         bytes_per_second=Interval(value, low, high) if resolved else Interval.unresolved(low=low, high=high),
