@@ -200,6 +200,18 @@ def test_training_from_evaluation_to_evaluation_is_training(make: Make, stacked:
     assert advanced() == whole
 
 
+def test_replicas_keep_what_was_evaluated_last_where_that_is_wanted(make: Make) -> None:
+    prepared = Prepared(make(), torch.device("cpu"))
+    plans = [Plan(batch_size=6, learning_rate=rate, iterations=60, averaging=8.0) for rate in (0.05, 1e9, 0.1)]
+    found = Replicas(prepared, plans, [0, 0, 0], evaluate_every=60, keep_weights=True)()
+    assert found[1].state is None
+    for result in (found[0], found[2]):
+        model = prepared.workload.model()
+        assert result.state is not None
+        model.load_state_dict(result.state)
+        assert evaluate(model, prepared.validation)[0] == pytest.approx(result.curve[-1].validation_loss, rel=1e-5)
+
+
 def test_evaluations_may_lie_where_they_are_wanted(make: Make) -> None:
     prepared = Prepared(make(), torch.device("cpu"))
     plan = Plan(batch_size=5, learning_rate=0.1, examples=200)

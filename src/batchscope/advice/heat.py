@@ -113,7 +113,7 @@ class Heat:
         self._runs: Replicas | Singles
         if stacked:
             heavy = prepared.device.type == "cpu" and flops is not None and flops * batch_size > BATCHED_FLOPS
-            self._runs = Replicas(prepared, plans, seeds, in_turn=heavy, **together)
+            self._runs = Replicas(prepared, plans, seeds, in_turn=heavy, keep_weights=True, **together)
         else:
             self._runs = Singles(prepared, plans, seeds, **together)
         self.seconds_spent += time.perf_counter() - began
@@ -182,7 +182,7 @@ class Heat:
             raise RunError(
                 "a candidate that has ended must have a result", got=f"learning rate {entrant.learning_rate:g}"
             )
-        return replace(result, state=self._runs.state_of(k, averaged=True))
+        return result if result.state is not None else replace(result, state=self._runs.state_of(k, averaged=True))
 
     def drop(self, entrants: Sequence[Entrant], reason: str) -> None:
         """End some candidates.

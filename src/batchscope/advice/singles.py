@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -64,8 +65,9 @@ class Singles:
             Whether any has not ended yet.
         """
         for k in sorted(self.live):
-            self.results[k] = self._runs[k].advance()
-            if self.results[k] is not None:
+            result = self._runs[k].advance()
+            if result is not None:
+                self.results[k] = replace(result, state=self.state_of(k, averaged=True))
                 self.live.discard(k)
         return bool(self.live)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from batchscope.errors import PlanError
 from batchscope.records import CurvePoint, Outcome, Plan, TrainResult
+from batchscope.records.training import IN_ORDER
 from batchscope.schedule import rate_factor, varies
 from batchscope.seeding import derive, isolated, random_state, set_random_state
 from batchscope.training.averaging import WeightAverage
@@ -37,8 +38,8 @@ class Replicas:
 
     Each is what :class:`Run` makes of its plan and seed, up to rounding: the same initial weights and order of the
     data, the same rates, the same evaluations and the same ending. Dropout and whatever else is drawn in training is
-    drawn for each by itself, from another stream than a single run's. Weights are not kept, and training examples not
-    evaluated.
+    drawn for each by itself, from another stream than a single run's. The best weights are not kept, and training
+    examples not evaluated.
 
     Args:
         prepared: The workload, with its data on the device.
@@ -47,6 +48,7 @@ class Replicas:
         evaluate_every: Examples between two evaluations; None: as in a single run.
         validation: What to evaluate on; None: the workload's validation set.
         next_place: Examples at which the next evaluation is due, after so many; None: every ``evaluate_every``.
+        keep_weights: Whether the results of runs that end in order hold the weights that were evaluated last.
         in_turn: One replica after the other at each update, by a step that was traced for one, instead of all in one
             batched pass: faster where the arithmetic of one fills the processor.
         on_evaluation: Called after each evaluation, off the clock, with the run's position in ``plans`` and the point.
@@ -75,6 +77,7 @@ class Replicas:
         evaluate_every: int | None = None,
         validation: EvaluationData | None = None,
         next_place: Callable[[int], int] | None = None,
+        keep_weights: bool = False,
         in_turn: bool = False,
         on_evaluation: Callable[[int, CurvePoint], None] | None = None,
         prune: Callable[[], Collection[int]] | None = None,
@@ -101,6 +104,7 @@ class Replicas:
         self.evaluation = StackedEvaluation(self.stack, validation or prepared.validation)
         self.feed = StackedFeed.of(prepared.training, self.plan, self.budget, self.seeds)
         self.average = None if self.plan.averaging is None else WeightAverage(self.stack.tensors, self.plan.averaging)
+        self.keep_weights = keep_weights
         self.clock = Stopwatch(self.device)
         self.iteration = 0
         # The runs that the stack's rows are, and those of them that have not ended.
@@ -268,6 +272,8 @@ class Replicas:
         for k in runs:
             self.live.discard(k)
             course = self.courses[k]
+            if self.keep_weights and outcome in IN_ORDER:
+                course.best.state = self.state_of(k, averaged=True)
             result = self.results[k] = course.result(
                 outcome,
                 seed=self.seeds[k],
