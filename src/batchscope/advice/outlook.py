@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 # Batch sizes whose time is within this share of the least are as good as the best, for all that a person would notice.
 NEAR = 0.03
 LEAST_POINTS = 4
+# Of the scatter of single runs about the law, the part that a difference must exceed to be noticed.
+HIDDEN = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ class Outlook:
 
     @property
     def tolerance(self) -> float:
-        """A regret that nobody would notice: a share of the time, or that share of what the last doubling gained."""
+        """A regret that nobody would notice: a share of the time, or of what the last doubling gained in score."""
         if self.goal.kind == "target":
             return NEAR
         law = self.score
-        gained = law.gap * (2.0**law.exponent - 1)
-        return NEAR * float(np.median(gained))
+        # What one run differs from the next by hides what lies below it.
+        scatter = HIDDEN * law.relative_error * float(np.median(law.gap))
+        return max(NEAR * float(np.median(law.gap * (2.0**law.exponent - 1))), scatter)
 
     def near_best(self) -> Floats:
         """How likely each size is to be as good as the best."""

@@ -350,11 +350,17 @@ class Race:
                 return True
         if not live:
             return False
-        behind = min(live, key=lambda lane: lane.virtual_seconds)
+        behind = min(live, key=self._how_far)
         behind.drop_far_rates()
         self.tell(self._standing(behind))
         behind.advance()
         return True
+
+    def _how_far(self, lane: Lane) -> float:
+        """Where a lane stands beside the others: in time, or where examples are given in those as much."""
+        if self.goal.kind == "examples":
+            return lane.virtual_seconds * lane.examples
+        return lane.virtual_seconds
 
     def _settled(self, live: Sequence[Lane]) -> bool:
         """Whether a lane reached the target before where all others stand on the virtual clock."""
@@ -395,7 +401,11 @@ class Race:
         far = [s for s in affordable if len(raced) >= LEAST_LANES or all(abs(math.log2(s / o)) > 1.9 for o in raced)]
         if not far:
             return False
-        size = max(far, key=lambda s: (near[s], -abs(math.log2(s / self.pilot))))
+        if self.goal.kind == "examples":
+            # Smaller batches never need more examples; the question is how large one may be.
+            size = max(far, key=lambda s: (round(near[s], 1), s))
+        else:
+            size = max(far, key=lambda s: (near[s], -abs(math.log2(s / self.pilot))))
         if len(raced) >= LEAST_LANES and near[size] <= max(near[other] for other in raced):
             return False
         seen = max(lane.examples for lane in self.lanes.values())

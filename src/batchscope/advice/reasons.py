@@ -90,7 +90,7 @@ def reasons(advice: Advice, findings: Findings, outlook: Outlook) -> list[str]:
         said.append(
             f"What was seen does not tell batch size {size:,} from {others}: they differ by less than "
             f"{'3% of the time' if advice.goal.kind == 'target' else 'what anybody would notice'}. "
-            f"The smallest one that was trained is advised, since it takes the least memory."
+            f"{_of_these(advice)}"
         )
     said.append(_rate(advice, findings, rows[size]))
     said.append(
@@ -109,6 +109,12 @@ def reasons(advice: Advice, findings: Findings, outlook: Outlook) -> list[str]:
         )
     said.append(_cost(advice))
     return [sentence for sentence in said if sentence]
+
+
+def _of_these(advice: Advice) -> str:
+    if advice.goal.kind == "examples":
+        return "The fastest one is advised."
+    return "The smallest one that was trained is advised, since it takes the least memory."
 
 
 def _throughput(advice: Advice, findings: Findings) -> str:

@@ -103,9 +103,10 @@ def recommend(findings: Findings) -> Advice:
     advice = replace(advice, frontier=frontier, critical_batch_size=_critical(outlook))
     as_good = outlook.as_good(_in_reach(race, outlook))
     # Of the sizes that nothing sets apart from the best one, the smallest that was raced, or else the smallest: it
-    # takes the least memory, and more of what is known about it was seen rather than worked out.
+    # takes the least memory, and more of what is known about it was seen rather than worked out. Where examples are
+    # given, time is what is left to choose by.
     raced = [size for size in as_good if size in race.lanes and race.lanes[size].best is not None]
-    size = min(raced or as_good)
+    size = min(raced or as_good, key=lambda s: findings.times.seconds(s) / s if goal.kind == "examples" else s)
     row = next(row for row in frontier if row.batch_size == size)
     rate = row.learning_rate.value
     if row.examples.value is None or rate is None:

@@ -28,7 +28,7 @@ from batchscope.cli.showing import show
 
 def sweep(
     workload: WorkloadName,
-    batch_sizes: Annotated[str | None, typer.Option(help="As in 4,8,16; 8,32,128,512,2048, if left out.")] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help="As in 4,8,16; 8,32,128,512, if left out.")] = None,
     learning_rates: Annotated[str, typer.Option(help="As in 0.01,0.1; or search.")] = "search",
     seeds: Annotated[int, typer.Option(help="Runs at the best learning rates.")] = 3,
     target: Annotated[float | None, typer.Option(help="A validation score to reach.")] = None,
