@@ -83,7 +83,7 @@ def smith(
 
 
 def seesaw(batch_size: int, *, at: Sequence[int], factor: float, cap: int | None = None) -> Schedule:
-    """Where the rate would be cut by α, cut it by √α and multiply the batch by α (Seesaw: Meterez et al. 2025, arXiv 2510.14717).
+    """Where the rate would be cut by α, cut it by √α and grow the batch by α (Seesaw: Meterez et al. 2025, 2510.14717).
 
     What counts is ε/√B then, as for an update that is normalised by the gradient's own noise; Adam and its kin. At the
     cap the rate falls by all of α, so that after k milestones ε/√B = (ε₀/√B₀)/α**k whatever was rounded or capped.
