@@ -122,6 +122,8 @@ def test_growth_waits_until_it_is_sustained() -> None:
     assert run(growth, [2.56, None, 2.56]) == [8, 8, 16]  # what is not resolved is no vote
     assert run(growth, [10.24] * 6) == [8, 16, 16, 32, 32, 32]
     assert run(growth, [2.55] * 6) == [8] * 6
+    # A vote for a smaller batch and one for a larger do not cancel: the last ones count.
+    assert run(growth, [2.56, 2.56, 0.01, 10.24, 10.24]) == [8, 16, 16, 16, 32]
 
 
 def test_a_batch_shrinks_again_but_never_below_its_start() -> None:

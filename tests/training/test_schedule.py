@@ -108,6 +108,16 @@ def test_iterations_are_of_whatever_size(make: Make) -> None:
     assert (result.iterations, result.examples) == (15, 80)
 
 
+def test_an_evaluation_at_a_border_is_of_the_batch_before(make: Make) -> None:
+    schedule = Schedule((Phase(0, 4), Phase(40, 8, 0.5)))
+    result = run_of(make(), Plan(4, 0.05, examples=80, schedule=schedule), evaluate_every=40)[1]
+    assert [(p.examples, p.batch_size, p.learning_rate) for p in result.curve] == [
+        (0, 4, 0.05),
+        (40, 4, 0.05),
+        (80, 8, 0.025),
+    ]
+
+
 def test_a_grown_batch_goes_through_in_micro_batches(make: Make) -> None:
     seen: list[int] = []
 
