@@ -10,11 +10,11 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-advice ground-truth
 
-# The question, answered on scikit-learn's handwritten digits: four ways to spend the same 32,768 examples.
+# Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
 demo: $(CORE)
-	$(BIN)/batchscope compare digits 8x4096 32x1024 128x256 512x64 --seeds 5 \
-	    --json demo/digits.json --report demo/digits.html
-	@echo "Open demo/digits.html in a browser."
+	$(BIN)/batchscope advise digits --target 0.97 --json demo/advice.json --report demo/advice.html
+	$(BIN)/batchscope train digits --plan demo/advice.json --report demo/training.html
+	@echo "Open demo/advice.html and demo/training.html in a browser."
 
 test: $(DEV)
 	$(BIN)/python -m pytest

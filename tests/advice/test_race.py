@@ -11,6 +11,7 @@ import torch
 
 from batchscope import Workload
 from batchscope.advice.heat import Heat
+from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
 from batchscope.advice.outlook import find_outlook
 from batchscope.advice.race import LEAST_SECONDS, Clock
@@ -47,6 +48,7 @@ def heat(make: Make, rates: list[float], *, stacked: bool = True, target: float 
         seed=0,
         seconds_per_update=0.5,
         budget_examples=900,
+        judge=Judge(prepared, 10_000),
         target=target,
         stacked=stacked,
     )
@@ -191,3 +193,58 @@ def test_the_budget_follows_the_training_run_unless_it_was_given() -> None:
     assert free.limit == LEAST_SECONDS
     free.allow(math.inf)
     assert free.limit == LEAST_SECONDS
+
+
+def test_part_of_the_validation_set_is_set_right_by_one_look_at_all_of_it(make: Make) -> None:
+    prepared = Prepared(make(held_out=3000), torch.device("cpu"))
+    judge = Judge(prepared, 512)
+    assert (judge.is_exact, judge.examples) == (False, 512)
+    own = Heat(prepared, 5, [0.05], seed=0, seconds_per_update=0.5, budget_examples=900, judge=judge)
+    own.advance()
+    model = own.model_of(own.entrants[0])
+    assert model is not None
+    loss, score = judge.measure_offsets(model)
+    whole = evaluate(model, prepared.validation)
+    own.shift(loss, score)
+    assert own.entrants[0].points[-1].loss == pytest.approx(whole[0], rel=1e-4)
+    assert own.entrants[0].points[-1].score == pytest.approx(whole[1], abs=2e-3)
+    own.advance()  # what comes later is set right as it comes
+    model = own.model_of(own.entrants[0])
+    assert model is not None
+    assert own.entrants[0].points[-1].loss == pytest.approx(evaluate(model, prepared.validation)[0], rel=0.05)
+    assert judge.measure_offsets(model)[0] == pytest.approx(0.0, abs=0.05)
+
+
+def test_as_much_is_judged_by_as_can_be_afforded(make: Make) -> None:
+    prepared = Prepared(make(held_out=3000), torch.device("cpu"))
+    assert Judge.affordable(prepared, 1e6).is_exact
+    assert Judge.affordable(prepared, 10.0).examples == 512
+    assert Judge.affordable(prepared, 4000.0).examples == 1920
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_candidate_at_the_target_ends_unless_it_is_to_be_trained_on(make: Make, stacked: bool) -> None:
+    own = heat(make, [0.05, 1e-9], stacked=stacked, target=0.8)
+    while own.entrants[0].ended is None and own.examples < 800:
+        own.advance()
+    assert own.entrants[0].ended == "reached"
+    assert own.entrants[0].points[-1].score >= 0.8
+    assert own.live == [own.entrants[1]]
+
+
+def test_the_last_word_is_by_all_of_the_validation_set(make: Make) -> None:
+    prepared = Prepared(make(held_out=2000), torch.device("cpu"))
+    for stacked in (True, False):
+        own = Heat(
+            prepared, 5, [0.05, 0.1], seed=0, seconds_per_update=0.5, budget_examples=2000, judge=Judge(prepared, 512),
+            target=0.85, to_train=True, stacked=stacked,
+        )  # fmt: skip
+        own.advance()
+        result = own.finish(own.entrants[0], lambda: False)
+        assert result.reached
+        assert result.plan.target == 0.85
+        assert result.state is not None
+        model = prepared.workload.model()
+        model.load_state_dict(result.state)
+        assert evaluate(model, prepared.validation)[1] == pytest.approx(result.curve[-1].score, abs=1e-3)
+        assert result.curve[-1].score >= 0.85

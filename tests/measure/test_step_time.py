@@ -120,3 +120,9 @@ def test_sizes_that_make_no_sense(make: Make, sizes: list[Any]) -> None:
 def test_a_record_comes_back_from_its_file(make: Make, tmp_path: Any) -> None:
     times = bs.step_times(make(), batch_sizes=[4, 16], seconds=0.05)
     assert bs.load(times.to_json(tmp_path / "times.json")) == times
+
+
+def test_the_grid_may_end_before_the_workloads_own_size(make: Make) -> None:
+    workload = make(examples=45, batch_size=32)
+    found = bs.step_times(workload, longest_update_seconds=1e-9, seconds=0.05)
+    assert [point.batch_size for point in found.points] == [1, 2]

@@ -502,3 +502,23 @@ def test_hostile_words_are_text(advice_pages: dict[str, str], advices: dict[str,
     assert text.count("<script") == advice_pages["advice"].count("<script")
     assert "{{ 7*7 }}" in Words(text).said
     assert "[bold]x[/bold]" in printed(advices["advice hostile"], 200)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.5, "below that"), (1.0, "within that"), (5.0, "above that"), (None, "did not reach it")]
+)
+def test_a_training_run_is_held_against_the_prediction(
+    advices: dict[str, Record], samples: ModuleType, seconds: float | None, said: str
+) -> None:
+    advice = replace(of(advices, "advice"), predicted_seconds=Interval(1.0, 0.8, 1.3, 0.9))
+    run = replace(samples.train_result(), reached=seconds is not None, step_seconds=seconds or 9.0)
+    sentence = advice_sheets.held(advice, run)
+    assert sentence.startswith("The advice predicted 1")
+    assert said in sentence
+
+
+def test_a_score_is_held_against_the_prediction(advices: dict[str, Record], samples: ModuleType) -> None:
+    advice = replace(of(advices, "advice examples"), predicted_score=Interval(0.9, 0.88, 0.91, 0.9))
+    run = replace(samples.train_result(), final_score=0.905)
+    assert advice_sheets.held(advice, run).endswith("this run reached 0.905, within that.")
+    assert "did not get there" in advice_sheets.held(advice, replace(run, final_score=None))

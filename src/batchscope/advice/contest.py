@@ -30,6 +30,8 @@ from batchscope.workload.workload import Workload
 
 # Shares of the budget, and the least of each in seconds.
 STEP_TIMES, MEMORY = (0.08, 0.5), (0.06, 0.4)
+# Longer updates are worked out from shorter ones.
+LONGEST_UPDATE = 0.08
 NOISE_EXAMPLES = 256
 # Left of the budget for judging the person's present setting, and for the noise.
 RESERVE = 0.12
@@ -105,6 +107,7 @@ def contest(
         report.update(label="timing updates", done=0, total=None)
         measured = step_times(
             workload,
+            longest_update_seconds=LONGEST_UPDATE,
             seconds=max(STEP_TIMES[1], STEP_TIMES[0] * _known(clock)),
             seed=seed,
             device=chosen,
@@ -130,6 +133,7 @@ def contest(
             clock=clock,
             seed=seed,
             reserve=0.0 if to_train else RESERVE,
+            to_train=to_train,
             tell=_teller(report, clock),
             stopped=lambda: stop.requested,
         )

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
+from batchscope.advice.judge import Judge
 from batchscope.advice.singles import Singles
 from batchscope.errors import RunError
 from batchscope.records import CurvePoint, Plan, RacePoint, TrainResult
-from batchscope.seeding import derive
+from batchscope.seeding import derive, isolated
 from batchscope.training.averaging import POWER
-from batchscope.training.evaluation import EvaluationData
 from batchscope.training.loop import Prepared
 from batchscope.training.replicas import Replicas
 
@@ -24,6 +26,8 @@ PLACE_RATIO = 1.3
 FIRST_UPDATES, FIRST_SHARE = 6, 0.75
 # For a target that is reached sooner than that.
 EARLY_RATIO, EARLY_SHARE = 1.15, 0.02
+# Of the candidate that is trained to the end.
+FINAL_RATIO, FINAL_SHARE = 1.05, 0.5
 # One batched pass for all candidates up to so many operations of an update; above, one after the other is as fast.
 BATCHED_FLOPS = 60e6
 
@@ -58,11 +62,13 @@ class Heat:
         seed: Of all of them: the same weights to begin with, and the same order of the data.
         seconds_per_update: On the virtual clock: measured, of a run trained alone.
         budget_examples: Where every run ends.
-        target: The score that ends a run; None: none does.
-        validation: What to judge by; None: the whole validation set.
+        judge: What they are judged by.
+        target: The score that is to be reached; None: none is.
+        to_train: Whether candidates that have reached it are not ended, since one may be trained on.
         averaging: Whether to judge by averaged weights; otherwise by the weights as they stand.
         stacked: Whether the workload can be trained in a stack.
         early: Whether to look from the first updates on, and more often.
+        first_updates: Updates before the first evaluation, at least.
 
     Raises:
         WorkloadError: No stack can be made of this workload.
@@ -78,28 +84,30 @@ class Heat:
         seed: int,
         seconds_per_update: float,
         budget_examples: int,
-        target: float | None,
-        validation: EvaluationData | None = None,
+        judge: Judge,
+        target: float | None = None,
+        to_train: bool = False,
         averaging: bool = True,
         stacked: bool = True,
         early: bool = False,
+        first_updates: int = FIRST_UPDATES,
     ) -> None:
+        self.judge, self.target, self.to_train = judge, target, to_train
         self.batch_size, self.seed, self.seconds_per_update = batch_size, seed, seconds_per_update
         self.entrants = [Entrant(rate) for rate in learning_rates]
         self.seconds_spent = 0.0
         self.examples_spent = 0
         began = time.perf_counter()
         flops = prepared.flops_per_example
-        judged_on = len((validation or prepared.validation).indices)
+        self._gap = 0
         self._ratio = EARLY_RATIO if early else PLACE_RATIO
-        usual = max(FIRST_UPDATES * batch_size, round(FIRST_SHARE * judged_on))
-        self._first = max(batch_size, round(EARLY_SHARE * judged_on)) if early else usual
+        usual = max(first_updates * batch_size, round(FIRST_SHARE * judge.examples))
+        self._first = max(batch_size, round(EARLY_SHARE * judge.examples)) if early else usual
         plans = [
             Plan(
                 batch_size=batch_size,
                 learning_rate=rate,
                 examples=budget_examples,
-                target=target,
                 averaging=POWER if averaging else None,
             )
             for rate in learning_rates
@@ -107,21 +115,22 @@ class Heat:
         seeds = [derive(seed, "race") % 2**31] * len(plans)
         together: dict[str, Any] = {
             "next_place": self._next_place,
-            "validation": validation,
+            "validation": judge.data,
             "on_evaluation": self._evaluated,
         }
         self._runs: Replicas | Singles
         if stacked:
-            heavy = prepared.device.type == "cpu" and flops is not None and flops * batch_size > BATCHED_FLOPS
-            self._runs = Replicas(prepared, plans, seeds, in_turn=heavy, keep_weights=True, **together)
+            self.in_turn = prepared.device.type == "cpu" and flops is not None and flops * batch_size > BATCHED_FLOPS
+            self._runs = Replicas(prepared, plans, seeds, in_turn=self.in_turn, keep_weights=True, **together)
         else:
+            self.in_turn = True
             self._runs = Singles(prepared, plans, seeds, **together)
         self.seconds_spent += time.perf_counter() - began
 
     @property
     def live(self) -> list[Entrant]:
         """Candidates that have not ended."""
-        return [self.entrants[k] for k in sorted(self._runs.live)]
+        return [self.entrants[k] for k in sorted(self._runs.live) if self.entrants[k].ended is None]
 
     @property
     def examples(self) -> int:
@@ -157,6 +166,15 @@ class Heat:
         for entrant, result in zip(self.entrants, self._runs.results, strict=True):
             if result is not None and entrant.ended is None:
                 entrant.ended = result.outcome
+        self._end_those_there()
+
+    def _end_those_there(self) -> None:
+        """Candidates that have reached the target are at their goal."""
+        there = [e for e in self.live if self.target is not None and e.last and e.last.score >= self.target]
+        for entrant in there:
+            entrant.ended = "reached"
+        if there and not self.to_train:
+            self._runs.stop([self.entrants.index(e) for e in there], "reached")
 
     def state_of(self, entrant: Entrant) -> dict[str, Any] | None:
         """A candidate's weights as they stand; None where they were let go of."""
@@ -173,9 +191,13 @@ class Heat:
             Its result, with the weights that were evaluated last.
         """
         k = self.entrants.index(entrant)
-        self.drop([other for other in self.live if other is not entrant], "another one was trained to the end")
+        self.drop([other for other in self.entrants if other is not entrant], "another one was trained to the end")
+        # From here on by all of the validation set, and to the goal itself; looked at so often that little is overshot,
+        # and no more than evaluating is worth.
+        self._ratio, self._gap = FINAL_RATIO, round(FINAL_SHARE * self.judge.prepared.workload.validation_examples)
+        self._runs.judge_anew(self.judge.prepared.validation, self.target)
         while k in self._runs.live and not stopped():
-            self.advance()
+            self._runs.advance()
         self._runs.stop([k], "interrupted")
         result = self._runs.results[k]
         if result is None:
@@ -183,6 +205,22 @@ class Heat:
                 "a candidate that has ended must have a result", got=f"learning rate {entrant.learning_rate:g}"
             )
         return result if result.state is not None else replace(result, state=self._runs.state_of(k, averaged=True))
+
+    def model_of(self, entrant: Entrant) -> nn.Module | None:
+        """A candidate as it is judged; None where its weights were let go of."""
+        state = self._runs.state_of(self.entrants.index(entrant), averaged=True)
+        if state is None:
+            return None
+        prepared = self.judge.prepared
+        with isolated(0, prepared.device):
+            model = prepared.workload.model().to(prepared.device)
+        model.load_state_dict(state)
+        return model
+
+    def shift(self, loss: float, score: float) -> None:
+        """Move all that was judged so far, where the judge was found to be off."""
+        for entrant in self.entrants:
+            entrant.points = [replace(p, loss=p.loss + loss, score=p.score + score) for p in entrant.points]
 
     def drop(self, entrants: Sequence[Entrant], reason: str) -> None:
         """End some candidates.
@@ -213,7 +251,7 @@ class Heat:
         return [rate for rate, _ in pairs], [loss for _, loss in pairs]
 
     def _next_place(self, examples: int) -> int:
-        return max(self._first, math.ceil(examples * self._ratio))
+        return max(self._first, math.ceil(examples * self._ratio), examples + self._gap)
 
     def _evaluated(self, k: int, point: CurvePoint) -> None:
         self.entrants[k].points.append(
@@ -221,7 +259,7 @@ class Heat:
                 examples=point.examples,
                 iterations=point.iterations,
                 seconds=point.iterations * self.seconds_per_update,
-                loss=point.validation_loss,
-                score=point.score,
+                loss=point.validation_loss + self.judge.loss_offset,
+                score=point.score + self.judge.score_offset,
             )
         )

@@ -147,8 +147,12 @@ class Lane:
         self.repeats.append(heat)
         return heat
 
-    def drop_far_rates(self) -> None:
-        """Give up rates that are far from the bottom and clearly worse, where that halves a heat at least."""
+    def drop_far_rates(self, octaves: float = FAR_OCTAVES) -> None:
+        """Give up rates that are far from the bottom and clearly worse, where that makes the others cheaper.
+
+        Args:
+            octaves: What is far.
+        """
         found = self.bottom()
         if found is None or found[1] is not None:
             return
@@ -161,10 +165,10 @@ class Lane:
             far = [
                 e
                 for e in heat.live
-                if abs(math.log2(e.learning_rate / bottom)) > FAR_OCTAVES
-                and loss_of.get(e.learning_rate, math.inf) > limit
+                if abs(math.log2(e.learning_rate / bottom)) > octaves and loss_of.get(e.learning_rate, math.inf) > limit
             ]
-            if far and 2 * len(far) >= len(heat.live):
+            # A stack in one pass is traced anew when it shrinks, which is worth it for half of it.
+            if far and (heat.in_turn or 2 * len(far) >= len(heat.live)):
                 heat.drop(far, f"the best rate at batch size {self.batch_size:,} lies about {bottom:.3g}")
 
     def drop(self, reason: str) -> None:

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from batchscope.advice.heat import Entrant, Heat
+from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
 from batchscope.advice.outlook import LEAST_POINTS, Outlook, find_outlook
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.errors import RunError
 from batchscope.fit.rate_drift import RateDrift, fit_rate_drift
 from batchscope.records import Goal, Plan
-from batchscope.training.evaluation import EvaluationData
 from batchscope.training.loop import MOST_EPOCHS, Prepared
 from batchscope.training.ways import refusal
 
@@ -36,7 +36,9 @@ MOST_SECONDS_IN_THE_DARK = 60.0
 PILOT_FACTOR, PILOT_SIDE = 4.0, 3
 PILOT_EXTENSIONS = 3
 PILOT_POINTS = 3
-COARSE_EXAMPLES = 1500
+COARSE_EXAMPLES, COARSE_UPDATES = 512, 16
+# Coarse rates further than this from the best, in factors of two, are given up after the first evaluation.
+COARSE_OCTAVES = 4.5
 # A lane's rates about the expected one.
 LANE_RATES = (0.5, 1.0, 2.0)
 MOST_EXTENSIONS = 2
@@ -97,6 +99,7 @@ class Race:
         clock: What it may cost.
         seed: Of everything random.
         reserve: Share of the budget that is kept for judging the present setting.
+        to_train: Whether the winner is to be trained on.
         tell: Told what goes on.
         stopped: Asked between two rounds whether to end.
 
@@ -119,12 +122,15 @@ class Race:
         clock: Clock,
         seed: int,
         reserve: float = 0.0,
+        to_train: bool = False,
         tell: Callable[[str], None],
         stopped: Callable[[], bool],
     ) -> None:
         self.prepared, self.goal, self.clock = prepared, goal, clock
         self.sizes, self.times, self.seconds_per_update = tuple(sizes), times, times.seconds
         self.exponent, self.seed, self.reserve, self.tell, self.stopped = exponent, seed, reserve, tell, stopped
+        self.to_train = to_train
+        self.judge = Judge.affordable(prepared, times.measured.most_examples_per_second)
         plan = Plan(batch_size=self.sizes[0], learning_rate=prepared.workload.learning_rate, iterations=1)
         self.unstacked = refusal(prepared, plan, seed)
         self.early = False
@@ -155,6 +161,7 @@ class Race:
             self._look_now_and_then()
             if self._left <= 0 or not self._move():
                 break
+        self._calibrate()
         self._look()
         if afterwards:
             self._judge_present()
@@ -179,13 +186,8 @@ class Race:
 
     def state_of_best(self) -> dict[str, Any] | None:
         """Weights of the best candidate of the likeliest batch size; None before there is one."""
-        lanes = [lane for lane in self.lanes.values() if lane.best is not None]
-        if not lanes:
-            return None
-        near = {} if self.outlook is None else dict(zip(self.outlook.sizes, self.outlook.near_best(), strict=True))
-        lane = max(lanes, key=lambda lane: near.get(lane.batch_size, 0.0))
-        best = lane.best
-        return next((heat.state_of(best) for heat in lane.heats if best in heat.entrants), None)
+        found = self._best_heat()
+        return None if found is None else found[0].state_of(found[1])
 
     def nearest_to_the_goal(self) -> tuple[Heat, Entrant]:
         """The candidate with the least time left, by the laws of the race; one that is there already comes first.
@@ -239,9 +241,9 @@ class Race:
             seed=self.seed + seed,
             seconds_per_update=self.seconds_per_update(batch_size),
             budget_examples=self.budget_examples(batch_size),
-            target=None,
-            validation=EvaluationData(self.prepared.workload, "validation", self.prepared.device, most=COARSE_EXAMPLES),
+            judge=Judge(self.prepared, COARSE_EXAMPLES),
             stacked=self.unstacked is None,
+            first_updates=COARSE_UPDATES,
         )
 
     def make_heat(self, batch_size: int, learning_rates: Sequence[float], seed: int, *, averaging: bool = True) -> Heat:
@@ -253,7 +255,9 @@ class Race:
             seed=self.seed + seed,
             seconds_per_update=self.seconds_per_update(batch_size),
             budget_examples=self.budget_examples(batch_size),
+            judge=self.judge,
             target=self.goal.value if self.goal.kind == "target" else None,
+            to_train=self.to_train,
             averaging=averaging,
             stacked=self.unstacked is None,
             early=self.early,
@@ -277,6 +281,7 @@ class Race:
                 extensions += 1
                 lane.extend("lowest", PILOT_FACTOR, PILOT_SIDE)
                 continue
+            lane.drop_far_rates(COARSE_OCTAVES)
             found = lane.bottom()
             if lane.points >= PILOT_POINTS and found is not None:
                 if found[1] is None or extensions == PILOT_EXTENSIONS:
@@ -308,6 +313,30 @@ class Race:
         while fine.points < PILOT_POINTS and fine.live and self.clock.left > 0 and not self.stopped():
             self.tell(f"learning rates near {bottom:.3g}")
             fine.advance()
+        self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Find out by how much the judge is off, on the best candidate of the likeliest batch size."""
+        if self.judge.is_exact:
+            return
+        found = self._best_heat()
+        model = None if found is None else found[0].model_of(found[1])
+        if model is None:
+            return
+        loss, score = self.judge.measure_offsets(model)
+        for lane in self.lanes.values():
+            for heat in (*lane.heats, *lane.repeats):
+                heat.shift(loss, score)
+
+    def _best_heat(self) -> tuple[Heat, Entrant] | None:
+        lanes = [lane for lane in self.lanes.values() if lane.best is not None]
+        if not lanes:
+            return None
+        near = {} if self.outlook is None else dict(zip(self.outlook.sizes, self.outlook.near_best(), strict=True))
+        lane = max(lanes, key=lambda lane: near.get(lane.batch_size, 0.0))
+        best = lane.best
+        heat = next((heat for heat in lane.heats if best in heat.entrants), None)
+        return None if heat is None or best is None else (heat, best)
 
     def _look_now_and_then(self) -> None:
         """Look again when training since the last look has taken some times what a look takes."""

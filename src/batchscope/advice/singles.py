@@ -71,6 +71,14 @@ class Singles:
                 self.live.discard(k)
         return bool(self.live)
 
+    def judge_anew(self, validation: EvaluationData, target: float | None) -> None:
+        """Go on by other examples and to another target, beginning with an evaluation of where the runs stand."""
+        for k in sorted(self.live):
+            result = self._runs[k].judge_anew(validation, target)
+            if result is not None:
+                self.results[k] = replace(result, state=self.state_of(k, averaged=True))
+                self.live.discard(k)
+
     def stop(self, runs: Collection[int], outcome: Outcome) -> None:
         """End some."""
         for k in self.live.intersection(runs):

@@ -29,7 +29,7 @@ from batchscope.cli.showing import show
 from batchscope.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from batchscope.records import Plan, Schedule
+    from batchscope.records import Advice, Plan, Schedule
     from batchscope.workload import Workload
 
 
@@ -97,7 +97,7 @@ def train(
     from batchscope.training.checkpoint import save_weights
 
     check_writable(json, report, weights, checkpoint, reads=plan)
-    saved = None if plan is None else _saved_plan(plan)
+    advice, saved = (None, None) if plan is None else _saved_plan(plan)
     chosen = load_named(workload, data, load_timeout)
     given = {
         "batch_size": batch_size,
@@ -150,6 +150,10 @@ def train(
             progress=not quiet,
         )
     show(result, json, report, quiet=quiet)
+    if advice is not None and not quiet:
+        from batchscope.report.advice_sheets import held
+
+        print(held(advice, result))
     if weights is not None and result.state is not None:
         save_weights(weights, result.state)
     if result.outcome == "interrupted":
@@ -189,15 +193,16 @@ def _planned(workload: Workload, saved: Plan | None, given: dict[str, Any], sche
     return Plan(**({"batch_size": first, "learning_rate": workload.learning_rate} | given))
 
 
-def _saved_plan(path: Path) -> Plan:
+def _saved_plan(path: Path) -> tuple[Advice | None, Plan]:
     from batchscope.records import Advice, Plan, load
 
     record = load(path)
-    found = record.plan if isinstance(record, Advice) else record
+    advice = record if isinstance(record, Advice) else None
+    found = record if advice is None else advice.plan
     if not isinstance(found, Plan):
-        got = "an advice that found none" if isinstance(record, Advice) else f"a record of kind {record.kind}"
+        got = "an advice that found none" if advice is not None else f"a record of kind {record.kind}"
         raise ArgumentError("--plan takes a plan, or an advice with one", got=f"{path}, {got}")
-    return found
+    return advice, found
 
 
 def _saved_schedule(path: Path) -> Schedule:

@@ -68,6 +68,7 @@ def step_times(
     workload: Workload,
     *,
     batch_sizes: Sequence[int] | None = None,
+    longest_update_seconds: float | None = None,
     seconds: float = 10.0,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -84,6 +85,8 @@ def step_times(
         workload: What is trained.
         batch_sizes: Sizes to time. None: powers of two, the workload's own batch size among them, as far as the
             training set, the memory, the time there is and a growing throughput reach; from 2 on with batch norm.
+        longest_update_seconds: Where the powers of two end: with the first update that takes longer, be it before the
+            workload's own batch size. None: a sixtieth of ``seconds``, and the workload's own in any case.
         seconds: About how long the rounds may take; setting up comes on top.
         seed: Of the weights, the examples and the order of sizes.
         device: "cpu", "cuda" …; None: CUDA where there is one.
@@ -111,7 +114,7 @@ def step_times(
     chosen = chosen_device(device)
     timer = _Timer(Prepared(workload, chosen, workers=workers), seed)
     with reporter(progress, "timing updates") as report, isolated(derive(seed, "step time"), chosen):
-        sizes = timer.grid(wanted, seconds)
+        sizes = timer.grid(wanted, seconds, longest_update_seconds)
         if len(sizes) < 2:
             raise RunError(
                 "the law of an update's time needs at least two batch sizes that run",
@@ -165,7 +168,7 @@ class _Timer:
         if self.here.workers:
             self.here = TrainingData(workload, device, workers=0)
 
-    def grid(self, wanted: list[int] | None, seconds: float) -> list[_Size]:
+    def grid(self, wanted: list[int] | None, seconds: float, longest: float | None) -> list[_Size]:
         """The sizes that are timed, each run once to warm up, and how many updates make a block."""
         examples, own = self.prepared.workload.training_examples, self.prepared.workload.batch_size
         least = least_batch_size(self.model)
@@ -182,10 +185,11 @@ class _Timer:
                 break
             sizes.append(size)
             rates.append(batch_size / update_seconds)
-            if wanted is not None or batch_size <= own:
+            if wanted is not None or (longest is None and batch_size <= own):
                 continue
             saturated = len(rates) > 6 and max(rates[-3:]) < SATURATED_GAIN * max(rates[:-3])
-            if update_seconds > seconds * LARGEST_SHARE or saturated:
+            too_long = update_seconds > (seconds * LARGEST_SHARE if longest is None else longest)
+            if len(sizes) > 1 and (too_long or saturated):
                 break
         return sizes
 

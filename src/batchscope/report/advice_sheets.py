@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from batchscope.records import Advice, FrontierRow, Goal, Interval, PresentSetting, RaceCandidate
+from batchscope.records import Advice, FrontierRow, Goal, Interval, PresentSetting, RaceCandidate, TrainResult
 from batchscope.report import formatting as f
 from batchscope.report.advice_stops import Stop
 from batchscope.report.sheets import Column, Line, Sheet, workload_facts
@@ -257,6 +257,35 @@ def spoken_count(interval: Interval) -> str:
 def spoken_score(interval: Interval) -> str:
     """A score with its interval."""
     return f.estimate(interval, f.places_for([interval]))
+
+
+def held(record: Advice, result: TrainResult) -> str:
+    """What the advice had predicted of a training run, and what came of it.
+
+    Args:
+        record: The advice.
+        result: A run of its plan.
+
+    Returns:
+        A sentence.
+    """
+    goal = record.goal
+    if goal.kind == "target":
+        predicted = f"The advice predicted {spoken_seconds(record.predicted_seconds)} to reach {goal.value:g}"
+        if not result.reached:
+            return f"{predicted}; this run did not reach it."
+        took, interval = result.step_seconds, record.predicted_seconds
+        said = f"this run took {f.seconds(took)}"
+    else:
+        predicted = f"The advice predicted a score of {spoken_score(record.predicted_score)}"
+        if result.final_score is None:
+            return f"{predicted}; this run did not get there."
+        took, interval = result.final_score, record.predicted_score
+        said = f"this run reached {took:.4g}"
+    if interval.low is None or interval.high is None:
+        return f"{predicted}; {said}."
+    where = "below" if took < interval.low else "above" if took > interval.high else "within"
+    return f"{predicted}; {said}, {where} that."
 
 
 def known_of(interval: Interval) -> float | None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,23 @@ class Run:
         """A copy of the weights, as they are evaluated or as they stand."""
         with self._averaged() if averaged else contextlib.nullcontext():
             return copy.deepcopy(self.model.state_dict())
+
+    def judge_anew(self, validation: EvaluationData, target: float | None) -> TrainResult | None:
+        """Go on by other examples and to another target, beginning with an evaluation of where it stands.
+
+        Args:
+            validation: What to evaluate on.
+            target: The score that ends it; None: none does.
+
+        Returns:
+            The result, where that ends it.
+        """
+        self.validation = validation
+        self.course.plan = replace(self.course.plan, target=target)
+        with self._at_work():
+            self._evaluate()
+        ended = self.course.ending()
+        return None if ended is None else self._result(ended)
 
     def stopped(self, outcome: Outcome) -> TrainResult:
         """End it between two evaluations.

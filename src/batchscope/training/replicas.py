@@ -6,6 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -143,6 +144,20 @@ class Replicas:
             with self._at_work() as stop:
                 self._round(stop)
         return bool(self.live)
+
+    def judge_anew(self, validation: EvaluationData, target: float | None) -> None:
+        """Go on by other examples and to another target, beginning with an evaluation of where the runs stand.
+
+        Args:
+            validation: What to evaluate on.
+            target: The score that ends a run; None: none does.
+        """
+        self.evaluation = StackedEvaluation(self.stack, validation)
+        for course in self.courses:
+            course.plan = replace(course.plan, target=target)
+        if self.live:
+            with self._at_work():
+                self._evaluate()
 
     def stop(self, runs: Collection[int], outcome: Outcome) -> None:
         """End some runs between two rounds.
