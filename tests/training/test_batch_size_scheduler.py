@@ -118,8 +118,8 @@ def test_a_plain_loop_over_it_is_train(make: Callable[..., Workload]) -> None:
     scheduler = BatchSizeScheduler(
         schedule, workload.training_examples, optimizer, examples=210, shape="cooldown", seed=3
     )
-    inputs, targets = workload.train
-    loader = DataLoader(TensorDataset(inputs, targets), batch_sampler=scheduler)
+    examples: Any = workload.train
+    loader = DataLoader(TensorDataset(*examples), batch_sampler=scheduler)
     while not scheduler.finished:
         for x, y in loader:
             optimizer.zero_grad()
