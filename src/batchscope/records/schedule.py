@@ -59,14 +59,15 @@ class MeasuredGrowth:
         factor: What the batch is multiplied by at once.
         sustained: Decisions in a row that have to agree.
         every: Updates from one measurement, and decision, to the next. It is fixed, so that a resumed run decides as
-            the unbroken one would; at 100 measuring takes about two updates in a hundred.
+            the unbroken one would. At 200 measuring takes less than 1% of the time where an update takes ten
+            milliseconds, and about 5% where it takes a quarter of one.
     """
 
     knee: float
     maximum: int | None = None
     factor: int = 2
     sustained: int = 3
-    every: int = 100
+    every: int = 200
 
     def __post_init__(self) -> None:
         checked_number("knee", self.knee)

@@ -91,7 +91,7 @@ def measured(
     maximum: int | None = None,
     factor: int = 2,
     sustained: int = 3,
-    every: int = 100,
+    every: int = 200,
 ) -> Schedule:
     """Let the batch follow √(knee × noise scale), measured while the run trains, and the optimiser follow the batch.
 
