@@ -219,7 +219,7 @@ def test_as_much_is_judged_by_as_can_be_afforded(make: Make) -> None:
     prepared = Prepared(make(held_out=3000), torch.device("cpu"))
     assert Judge.affordable(prepared, 1e6).is_exact
     assert Judge.affordable(prepared, 10.0).examples == 512
-    assert Judge.affordable(prepared, 4000.0).examples == 1920
+    assert Judge.affordable(prepared, 16_000.0).examples == 1920
 
 
 @pytest.mark.parametrize("stacked", [False, True])

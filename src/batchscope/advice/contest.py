@@ -123,6 +123,11 @@ def contest(
             devices=devices,
             communication_seconds=lambda count: _ring_seconds(count, network, memory, workload),
         )
+        if times.busy:
+            warnings.append(
+                "Times of an update varied widely: the machine was busy with something else. Which batch size is the "
+                "fastest depends on them: ask again when it is quiet."
+            )
         sizes = wanted or default_sizes(workload, measured, least)
         race = Race(
             Prepared(workload, chosen, workers=workers),

@@ -48,6 +48,8 @@ PILOT_SIZES = (16, 128)
 UNLIKELY, SEEN = 0.03, 5
 # Opening a lane must leave this share of what is left of the budget.
 OPENING_SHARE = 0.5
+# A curve of so many evaluations and updates says how long a training run will take.
+WELL_SEEN, WELL_TRAINED = 7, 100
 LEAST_LANES, MOST_LANES = 3, 6
 MOST_SEEDS = 3
 # The laws are fitted again when training has gone on for this many times what that takes.
@@ -356,11 +358,20 @@ class Race:
             relative_error=self.times.relative_error,
             seed=self.seed,
         )
-        if self.outlook is not None:
+        if self.outlook is not None and self._well_seen():
             best = self.outlook.sizes.index(self.outlook.best())
             self.clock.allow(float(np.median(self.outlook.seconds[best])))
         self._looked = now()
         self._look_seconds = self._looked - began
+
+    def _well_seen(self) -> bool:
+        """Whether some candidate has gone so far that its curve says something about the end of it."""
+        bests = [lane.best for lane in self.lanes.values()]
+        return any(
+            best.ended == "reached" or (len(best.points) > WELL_SEEN and best.points[-1].iterations >= WELL_TRAINED)
+            for best in bests
+            if best is not None and best.points
+        )
 
     def _move(self) -> bool:
         """Do what helps most; False where nothing is left to do."""

@@ -235,8 +235,10 @@ def _cost(advice: Advice) -> str:
     if advice.predicted_seconds.low and advice.predicted_seconds.high and math.isfinite(advice.predicted_seconds.high):
         off = math.sqrt(advice.predicted_seconds.high / advice.predicted_seconds.low) - 1
         if advice.goal.kind == "target":
-            width = f" The predicted time is known to about {off:.0%} either way; a larger budget narrows that."
-    return f"The advice took {seconds(advice.cost_seconds)}, {count(share)} times what the training takes that it is for.{width}"
+            known = f"to about {off:.0%} either way" if off < 1 else "hardly"
+            width = f" The predicted time is known {known}; a larger budget narrows that."
+    took = f"The advice took {seconds(advice.cost_seconds)}, {count(share)} times what the training takes"
+    return f"{took} that it is for.{width}"
 
 
 def no_answer(findings: Findings, outlook: Outlook | None) -> str:

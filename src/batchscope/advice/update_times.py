@@ -12,6 +12,9 @@ from batchscope.records import Interval, StepTimes
 
 # Times that were not measured but worked out are known no better than this; measured ones no better than the second.
 BEYOND, LEAST_ERROR = 0.15, 0.01
+# On a busy machine medians say little, and their intervals less: nothing is taken to be known worse than this.
+MOST_ERROR = 0.25
+BUSY = 0.08
 
 
 class UpdateTimes:
@@ -64,6 +67,11 @@ class UpdateTimes:
         error = float(np.interp(math.log(micro), np.log(self._sizes), self._errors))
         return max(error, BEYOND if micro > self._sizes[-1] or micro < self._sizes[0] else LEAST_ERROR)
 
+    @property
+    def busy(self) -> bool:
+        """Whether the times varied so much that the machine must have been busy with something else."""
+        return sorted(self._errors)[len(self._errors) // 2] > BUSY
+
     def interval(self, batch_size: int, level: float = 0.95) -> Interval:
         """Time of an update with what is known about it."""
         value, width = self.seconds(batch_size), 1.96 * self.relative_error(batch_size)
@@ -79,4 +87,4 @@ def _relative(interval: Interval) -> float:
     """A standard error as a share of the value, from a 95% interval."""
     if not interval.low or not interval.high or not interval.value:
         return BEYOND
-    return (interval.high - interval.low) / (2 * 1.96 * interval.value)
+    return min(MOST_ERROR, (interval.high - interval.low) / (2 * 1.96 * interval.value))

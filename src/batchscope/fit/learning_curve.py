@@ -154,8 +154,7 @@ def fit_learning_curve(curves: Sequence[Curve], *, shared: LearningCurve | None 
     lowest, spread = values.min(), values.max() - values.min()
     if spread <= 0:
         raise ArgumentError("a learning curve must fall", got=f"{len(kept)} points at {lowest:.4g}")
-    late = values[examples <= most / 4]
-    recent = max((late.min() if len(late) else values.max()) - lowest, spread / 50)
+    recent = max(_left_to_gain(examples, values), spread / 50)
     errors = RELATIVE_ERROR * (values - lowest + recent)
     generator = np.random.default_rng(seed)
     given = None
@@ -199,6 +198,22 @@ def fit_learning_curve(curves: Sequence[Curve], *, shared: LearningCurve | None 
         relative_error=float(np.sqrt(np.mean(left**2))),
         best=best,
     )
+
+
+def _left_to_gain(examples: Floats, values: Floats) -> float:
+    """About what is left above the floor: of a power law with the exponent ½, by what its last factor of 4 gained.
+
+    Where there are fewer examples than that to look back on, by what those gained.
+    """
+    order = np.argsort(examples)
+    most = examples[order[-1]]
+    back = examples <= most / 4
+    first = examples[back].max() if back.any() else examples.min()
+    ratio = most / first
+    if ratio <= 1:
+        return 0.0
+    at_first = values[examples == first].min()
+    return float((at_first - values.min()) / (np.sqrt(ratio) - 1))
 
 
 def _ensemble(
