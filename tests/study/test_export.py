@@ -48,6 +48,7 @@ def evaluations(trials: list[SweepTrial]) -> list[dict[str, Any]]:
         for point in trial.curve:
             row = asdict(point)
             row["current_learning_rate"] = row.pop("learning_rate")
+            del row["batch_size"], row["noise_scale"]  # the trial's own, and not measured in a sweep
             rows.append({name: getattr(trial, name) for name in WHICH} | row)
     return rows
 

@@ -88,10 +88,11 @@ def _trials_table(trials: Sequence[SweepTrial]) -> _Table:
 
 def _curves_table(trials: Sequence[SweepTrial]) -> _Table:
     which = _columns(SweepTrial, only=("batch_size", "learning_rate", "seed"))
-    # A trial's rate is that of its first update, a point's that of the last one before it.
-    of_point = _columns(CurvePoint)
+    # A trial's batch size stays, and its noise is not measured. Its rate is that of its first update, a point's that of
+    # the last one before it.
+    of_point = _columns(CurvePoint, without=("batch_size", "noise_scale"))
+    names = list(of_point)
     of_point = {"current_learning_rate" if name in which else name: kind for name, kind in of_point.items()}
-    names = [field.name for field in fields(CurvePoint)]
     return _Table(
         which | of_point,
         (
