@@ -17,7 +17,7 @@ demo: $(CORE)
 	@echo "Open demo/advice.html and demo/training.html in a browser."
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(DEV)
 	$(BIN)/ruff check .
