@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from batchscope.advice.arguments import checked_goal, checked_sizes, default_sizes
+from batchscope.advice.pace import LONG, Pace, pace
 from batchscope.advice.race import LEAST_SECONDS, Clock, Race
 from batchscope.advice.recommendation import Findings
 from batchscope.advice.update_times import UpdateTimes
@@ -33,6 +34,7 @@ STEP_TIMES, MEMORY = (0.08, 0.5), (0.06, 0.4)
 # Longer updates are worked out from shorter ones.
 LONGEST_UPDATE = 0.08
 NOISE_EXAMPLES = 256
+PACE_SHARE = 0.1
 # Left of the budget for judging the person's present setting, and for the noise.
 RESERVE = 0.12
 LEAST_BUDGET = 1.0
@@ -161,6 +163,7 @@ def contest(
             devices=devices,
             interrupted=stop.requested,
             provenance=provenance(workload, device=chosen, seed=seed),
+            pace=lambda size, rate: None if to_train else _pace(race, clock, size, rate),
         )
         yield Contest(findings, _teller(report, clock))
 
@@ -255,6 +258,15 @@ def _ring_seconds(
     bytes_per_second, latency = network
     law = AllReduceLaw.given(gigabytes_per_second=bytes_per_second / 1e9, microseconds=latency * 1e6)
     return law.seconds(gradient_bytes, ranks=devices) or 0.0
+
+
+def _pace(race: Race, clock: Clock, batch_size: int, learning_rate: float) -> Pace | None:
+    """What updates take in a run of its own, where finding out costs little of what the advice costs."""
+    if race.times.devices > 1 or LONG * race.seconds_per_update(batch_size) > PACE_SHARE * max(
+        clock.limit, clock.spent
+    ):
+        return None
+    return pace(race.prepared, batch_size, learning_rate, seed=race.seed)
 
 
 def _noise(race: Race, seed: int, device: object, stop: StopRequest) -> NoiseMeasurement | None:

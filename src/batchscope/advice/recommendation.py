@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscope.advice.outlook import LEAST_POINTS, Outlook
+from batchscope.advice.pace import Pace
 from batchscope.advice.race import Race
 from batchscope.advice.reasons import no_answer, reasons, short_answer
 from batchscope.advice.update_times import UpdateTimes
@@ -38,7 +40,7 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.9
 # Examples to a target differ by this much from seed to seed, at least: a standard deviation in e-folds.
-SEED_SPREAD = 0.08
+SEED_SPREAD = 0.15
 # A training run may take this many times as long as predicted before it gives up.
 PATIENCE = 2.0
 # The forecast of each batch size reaches from this share of the examples to the goal to this many times as many.
@@ -70,6 +72,7 @@ class Findings:
         devices: Devices that share each batch.
         interrupted: Whether it was stopped.
         provenance: Software, machine and seed.
+        pace: Measures what updates take in a run of its own; None where that would cost too much.
     """
 
     workload: WorkloadSummary
@@ -84,6 +87,7 @@ class Findings:
     devices: int
     interrupted: bool
     provenance: Provenance
+    pace: Callable[[int, float], Pace | None] = lambda batch_size, learning_rate: None
 
 
 def recommend(findings: Findings) -> Advice:
@@ -114,6 +118,9 @@ def recommend(findings: Findings) -> Advice:
     iterations = max(1, math.ceil(row.examples.value / size))
     plan = _plan(goal, size, row, rate, iterations)
     seconds, score = _predicted(outlook, size)
+    own = findings.pace(size, rate)
+    if own is not None:
+        seconds = _scaled(seconds, own.seconds(iterations) / (iterations * findings.times.seconds(size)))
     present = _present(findings, outlook)
     advice = replace(
         advice,
@@ -262,6 +269,11 @@ def _predicted(outlook: Outlook, size: int) -> tuple[Interval, Interval]:
     left = law.gap * scatter
     scores = scores + left * generator.standard_normal(len(scores))
     return _interval(seconds), _interval(scores)
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    ends = [None if end is None else factor * end for end in (interval.value, interval.low, interval.high)]
+    return replace(interval, value=ends[0], low=ends[1], high=ends[2])
 
 
 def _interval(draws: Floats, level: float = LEVEL) -> Interval:
