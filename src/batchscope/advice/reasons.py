@@ -67,9 +67,11 @@ def _against_present(advice: Advice) -> str:
         return f"{own} diverges."
     if advice.goal.kind == "target":
         if present.seconds.value is not None and math.isfinite(present.seconds.value):
-            times = present.seconds.value / (advice.predicted_seconds.value or math.inf)
+            # Both by updates alone; then as a run of its own would take, which is what was predicted.
+            row = next((row for row in advice.frontier if row.batch_size == advice.batch_size), None)
+            times = present.seconds.value / ((row and row.seconds.value) or math.inf)
             much = f", {times:.2g} times as long" if times > 1 + WORTH_SAYING else ""
-            return f"{own} needs about {seconds(present.seconds.value)}{much}."
+            return f"{own} needs about {seconds(times * (advice.predicted_seconds.value or 0.0))}{much}."
         return f"{own} was not seen to get there: {present.sentence[0].lower()}{present.sentence[1:]}"
     if present.score.value is not None:
         return f"{own} reaches about {present.score.value:.4g}."
