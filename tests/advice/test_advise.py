@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import batchscope as bs
 from batchscope import Workload
-from batchscope.advice import advise, race, train_from_nothing
+from batchscope.advice import advise, clock, train_from_nothing
 from batchscope.errors import ArgumentError, RunError
 from batchscope.records import Advice
 
@@ -25,7 +25,7 @@ Make = Callable[..., Workload]
 def own_time() -> Iterator[None]:
     """A budget in the time that this process has computed, so that a busy machine makes no difference."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(race, "now", time.process_time)
+        patch.setattr(clock, "now", time.process_time)
         yield
 
 

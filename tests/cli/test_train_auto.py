@@ -11,14 +11,14 @@ import pytest
 from safetensors.torch import load_file
 
 import batchscope as bs
-from batchscope.advice import race
+from batchscope.advice import clock
 
 Command = Callable[..., Any]
 Refused = Callable[..., None]
 
 
 def test_it_goes_from_nothing_to_the_target(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(race, "now", time.process_time)
+    monkeypatch.setattr(clock, "now", time.process_time)
     said = command(
         "train", "digits", "--auto", "--target", "0.9", "--budget", "3",
         "--json", tmp_path / "r.json", "--weights", tmp_path / "w",

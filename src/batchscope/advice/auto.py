@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from batchscope.advice.contest import Contest, contest
-from batchscope.advice.recommendation import recommend
+from batchscope.advice.contest import contest
+from batchscope.advice.reasons import no_answer
 from batchscope.errors import RunError
 from batchscope.progress import Reporter
-from batchscope.records import Advice, TrainResult
+from batchscope.records import TrainResult
 from batchscope.training.interruption import stop_requests
 from batchscope.workload.workload import Workload
 
@@ -61,36 +61,6 @@ def train_from_nothing(
         >>> bs.train_from_nothing(bs.load_workload("digits"), target=0.9, budget_seconds=4).reached
         True
     """
-    return trained_with_advice(
-        workload,
-        target=target,
-        examples=examples,
-        seconds=seconds,
-        budget_seconds=budget_seconds,
-        max_memory_bytes=max_memory_bytes,
-        batch_sizes=batch_sizes,
-        seed=seed,
-        device=device,
-        workers=workers,
-        progress=progress,
-    )[0]
-
-
-def trained_with_advice(
-    workload: Workload,
-    *,
-    target: float | None,
-    examples: int | None,
-    seconds: float | None,
-    budget_seconds: float | None,
-    max_memory_bytes: int | None,
-    batch_sizes: Sequence[int] | None,
-    seed: int,
-    device: str | None,
-    workers: int | None,
-    progress: bool | Reporter,
-) -> tuple[TrainResult, Advice]:
-    """As :func:`train_from_nothing`, with the advice that the race gave."""
     began = time.perf_counter()
     with (
         stop_requests() as stop,
@@ -111,15 +81,11 @@ def trained_with_advice(
             to_train=True,
         ) as held,
     ):
-        advice = recommend(held.findings)
-        if held.findings.race.trouble is not None:
-            raise RunError("training from nothing needs a setting to train with", got="none", mend=advice.conclusion)
-        result = _finished(held, lambda: stop.requested)
-    return replace(result, total_seconds=time.perf_counter() - began), advice
-
-
-def _finished(held: Contest, stopped: Callable[[], bool]) -> TrainResult:
-    race = held.findings.race
-    heat, entrant = race.nearest_to_the_goal()
-    held.tell(f"training with batch size {heat.batch_size:,}, learning rate {entrant.learning_rate:.3g}")
-    return heat.finish(entrant, stopped)
+        race = held.findings.race
+        if race.trouble is not None:
+            said = no_answer(held.findings, race.outlook)
+            raise RunError("training from nothing needs a setting to train with", got="none", mend=said)
+        heat, entrant = race.nearest_to_the_goal()
+        held.tell(f"training with batch size {heat.batch_size:,}, learning rate {entrant.learning_rate:.3g}")
+        result = heat.finish(entrant, lambda: stop.requested)
+    return replace(result, total_seconds=time.perf_counter() - began)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from batchscope.advice.arguments import checked_goal, checked_sizes, default_sizes
+from batchscope.advice.clock import Clock
 from batchscope.advice.pace import LONG, Pace, pace
-from batchscope.advice.race import LEAST_SECONDS, Clock, Race
+from batchscope.advice.race import Race
 from batchscope.advice.recommendation import Findings
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.errors import ArgumentError, BatchscopeError, PlanError
@@ -110,7 +111,7 @@ def contest(
         measured = step_times(
             workload,
             longest_update_seconds=LONGEST_UPDATE,
-            seconds=max(STEP_TIMES[1], STEP_TIMES[0] * _known(clock)),
+            seconds=max(STEP_TIMES[1], STEP_TIMES[0] * clock.sure_seconds),
             seed=seed,
             device=chosen,
             workers=workers,
@@ -145,7 +146,7 @@ def contest(
             stopped=lambda: stop.requested,
         )
         before = clock.spent
-        race.run(afterwards=not to_train)
+        race.run()
         spending.append(Spending("race", clock.spent - before, race.examples))
         if race.unstacked is not None:
             warnings.append(f"Candidates were trained in single runs, which takes longer: {race.unstacked}.")
@@ -166,11 +167,6 @@ def contest(
             pace=lambda size, rate: None if to_train else _pace(race, clock, size, rate),
         )
         yield Contest(findings, _teller(report, clock))
-
-
-def _known(clock: Clock) -> float:
-    """The budget that was given, or the least one."""
-    return LEAST_SECONDS if clock.seconds is None else clock.seconds
 
 
 def _checked_budget(budget_seconds: float | None) -> float | None:
@@ -218,7 +214,7 @@ def _memory(
             memory_use(
                 workload,
                 limit_bytes=limit_bytes,
-                seconds=max(MEMORY[1], MEMORY[0] * _known(clock)),
+                seconds=max(MEMORY[1], MEMORY[0] * clock.sure_seconds),
                 seed=seed,
                 device=str(device),
             ),
@@ -262,9 +258,8 @@ def _ring_seconds(
 
 def _pace(race: Race, clock: Clock, batch_size: int, learning_rate: float) -> Pace | None:
     """What updates take in a run of its own, where finding out costs little of what the advice costs."""
-    if race.times.devices > 1 or LONG * race.seconds_per_update(batch_size) > PACE_SHARE * max(
-        clock.limit, clock.spent
-    ):
+    allowed = PACE_SHARE * max(clock.limit, clock.spent)
+    if race.times.devices > 1 or LONG * race.seconds_per_update(batch_size) > allowed:
         return None
     return pace(race.prepared, batch_size, learning_rate, seed=race.seed)
 

@@ -35,7 +35,6 @@ class Lane:
         self._make_heat = make_heat
         self.heats = [make_heat(batch_size, sorted(learning_rates), 0)]
         self.repeats: list[Heat] = []
-        self.beaten: str | None = None
 
     @property
     def entrants(self) -> list[Entrant]:
@@ -85,9 +84,15 @@ class Lane:
         return best if best is not None and best.ended == "reached" else None
 
     @property
-    def seconds_spent(self) -> float:
-        """What it cost."""
-        return sum(heat.seconds_spent for heat in (*self.heats, *self.repeats))
+    def all_heats(self) -> list[Heat]:
+        """Those of its candidates, and the repeats."""
+        return [*self.heats, *self.repeats]
+
+    @property
+    def leading(self) -> tuple[Heat, Entrant] | None:
+        """The best candidate, with the heat that it is in."""
+        best = self.best
+        return next(((heat, best) for heat in self.heats if best is not None and best in heat.entrants), None)
 
     def advance(self) -> None:
         """Train the heat that is behind until its next evaluation."""
@@ -137,10 +142,6 @@ class Lane:
         ends = [min(rates) / factor**k if edge == "lowest" else max(rates) * factor**k for k in range(1, count + 1)]
         self.heats.append(self._make_heat(self.batch_size, sorted(ends), 0))
 
-    def add(self, learning_rates: Sequence[float]) -> None:
-        """Add rates; they begin at the beginning."""
-        self.heats.append(self._make_heat(self.batch_size, sorted(learning_rates), 0))
-
     def repeat(self, learning_rate: float, seed: int) -> Heat:
         """Train a rate once more, from other weights and in another order."""
         heat = self._make_heat(self.batch_size, [learning_rate], seed)
@@ -173,7 +174,6 @@ class Lane:
 
     def drop(self, reason: str) -> None:
         """Give up the batch size."""
-        self.beaten = reason
         for heat in self.heats:
             heat.drop(heat.live, reason)
 

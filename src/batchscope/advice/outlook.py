@@ -67,9 +67,9 @@ class Outlook:
         scatter = HIDDEN * law.relative_error * float(np.median(law.gap))
         return max(NEAR * float(np.median(law.gap * (2.0**law.exponent - 1))), scatter)
 
-    def near_best(self) -> Floats:
+    def near_best(self) -> dict[int, float]:
         """How likely each size is to be as good as the best."""
-        return np.asarray((self.regrets <= self.tolerance).mean(axis=1))
+        return dict(zip(self.sizes, (self.regrets <= self.tolerance).mean(axis=1).tolist(), strict=True))
 
     def best(self) -> int:
         """The size of least regret, on the average of the draws, very large regrets cut off."""

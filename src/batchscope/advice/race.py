@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from time import perf_counter as now
 from typing import Any
 
 import numpy as np
 
+from batchscope.advice.clock import Clock
 from batchscope.advice.heat import Entrant, Heat
 from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
@@ -28,10 +27,6 @@ from batchscope.records import Goal, Plan
 from batchscope.training.loop import MOST_EPOCHS, Prepared
 from batchscope.training.ways import refusal
 
-# What the advice may cost: this share of a training run, and no less than so many seconds.
-BUDGET_SHARE, LEAST_SECONDS = 0.25, 8.0
-# Until a training run's length can be told, the advice goes on for this long.
-MOST_SECONDS_IN_THE_DARK = 60.0
 # The pilot's rates: this many factors of this size to either side of where the scaling rule puts the reference.
 PILOT_FACTOR, PILOT_SIDE = 4.0, 3
 PILOT_EXTENSIONS = 3
@@ -54,39 +49,6 @@ LEAST_LANES, MOST_LANES = 3, 6
 MOST_SEEDS = 3
 # The laws are fitted again when training has gone on for this many times what that takes.
 LOOK_AGAIN = 2.0
-
-
-@dataclass
-class Clock:
-    """What the advice has cost and may cost.
-
-    Attributes:
-        began: When it began.
-        seconds: What it may cost; None: a share of a training run, as soon as that is known.
-        limit: What holds at present.
-    """
-
-    seconds: float | None
-    began: float = field(default_factory=lambda: now())  # noqa: PLW0108 — looked up when it is called
-    limit: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.limit = MOST_SECONDS_IN_THE_DARK if self.seconds is None else self.seconds
-
-    @property
-    def spent(self) -> float:
-        """Seconds so far."""
-        return now() - self.began
-
-    @property
-    def left(self) -> float:
-        """Seconds left."""
-        return self.limit - self.spent
-
-    def allow(self, training_seconds: float) -> None:
-        """Set the limit by what a training run takes, where no limit was given."""
-        if self.seconds is None and math.isfinite(training_seconds):
-            self.limit = max(LEAST_SECONDS, BUDGET_SHARE * training_seconds)
 
 
 class Race:
@@ -150,11 +112,10 @@ class Race:
         cheap = [size for size in inside if times.seconds(size) / size <= 3 * cheapest]
         self.pilot = min(cheap) if cheap else max(inside)
 
-    def run(self, *, afterwards: bool = True) -> None:
+    def run(self) -> None:
         """Race until the budget is spent or the race is settled.
 
-        Args:
-            afterwards: Whether to judge the present setting and to repeat the best ones, as far as the budget goes.
+        What is left of the budget goes to the present setting and to repeats, unless the winner is to be trained on.
         """
         self._pilot()
         if self.trouble is not None:
@@ -165,7 +126,7 @@ class Race:
                 break
         self._calibrate()
         self._look()
-        if afterwards:
+        if not self.to_train:
             self._judge_present()
             self._repeat()
 
@@ -178,7 +139,7 @@ class Race:
     def heats(self) -> list[Heat]:
         """All that was trained."""
         lanes = [*([self.coarse] if self.coarse else []), *self.lanes.values()]
-        found = [heat for lane in lanes for heat in (*lane.heats, *lane.repeats)]
+        found = [heat for lane in lanes for heat in lane.all_heats]
         return [*found, self.present] if self.present else found
 
     @property
@@ -199,10 +160,10 @@ class Race:
         """
         found: list[tuple[float, Heat, Entrant]] = []
         for size, lane in self.lanes.items():
-            best = lane.best
-            heat = next((heat for heat in lane.heats if best in heat.entrants), None)
-            if best is None or heat is None:
+            leading = lane.leading
+            if leading is None:
                 continue
+            heat, best = leading
             if best.ended == "reached":
                 found.append((0.0, heat, best))
             elif best in heat.live and self.outlook is not None:
@@ -236,33 +197,32 @@ class Race:
 
     def make_coarse_heat(self, batch_size: int, learning_rates: Sequence[float], seed: int) -> Heat:
         """A heat that is to find the order of magnitude of a rate, judged by losses on part of the validation set."""
-        return Heat(
-            self.prepared,
-            batch_size,
-            learning_rates,
-            seed=self.seed + seed,
-            seconds_per_update=self.seconds_per_update(batch_size),
-            budget_examples=self.budget_examples(batch_size),
-            judge=Judge(self.prepared, COARSE_EXAMPLES),
-            stacked=self.unstacked is None,
-            first_updates=COARSE_UPDATES,
-        )
+        judge = Judge(self.prepared, COARSE_EXAMPLES)
+        return self._heat(batch_size, learning_rates, seed, judge=judge, first_updates=COARSE_UPDATES)
 
     def make_heat(self, batch_size: int, learning_rates: Sequence[float], seed: int, *, averaging: bool = True) -> Heat:
         """A heat of this race."""
-        return Heat(
-            self.prepared,
+        return self._heat(
             batch_size,
             learning_rates,
-            seed=self.seed + seed,
-            seconds_per_update=self.seconds_per_update(batch_size),
-            budget_examples=self.budget_examples(batch_size),
+            seed,
             judge=self.judge,
             target=self.goal.value if self.goal.kind == "target" else None,
             to_train=self.to_train,
             averaging=averaging,
-            stacked=self.unstacked is None,
             early=self.early,
+        )
+
+    def _heat(self, batch_size: int, learning_rates: Sequence[float], seed: int, **own: Any) -> Heat:
+        return Heat(
+            self.prepared,
+            batch_size,
+            learning_rates,
+            seed=self.seed + seed,
+            seconds_per_update=self.seconds_per_update(batch_size),
+            budget_examples=self.budget_examples(batch_size),
+            stacked=self.unstacked is None,
+            **own,
         )
 
     def _pilot(self) -> None:
@@ -327,26 +287,21 @@ class Race:
             return
         loss, score = self.judge.measure_offsets(model)
         for lane in self.lanes.values():
-            for heat in (*lane.heats, *lane.repeats):
+            for heat in lane.all_heats:
                 heat.shift(loss, score)
 
     def _best_heat(self) -> tuple[Heat, Entrant] | None:
         lanes = [lane for lane in self.lanes.values() if lane.best is not None]
-        if not lanes:
-            return None
-        near = {} if self.outlook is None else dict(zip(self.outlook.sizes, self.outlook.near_best(), strict=True))
-        lane = max(lanes, key=lambda lane: near.get(lane.batch_size, 0.0))
-        best = lane.best
-        heat = next((heat for heat in lane.heats if best in heat.entrants), None)
-        return None if heat is None or best is None else (heat, best)
+        near = {} if self.outlook is None else self.outlook.near_best()
+        return max(lanes, key=lambda lane: near.get(lane.batch_size, 0.0)).leading if lanes else None
 
     def _look_now_and_then(self) -> None:
         """Look again when training since the last look has taken some times what a look takes."""
-        if now() - self._looked >= LOOK_AGAIN * self._look_seconds:
+        if self.clock.spent - self._looked >= LOOK_AGAIN * self._look_seconds:
             self._look()
 
     def _look(self) -> None:
-        began = now()
+        began = self.clock.spent
         losses = [c for lane in self.lanes.values() for c in lane.curves(score=False)]
         scores = [c for lane in self.lanes.values() for c in lane.curves(score=True)]
         self.outlook = find_outlook(
@@ -361,7 +316,7 @@ class Race:
         if self.outlook is not None and self._well_seen():
             best = self.outlook.sizes.index(self.outlook.best())
             self.clock.allow(float(np.median(self.outlook.seconds[best])))
-        self._looked = now()
+        self._looked = self.clock.spent
         self._look_seconds = self._looked - began
 
     def _well_seen(self) -> bool:
@@ -416,7 +371,7 @@ class Race:
         outlook = self.outlook
         if outlook is None:
             return
-        near = dict(zip(outlook.sizes, outlook.near_best(), strict=True))
+        near = outlook.near_best()
         best = outlook.best()
         for size, lane in self.lanes.items():
             if lane.live and size != best and lane.points >= SEEN and near[size] < UNLIKELY:
@@ -435,7 +390,7 @@ class Race:
                 return False
             near = dict.fromkeys(fresh, 0.0)
         else:
-            near = dict(zip(outlook.sizes, outlook.near_best(), strict=True))
+            near = outlook.near_best()
         affordable = [s for s in fresh if self._opening_seconds(s) <= OPENING_SHARE * self._left]
         # Some distance away a lane says more about the law than next to one that is there already.
         far = [s for s in affordable if len(raced) >= LEAST_LANES or all(abs(math.log2(s / o)) > 1.9 for o in raced)]
@@ -481,7 +436,7 @@ class Race:
     def _repeat(self) -> None:
         """With what is left of the budget, train the best rates again from other weights."""
         while self.outlook is not None and not self.stopped():
-            near = dict(zip(self.outlook.sizes, self.outlook.near_best(), strict=True))
+            near = self.outlook.near_best()
             open_to = [
                 lane
                 for lane in self.lanes.values()

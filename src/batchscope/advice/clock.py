@@ -1,0 +1,50 @@
+"""What advice has cost, and what it may cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from time import perf_counter as now
+
+# What the advice may cost: this share of a training run, and no less than so many seconds.
+BUDGET_SHARE, LEAST_SECONDS = 0.25, 8.0
+# Until a training run's length can be told, the advice goes on for this long.
+MOST_SECONDS_IN_THE_DARK = 60.0
+
+
+@dataclass
+class Clock:
+    """What the advice has cost and may cost.
+
+    Attributes:
+        began: When it began.
+        seconds: What it may cost; None: a share of a training run, as soon as that is known.
+        limit: What holds at present.
+    """
+
+    seconds: float | None
+    began: float = field(default_factory=lambda: now())  # noqa: PLW0108 — looked up when it is called
+    limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.limit = MOST_SECONDS_IN_THE_DARK if self.seconds is None else self.seconds
+
+    @property
+    def sure_seconds(self) -> float:
+        """What it may cost in any case: what was given, or the least."""
+        return LEAST_SECONDS if self.seconds is None else self.seconds
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return now() - self.began
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self.limit - self.spent
+
+    def allow(self, training_seconds: float) -> None:
+        """Set the limit by what a training run takes, where no limit was given."""
+        if self.seconds is None and math.isfinite(training_seconds):
+            self.limit = max(LEAST_SECONDS, BUDGET_SHARE * training_seconds)
