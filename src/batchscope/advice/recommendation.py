@@ -116,10 +116,15 @@ def recommend(findings: Findings) -> Advice:
     if row.examples.value is None or rate is None:
         return replace(advice, conclusion=no_answer(findings, outlook))
     iterations = max(1, math.ceil(row.examples.value / size))
-    plan = _plan(goal, size, row, rate, iterations)
-    seconds, score = _predicted(outlook, size)
     own = findings.pace(size, rate)
-    if own is not None:
+    if own is not None and goal.kind == "seconds":
+        # As many updates as a run of its own makes in that time.
+        iterations = max(1, int((goal.value - own.start_seconds) / own.update_seconds))
+    plan = _plan(goal, size, row, rate, iterations)
+    seconds, score = _predicted(outlook, size, float(iterations * size))
+    if own is not None and goal.kind == "seconds":
+        seconds = _scaled(seconds, own.seconds(iterations) / goal.value)
+    elif own is not None:
         seconds = _scaled(seconds, own.seconds(iterations) / (iterations * findings.times.seconds(size)))
     present = _present(findings, outlook)
     advice = replace(
@@ -254,8 +259,14 @@ def _plan(goal: Goal, size: int, row: FrontierRow, rate: float, iterations: int)
     )
 
 
-def _predicted(outlook: Outlook, size: int) -> tuple[Interval, Interval]:
-    """Seconds to the goal and the score there of one more training run, at 90%."""
+def _predicted(outlook: Outlook, size: int, examples: float) -> tuple[Interval, Interval]:
+    """Seconds to the goal and the score there of one more training run, at 90%.
+
+    Args:
+        outlook: The race's laws.
+        size: The batch size.
+        examples: What the plan trains on, where a time is given.
+    """
     i = outlook.sizes.index(size)
     seconds, scores = outlook.seconds[i], outlook.scores[i]
     generator = np.random.default_rng(0)
@@ -266,6 +277,8 @@ def _predicted(outlook: Outlook, size: int) -> tuple[Interval, Interval]:
         spread = np.sqrt(SEED_SPREAD**2 + (scatter / np.median(law.exponent)) ** 2 / 4)
         seconds = seconds * np.exp(spread * generator.standard_normal(len(seconds)))
         return _interval(seconds), Interval(outlook.goal.value, None, None, LEVEL)
+    if outlook.goal.kind == "seconds":
+        scores = -law.values(size, examples)
     left = law.gap * scatter
     scores = scores + left * generator.standard_normal(len(scores))
     return _interval(seconds), _interval(scores)
