@@ -100,7 +100,7 @@ class Ranks:
             if self._began_here:
                 store, *_ = next(iter(rendezvous("env://", timeout=CONNECT)))
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
-                self._control = dist.group.WORLD
+                self._control: Any = dist.group.WORLD
             else:
                 self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
             # A connection of its own: the groups' would be closed with them.
@@ -384,6 +384,11 @@ class Ranks:
         with contextlib.suppress(Exception):  # it may not be there any more
             self._data._get_backend(torch.device("cuda")).abort()
 
+    def close_for_good(self) -> None:
+        """Close the connections and end gloo's threads, which an interpreter that is ending would trip over."""
+        self.close()
+        self._control = self._data = None  # they end with the last reference
+
     def close(self) -> None:
         """Close the connections, which the others notice."""
         if self._data is not self._control:  # or a kernel that waits for a lost rank would be waited for
@@ -404,7 +409,7 @@ def _ranks_here() -> Ranks | None:
     rank, size = places_here()
     if size > 1 and _here is None:
         _here = Ranks(rank, size)
-        atexit.register(_here.close)
+        atexit.register(_here.close_for_good)
     return _here
 
 
