@@ -39,9 +39,15 @@ NO_GRADIENT = 1e-6
 
 # Each way is timed over updates of about so many seconds, the best of so many rounds (two, where a single update takes
 # as long as that). Those that are so many times slower than the best are not timed again.
-TIMED_SECONDS, ROUNDS, WORSE = 0.05, 3, 1.2
+TIMED_SECONDS, ROUNDS, CLOSE = 0.05, 3, 1.1
+# A stack so many times slower than the best ends the search in its direction.
+WORSE = 1.2
 # An update this long is arithmetic for the most part, of which larger stacks save none.
 ARITHMETIC_SECONDS = 0.005
+# In turn, replicas save what an update costs beside its arithmetic, which seldom is more than this many times that.
+MOST_IN_TURN = 2.5
+# Finding out ends when it has taken this share of what the trials would take in separate runs, or so many seconds.
+MOST_SHARE, LEAST_SECONDS = 0.02, 1.0
 MOST_UPDATES = 1_000_000
 # Replicas must be faster by this much to be chosen: within it, chance would choose.
 MARGIN = 1.05
@@ -129,9 +135,12 @@ def refusal(prepared: Prepared, plan: Plan, seed: int = 0) -> str | None:
 def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) -> FastestWay:
     """Measure how trials of one batch size are trained fastest: stacked, and how many at a time, or separately.
 
-    Stacks of count, count/2, count/4 … in one batched pass are timed from the smallest one on, for as long as larger
-    ones gain and beat separate runs; so are replicas in turn and a single run. Those that are near the best are timed
-    again, in alternation, and the best of the rounds counts. The workload must be one that :func:`refusal` lets pass.
+    Stacks of count, count/2, count/4 … in one batched pass are timed for as long as that gains: from the largest on
+    where an update is short; from the smallest on where it is long, as one of a large stack would take that many times
+    longer, and arithmetic is not saved. Replicas in turn and a single run are timed beside them. While some are too
+    near the best to tell, they are timed again, in alternation, and the best of the rounds counts. The search ends
+    early where it takes more than a small share of what the trials themselves would. The workload must be one that
+    :func:`refusal` lets pass.
 
     Args:
         prepared: The workload, with its data on the device.
@@ -149,22 +158,9 @@ def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) ->
         (True, True)
     """
     with isolated(derive(seed, "fastest way"), prepared.device), kept_heap():
-        separate = _Separate(prepared, plan, seed)
-        stacked: list[_Stacked] = []
-        for size, in_turn in ((min(count, 2), True), *((size, False) for size in _sizes(count))):
-            try:
-                stacked.append(_Stacked(prepared, plan, seed, size=size, in_turn=in_turn))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or in_turn:
-                    raise
-                break
-            batched = [way.seconds for way in stacked if not way.in_turn]
-            if batched and _gains_no_more(batched, separate.seconds):
-                break
-        for _ in range(ROUNDS - 1 if separate.seconds < TIMED_SECONDS else 1):
-            best = min(way.seconds for way in stacked)
-            for way in (separate, *(way for way in stacked if way.seconds <= WORSE * best)):
-                way.time_again()
+        search = _Search(prepared, plan, count, seed)
+        search()
+    separate, stacked = search.separate, search.stacked
     stacked.sort(key=lambda way: way.seconds)
     first = stacked[0]
     replicas = separate.seconds >= MARGIN * first.seconds
@@ -176,6 +172,73 @@ def fastest_way(prepared: Prepared, plan: Plan, count: int, *, seed: int = 0) ->
         separate_seconds=separate.seconds,
         reason=_in_words(stacked, separate.seconds, replicas),
     )
+
+
+class _Search:
+    """Times what may be the fastest way, most promising first.
+
+    Attributes:
+        separate: One run by itself.
+        stacked: Replicas of some numbers of trials; one at least.
+    """
+
+    def __init__(self, prepared: Prepared, plan: Plan, count: int, seed: int) -> None:
+        self.began = time.perf_counter()
+        self.prepared, self.plan, self.count, self.seed = prepared, plan, count, seed
+        self.separate = _Separate(prepared, plan, seed)
+        self.stacked: list[_Stacked] = []
+        examples = plan.budget_examples
+        whole = math.inf if examples is None else count * examples / plan.batch_size * self.separate.seconds
+        self.most_seconds = max(LEAST_SECONDS, MOST_SHARE * whole)
+
+    def __call__(self) -> None:
+        sizes = _sizes(self.count)
+        if self.separate.seconds > ARITHMETIC_SECONDS:
+            self._add(min(self.count, 2), in_turn=True)
+            self._go_through(sizes, self._ascending_is_over)
+        else:
+            self._go_through(sizes[::-1], self._descending_is_over)
+            if self.separate.seconds < MOST_IN_TURN * self._best or not self.stacked:
+                self._add(min(self.count, 2), in_turn=True)
+        for _ in range(ROUNDS - 1 if self.separate.seconds < TIMED_SECONDS else 1):
+            near = [way for way in self.stacked if way.seconds <= CLOSE * self._best]
+            told_apart = not 1 / WORSE < MARGIN * self._best / self.separate.seconds < WORSE
+            if self._is_late or (len(near) == 1 and told_apart):
+                break
+            for way in (self.separate, *near):
+                way.time_again()
+
+    @property
+    def _best(self) -> float:
+        return min((way.seconds for way in self.stacked), default=math.inf)
+
+    @property
+    def _is_late(self) -> bool:
+        return time.perf_counter() - self.began > self.most_seconds
+
+    def _add(self, size: int, *, in_turn: bool) -> bool:
+        """Time a stack; False where memory does not hold it."""
+        try:
+            self.stacked.append(_Stacked(self.prepared, self.plan, self.seed, size=size, in_turn=in_turn))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or in_turn:
+                raise
+            return False
+        return True
+
+    def _go_through(self, sizes: Sequence[int], is_over: Callable[[list[float]], bool]) -> None:
+        seconds: list[float] = []
+        for size in sizes:
+            if self._add(size, in_turn=False):
+                seconds.append(self.stacked[-1].seconds)
+            if (seconds and is_over(seconds)) or self._is_late:
+                break
+
+    def _ascending_is_over(self, seconds: list[float]) -> bool:
+        return seconds[-1] > min(*seconds, self.separate.seconds)
+
+    def _descending_is_over(self, seconds: list[float]) -> bool:
+        return seconds[-1] > WORSE * min(seconds)
 
 
 class _Separate:
@@ -253,14 +316,6 @@ class _Stacked(_Separate):
         )
         feed = iter(StackedFeed.of(training, self.plan, MOST_UPDATES * self.plan.batch_size, seeds))
         return lambda: stack.update(next(feed))
-
-
-def _gains_no_more(batched: list[float], separate: float) -> bool:
-    """Whether stacks larger than the last one timed are not worth trying."""
-    last, best = batched[-1], min(batched)
-    if separate > ARITHMETIC_SECONDS:
-        return last > min(best, separate)
-    return last > WORSE * best or min(batched[-2:]) > best
 
 
 def _in_words(stacked: list[_Stacked], separate: float, replicas: bool) -> str:
