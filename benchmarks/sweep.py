@@ -11,7 +11,7 @@ workload, and the last columns count it in. A sweep forks its workers at each ca
 runs and Optuna take turns within each round; Ray Tune, whose daemons would disturb them, comes after them, and its
 trials' processes import torch within its time.
 
-    python benchmarks/sweep.py [--quick] [--workloads digits,…] [--batch-sizes 8,…] [--rounds 3] [--seconds 0.5]
+    python benchmarks/sweep.py [--quick] [--workloads digits,…] [--batch-sizes 8,…] [--rounds 2] [--seconds 1]
 """
 
 from __future__ import annotations
@@ -355,9 +355,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--batch-sizes", default=",".join(map(str, BATCH_SIZES)))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ray-rounds", type=int, default=1, help="of Ray Tune; 0 leaves it out")
-    parser.add_argument("--seconds", type=float, default=0.5, help="that the updates of a trial take by hand")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that the updates of a trial take by hand")
     parser.add_argument("--quick", action="store_true", help="a dry run: one small grid, kept nowhere")
     arguments = parser.parse_args()
     if arguments.quick:

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
@@ -68,7 +70,8 @@ def flat_graph(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tenso
         >>> square(torch.tensor([1.0, 2.0, 3.0]), into), into
         ((tensor(14.),), tensor([1., 4., 9.]))
     """
-    with torch.no_grad():
+    # With a mode of fake tensors at hand; else torch makes one for every value traced, which takes as long again.
+    with torch.no_grad(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
         module = make_fx(lambda *tensors: list(function(*tensors)))(*inputs)
     graph = _Graph(module, on_cpu=all(tensor.device.type == "cpu" for tensor in inputs))
     graph.drop_idle()
