@@ -8,7 +8,7 @@ BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
-    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-advice ground-truth
+    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-advice ground-truth gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
 demo: $(CORE)
@@ -83,6 +83,11 @@ bench-advice: $(BENCH)
 # the ground truth that bench-advice judges by, anew: hours; goes on where it was stopped
 ground-truth: $(DEV)
 	$(BIN)/python benchmarks/ground_truth.py
+
+# the GPU tests, then the GPU benchmarks, in under 8 minutes: from the source tree, on the torch that is there
+gpu:
+	PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/training tests/measure tests/advice
+	PYTHONPATH=src $(PYTHON) benchmarks/replicas.py --device cuda --workloads digits,text --rounds 3
 
 # A stamp is written last, so that an interrupted installation is done again.
 $(VENV)/bin/python:

@@ -1,12 +1,12 @@
-"""Updates of trials per second, trained together as replicas over one after the other, on one core.
+"""Updates of trials per second, trained together as replicas over one after the other, on one core or a GPU.
 
 For each workload and batch size the way that batchscope measures to be the fastest for 24 trials (6 learning rates × 4
 seeds) is held against separate runs of the same trials, in alternating rounds in one process; the ratio is taken within
-the round. Processor time of one thread counts, since other programs may want the machine too. Evaluation is left out,
-and so is the tracing of the step, which is done once for all stacks of a size: what the measurement of the fastest way
-takes, tracing included, is given beside it.
+the round. On a CPU processor time of one thread counts, since other programs may want the machine too. Evaluation is
+left out, and so is the tracing of the step, which is done once for all stacks of a size: what the measurement of the
+fastest way takes, tracing included, is given beside it.
 
-    python benchmarks/replicas.py [--rounds 7] [--workloads digits,…] [--batch-sizes 8,32,128,512]
+    python benchmarks/replicas.py [--device cuda] [--rounds 7] [--workloads digits,…] [--batch-sizes 8,32,128,512]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from batchscope import Plan
 from batchscope.training import Prepared, Run
+from batchscope.training.meters import Stopwatch
 from batchscope.training.replicas import Replicas
 from batchscope.training.ways import FastestWay, fastest_way, refusal
 from cases import case, keep, machine, median_and_spread
@@ -40,10 +41,16 @@ def trials(workload_rate: float, batch_size: int, iterations: int) -> list[tuple
     ]
 
 
-def processor_seconds(action: Callable[[], object]) -> float:
-    began = time.thread_time()
+def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cpu":
+        began = time.thread_time()
+        action()
+        return time.thread_time() - began
+    clock = Stopwatch(device)
+    clock.start()
     action()
-    return time.thread_time() - began
+    clock.stop()
+    return clock.seconds
 
 
 def separately(prepared: Prepared, grid: list[tuple[Plan, int]]) -> float:
@@ -59,7 +66,7 @@ def separately(prepared: Prepared, grid: list[tuple[Plan, int]]) -> float:
             evaluate_training=False,
             measure_memory=False,
         )
-        spent += processor_seconds(run)
+        spent += seconds_of(run, prepared.device)
     return spent / sum(plan.iterations or 0 for plan, _ in grid)
 
 
@@ -67,24 +74,29 @@ def together(prepared: Prepared, grid: list[tuple[Plan, int]], way: FastestWay) 
     """Seconds per update of a trial."""
     plans, seeds = [plan for plan, _ in grid], [seed for _, seed in grid]
     stack = Replicas(prepared, plans, seeds, evaluate_every=plans[0].budget_examples, in_turn=way.in_turn)
-    return processor_seconds(stack) / sum(plan.iterations or 0 for plan in plans)
+    return seconds_of(stack, prepared.device) / sum(plan.iterations or 0 for plan in plans)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="aimed at for each side of a round")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--workloads", default="digits,fashion-mlp,fashion,text")
     parser.add_argument("--batch-sizes", default="8,32,128,512")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
-    table = Table(title="Replicas over separate runs, one core (median of rounds, least–most)")
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    where = "one core" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    table = Table(title=f"Replicas over separate runs, {where} (median of rounds, least–most)")
     for column in ("workload", "batch", "separate, updates/s", "replicas, updates/s", "ratio", "choice", "how"):
         table.add_column(column, justify="left" if column in ("workload", "how") else "right")
     rows = []
     for name in arguments.workloads.split(","):
-        prepared = Prepared(case(name), torch.device("cpu"))
+        prepared = Prepared(case(name), device)
         prepared.validation.indices = prepared.validation.indices[:8]
         for batch_size in map(int, arguments.batch_sizes.split(",")):
             row = _measure(name, prepared, batch_size, arguments)
@@ -101,7 +113,7 @@ def main() -> None:
     console = Console(width=180)
     console.print(table)
     console.print(machine())
-    console.print(f"Kept in {keep('replicas', rows)}")
+    console.print(f"Kept in {keep('replicas' if device.type == 'cpu' else f'replicas_{device.type}', rows)}")
 
 
 def _measure(name: str, prepared: Prepared, batch_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
