@@ -39,7 +39,16 @@ def step_times(seconds: dict[int, float], width: float = 0.02) -> StepTimes:
     return StepTimes("w", points, law, "between updates", 0, None, 1e5, max(seconds), 1.0, here)
 
 
-def heat(make: Make, rates: list[float], *, stacked: bool = True, target: float | None = None, **kind: object) -> Heat:
+def heat(
+    make: Make,
+    rates: list[float],
+    *,
+    stacked: bool = True,
+    target: float | None = None,
+    averaging: bool = True,
+    as_they_stand: bool = False,
+    **kind: object,
+) -> Heat:
     prepared = Prepared(make(**kind), torch.device("cpu"))
     return Heat(
         prepared,
@@ -50,6 +59,8 @@ def heat(make: Make, rates: list[float], *, stacked: bool = True, target: float 
         budget_examples=900,
         judge=Judge(prepared, 10_000),
         target=target,
+        averaging=averaging,
+        as_they_stand=as_they_stand,
         stacked=stacked,
     )
 
@@ -149,6 +160,58 @@ def curves(sizes: tuple[int, ...], most: float, critical: float = 100.0) -> list
     return found
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_weights_as_they_stand_are_judged_beside_their_average(
+    make: Make, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchscope.advice.heat.LEAST_SHARE", 0.0)  # or places differ with the ways of judging
+    both = heat(make, [0.02, 0.1], stacked=stacked, as_they_stand=True)
+    raw, averaged = heat(make, [0.02, 0.1], averaging=False), heat(make, [0.02, 0.1])
+    for own in (both, raw, averaged):
+        for _ in range(4):
+            own.advance()
+    for k, entrant in enumerate(both.entrants):
+        for points, other in ((entrant.points, raw), (entrant.planned, averaged)):
+            expected = other.entrants[k].points
+            assert [p.examples for p in points] == [p.examples for p in expected]
+            assert [p.loss for p in points] == pytest.approx([p.loss for p in expected], rel=1e-4)
+        assert entrant.points[-1].loss != entrant.planned[-1].loss
+    both.shift(1.0, 2.0)
+    assert both.entrants[0].points[-1].loss == pytest.approx(raw.entrants[0].points[-1].loss + 1, rel=1e-4)
+    averaged.shift(1.0, 2.0)
+    assert both.entrants[0].planned[-1].score == pytest.approx(averaged.entrants[0].points[-1].score, rel=1e-4)
+
+
+def test_noisy_valleys_are_means_over_places(make: Make) -> None:
+    lane = Lane(5, lambda size, rates, seed: heat(make, list(rates), as_they_stand=True), [0.01, 0.1])
+    for _ in range(5):
+        lane.advance()
+    last = [entrant.points[-3:] for entrant in lane.entrants]
+    expected = [math.exp(sum(math.log(p.loss) for p in points) / 3) for points in last]
+    rates, losses = lane.valley()
+    assert rates == [0.01, 0.1]
+    assert losses == pytest.approx(expected)
+    scores = [curve.values[-1] for curve in lane.curves(score=True)]
+    planned = [curve.values[-1] for curve in lane.curves(score=True, planned=True)]
+    best = lane.best
+    assert best is not None
+    assert (scores, planned) == ([-best.points[-1].score], [-best.planned[-1].score])
+
+
+def test_far_goals_are_known_to_a_share_of_the_distance_and_all_sizes_share_it() -> None:
+    seen = curves((16, 64, 256), 20_000.0)
+
+    def width(target: float, size: int) -> float:
+        found = find_outlook(Goal("target", target), seen, seen, (16, 64, 256), lambda size: 1e-3 * (1 + size / 50))
+        assert found is not None
+        seconds = np.sort(found.seconds[found.sizes.index(size)])
+        return float(np.log(seconds[int(0.9 * len(seconds))] / seconds[int(0.1 * len(seconds))]))
+
+    there = float(seen[1].values[-1])
+    near, far = -there, -(0.1 + (there - 0.1) / 2)  # what is left above the floor halves: four times the examples
+    assert width(far, 64) > width(near, 64) + 0.4
+
+
 @pytest.mark.parametrize("kind", ["target", "examples", "seconds"])
 def test_the_outlook_finds_the_best_batch_size_of_a_law_that_is_known(kind: str) -> None:
     sizes = tuple(1 << k for k in range(2, 12))
@@ -211,7 +274,7 @@ def test_part_of_the_validation_set_is_set_right_by_one_look_at_all_of_it(make: 
     own.advance()  # what comes later is set right as it comes
     model = own.model_of(own.entrants[0])
     assert model is not None
-    assert own.entrants[0].points[-1].loss == pytest.approx(evaluate(model, prepared.validation)[0], rel=0.05)
+    assert own.entrants[0].points[-1].loss == pytest.approx(evaluate(model, prepared.validation)[0], rel=0.1)
     assert judge.measure_offsets(model)[0] == pytest.approx(0.0, abs=0.05)
 
 

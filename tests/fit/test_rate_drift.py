@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 
 from batchscope import Interval
@@ -48,3 +51,15 @@ def test_a_bottom_at_the_edge_counts_for_less() -> None:
 def test_without_a_bottom_there_is_no_law() -> None:
     with pytest.raises(ValueError, match="no bottom"):
         fit_rate_drift([], exponent=1.0)
+
+
+def test_a_size_that_was_seen_keeps_its_share_of_what_sets_it_apart() -> None:
+    usual = [Bottom(size, 1e4, 0.001 * size, 0.25) for size in (16, 32, 128, 256)]
+    found = fit_rate_drift([*usual, Bottom(64, 1e4, 0.128, 0.25)], exponent=1.0)
+    other = dataclasses.replace(found, own={})
+    alone, law = (law.predict(64, 1e4).value for law in (found, other))
+    assert alone is not None
+    assert law is not None
+    # As sure of its valley as sizes are alike: half of the distance is its own.
+    assert math.log(alone / law) == pytest.approx(math.log(0.128 / law) / 2)
+    assert found.predict(48, 1e4) == other.predict(48, 1e4)

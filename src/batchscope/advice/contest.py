@@ -36,8 +36,8 @@ STEP_TIMES, MEMORY = (0.08, 0.5), (0.06, 0.4)
 LONGEST_UPDATE = 0.08
 NOISE_EXAMPLES = 256
 PACE_SHARE = 0.1
-# Left of the budget for judging the person's present setting, and for the noise.
-RESERVE = 0.12
+# Left of the budget for seeing the winner further, for judging the present setting, and for the noise.
+RESERVE = 0.2
 LEAST_BUDGET = 1.0
 
 

@@ -1,4 +1,4 @@
-"""The candidates of one batch size, trained side by side and judged by the average of their weights."""
+"""The candidates of one batch size, trained side by side and judged at the same places."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ PLACE_RATIO = 1.3
 # The first one comes after so many updates, and no sooner than this share of the validation set, whose evaluation
 # costs about a third of training on it.
 FIRST_UPDATES, FIRST_SHARE = 6, 0.75
+# Two evaluations lie no nearer than this share of the examples that one of them takes, in each way of judging.
+LEAST_SHARE = 0.5
 # For a target that is reached sooner than that.
 EARLY_RATIO, EARLY_SHARE = 1.15, 0.02
 # Of the candidate that is trained to the end.
@@ -38,12 +40,15 @@ class Entrant:
 
     Attributes:
         learning_rate: The rate.
-        points: How it stood at each evaluation.
+        points: How it stood at each evaluation, as it is judged.
+        planned: How it would have stood there as a plan ends, with averaged weights; the same list where those are what
+            it is judged by.
         ended: What ended it, in words; None while it runs.
     """
 
     learning_rate: float
     points: list[RacePoint] = field(default_factory=list)
+    planned: list[RacePoint] = field(default_factory=list)
     ended: str | None = None
 
     @property
@@ -65,7 +70,8 @@ class Heat:
         judge: What they are judged by.
         target: The score that is to be reached; None: none is.
         to_train: Whether candidates that have reached it are not ended, since one may be trained on.
-        averaging: Whether to judge by averaged weights; otherwise by the weights as they stand.
+        averaging: Whether to average weights, and to judge by the average.
+        as_they_stand: Whether to judge by the weights as they stand all the same.
         stacked: Whether the workload can be trained in a stack.
         early: Whether to look from the first updates on, and more often.
         first_updates: Updates before the first evaluation, at least.
@@ -88,6 +94,7 @@ class Heat:
         target: float | None = None,
         to_train: bool = False,
         averaging: bool = True,
+        as_they_stand: bool = False,
         stacked: bool = True,
         early: bool = False,
         first_updates: int = FIRST_UPDATES,
@@ -95,11 +102,15 @@ class Heat:
         self.judge, self.target, self.to_train = judge, target, to_train
         self.batch_size, self.seed, self.seconds_per_update = batch_size, seed, seconds_per_update
         self.entrants = [Entrant(rate) for rate in learning_rates]
+        self.is_noisy = self._two_ways = averaging and as_they_stand
+        if not self._two_ways:
+            for entrant in self.entrants:
+                entrant.planned = entrant.points
         self.seconds_spent = 0.0
         self.examples_spent = 0
         began = time.perf_counter()
         flops = prepared.flops_per_example
-        self._gap = 0
+        self._gap = 0 if early else round(LEAST_SHARE * judge.examples * (2 if self._two_ways else 1))
         self._ratio = EARLY_RATIO if early else PLACE_RATIO
         usual = max(first_updates * batch_size, round(FIRST_SHARE * judge.examples))
         self._first = max(batch_size, round(EARLY_SHARE * judge.examples)) if early else usual
@@ -161,6 +172,8 @@ class Heat:
         began, before = time.perf_counter(), self.examples
         alive = len(self._runs.live)
         self._runs.advance()
+        if self._two_ways:
+            self._judge_as_they_stand()
         self.examples_spent += alive * (self.examples - before)
         self.seconds_spent += time.perf_counter() - began
         for entrant, result in zip(self.entrants, self._runs.results, strict=True):
@@ -220,7 +233,8 @@ class Heat:
     def shift(self, loss: float, score: float) -> None:
         """Move all that was judged so far, where the judge was found to be off."""
         for entrant in self.entrants:
-            entrant.points = [replace(p, loss=p.loss + loss, score=p.score + score) for p in entrant.points]
+            for points in [entrant.points, entrant.planned][: 1 + self._two_ways]:
+                points[:] = [replace(p, loss=p.loss + loss, score=p.score + score) for p in points]
 
     def drop(self, entrants: Sequence[Entrant], reason: str) -> None:
         """End some candidates.
@@ -254,12 +268,23 @@ class Heat:
         return max(self._first, math.ceil(examples * self._ratio), examples + self._gap)
 
     def _evaluated(self, k: int, point: CurvePoint) -> None:
-        self.entrants[k].points.append(
-            RacePoint(
-                examples=point.examples,
-                iterations=point.iterations,
-                seconds=point.iterations * self.seconds_per_update,
-                loss=point.validation_loss + self.judge.loss_offset,
-                score=point.score + self.judge.score_offset,
-            )
+        self.entrants[k].planned.append(self._seen(point, point.validation_loss, point.score))
+
+    def _judge_as_they_stand(self) -> None:
+        """Take in how the live ones stand themselves, beside their averages."""
+        found = self._runs.as_they_stand()
+        for k, entrant in enumerate(self.entrants):
+            for point in entrant.planned[len(entrant.points) :]:
+                if point.examples == 0:  # there is no average yet
+                    entrant.points.append(point)
+                elif k in found:
+                    entrant.points.append(self._seen(point, *found[k]))
+
+    def _seen(self, point: CurvePoint | RacePoint, loss: float, score: float) -> RacePoint:
+        return RacePoint(
+            examples=point.examples,
+            iterations=point.iterations,
+            seconds=point.iterations * self.seconds_per_update,
+            loss=loss + self.judge.loss_offset,
+            score=score + self.judge.score_offset,
         )

@@ -11,8 +11,10 @@ import torch
 from batchscope.training.evaluation import EvaluationData, evaluate
 from batchscope.training.loop import Prepared
 
-# Judging one candidate once takes about this long at most, on no fewer examples than this.
-SECONDS, LEAST_EXAMPLES = 0.04, 512
+# Judging one candidate once takes about this long at most, on so many examples.
+SECONDS, LEAST_EXAMPLES, MOST_EXAMPLES = 0.04, 512, 4096
+# Evaluated at once: as much as training was seen to hold, up to this.
+MOST_AT_ONCE = 512
 # Evaluating takes a third of what training takes, and a large batch.
 FASTER = 3.0
 
@@ -23,6 +25,7 @@ class Judge:
     Args:
         prepared: The workload, with its data on the device.
         examples: How many to judge by; all, where there are no more.
+        at_once: How many of them to evaluate at once; None: as the workload's evaluations do.
 
     Attributes:
         data: The examples.
@@ -30,26 +33,29 @@ class Judge:
         score_offset: What to add to a score on them.
     """
 
-    def __init__(self, prepared: Prepared, examples: int) -> None:
+    def __init__(self, prepared: Prepared, examples: int, at_once: int | None = None) -> None:
         workload = prepared.workload
         self.prepared = prepared
         self.is_exact = examples >= workload.validation_examples
         self.data = (
             prepared.validation
-            if self.is_exact
-            else EvaluationData(workload, "validation", prepared.device, most=examples)
+            if self.is_exact and at_once in (None, prepared.validation.batch_size)
+            else EvaluationData(workload, "validation", prepared.device, most=examples, batch_size=at_once)
         )
         self.loss_offset = self.score_offset = 0.0
 
     @classmethod
-    def affordable(cls, prepared: Prepared, examples_per_second: float) -> Judge:
+    def affordable(cls, prepared: Prepared, examples_per_second: float, trained_at_once: int | None = None) -> Judge:
         """As many examples as ``SECONDS`` allow.
 
         Args:
             prepared: The workload, with its data on the device.
             examples_per_second: The most that training makes.
+            trained_at_once: Examples that training was seen to hold at once; None: not known.
         """
-        return cls(prepared, max(LEAST_EXAMPLES, round(SECONDS * FASTER * examples_per_second)))
+        affordable = round(SECONDS * FASTER * examples_per_second)
+        at_once = None if trained_at_once is None else min(trained_at_once, MOST_AT_ONCE)
+        return cls(prepared, min(max(LEAST_EXAMPLES, affordable), MOST_EXAMPLES), at_once)
 
     @property
     def examples(self) -> int:

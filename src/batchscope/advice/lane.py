@@ -10,11 +10,14 @@ from batchscope.advice.heat import Entrant, Heat
 from batchscope.fit.learning_curve import Curve
 from batchscope.fit.rate_drift import Bottom
 from batchscope.fit.valley import valley_bottom
+from batchscope.records import RacePoint
 
 # A rate is given up when it is this far from the bottom, in factors of two, and clearly worse.
 FAR_OCTAVES = 1.6
 # Of the spread of losses in a valley, what counts as clearly worse than its bottom.
 CLEARLY_WORSE = 0.05
+# Weights as they stand are noisy: their losses are averaged over so many of the last places, where those are known.
+NOISY_PLACES = 3
 # How well the bottom of a valley is known: a share of the spacing of its rates, and more where it lies at the edge.
 BOTTOM_SPREAD, EDGE_SPREAD = 0.35, 1.0
 
@@ -101,10 +104,22 @@ class Lane:
             min(running, key=lambda heat: heat.examples).advance()
 
     def valley(self) -> tuple[list[float], list[float]]:
-        """Rates and losses at the last place that at least three of them got to, diverged ones infinite."""
-        place = self._common_place()
-        pairs = sorted(pair for heat in self.heats for pair in zip(*heat.valley(place), strict=True))
+        """Rates and losses at the last place that at least three of them got to, diverged ones infinite.
+
+        Noisy losses are geometric means over the last few places before that.
+        """
+        last = self._common_place()
+        pairs = sorted(pair for heat in self.heats for pair in zip(*heat.valley(last), strict=True))
+        if self.heats[0].is_noisy:
+            pairs = [(rate, self._smoothed(rate, loss, last)) for rate, loss in pairs]
         return [rate for rate, _ in pairs], [loss for _, loss in pairs]
+
+    def _smoothed(self, learning_rate: float, loss: float, last: int) -> float:
+        entrant = next(e for e in self.entrants if e.learning_rate == learning_rate)
+        before = [p.loss for p in entrant.points if 0 < p.examples <= last][-NOISY_PLACES:]
+        if not math.isfinite(loss) or any(not 0 < each < math.inf for each in before) or len(before) < NOISY_PLACES:
+            return loss
+        return math.exp(sum(map(math.log, before)) / len(before))
 
     def _common_place(self) -> int:
         places: dict[int, int] = {}
@@ -177,12 +192,17 @@ class Lane:
         for heat in self.heats:
             heat.drop(heat.live, reason)
 
-    def curves(self, *, score: bool) -> list[Curve]:
-        """What its best candidate has reached on the way, and the repeats of it."""
+    def curves(self, *, score: bool, planned: bool = False) -> list[Curve]:
+        """What its best candidate has reached on the way, and the repeats of it.
+
+        Args:
+            score: Whether minus their scores, or their losses.
+            planned: Whether as a plan ends, with averaged weights, or as they are judged.
+        """
         best = self.best
-        found = [] if best is None else [_curve(self.batch_size, best, score=score)]
-        found += [_curve(self.batch_size, heat.entrants[0], score=score) for heat in self.repeats]
-        return [curve for curve in found if curve.examples]
+        entrants = [*([best] if best else []), *(heat.entrants[0] for heat in self.repeats)]
+        points = [entrant.planned if planned else entrant.points for entrant in entrants]
+        return [curve for own in points if (curve := _curve(self.batch_size, own, score=score)).examples]
 
 
 def _loss_at(entrant: Entrant, examples: int) -> float:
@@ -190,8 +210,8 @@ def _loss_at(entrant: Entrant, examples: int) -> float:
     return before[-1] if before and math.isfinite(before[-1]) else math.inf
 
 
-def _curve(batch_size: int, entrant: Entrant, *, score: bool) -> Curve:
-    points = [p for p in entrant.points if p.examples > 0 and math.isfinite(p.loss) and math.isfinite(p.score)]
+def _curve(batch_size: int, points: Sequence[RacePoint], *, score: bool) -> Curve:
+    points = [p for p in points if p.examples > 0 and math.isfinite(p.loss) and math.isfinite(p.score)]
     return Curve(
         batch_size,
         tuple(float(p.examples) for p in points),

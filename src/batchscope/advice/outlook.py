@@ -16,6 +16,12 @@ Floats = NDArray[np.float64]
 # Batch sizes whose time is within this share of the least are as good as the best, for all that a person would notice.
 NEAR = 0.03
 LEAST_POINTS = 4
+# A target that most draws do not reach is out of reach.
+LIKELY = 0.5
+# Learning curves bend beyond what was seen of them. So far as a goal lies ahead, in e-folds of effective examples, the
+# examples that it takes are known to this share of that: in recordings of three networks, cut off at a quarter to all
+# of the way, intervals of 90% hold the truth in 83% of cases with this and INDEPENDENCE, and in 76% with neither.
+BENDING = 0.5
 # Of the scatter of single runs about the law, the part that a difference must exceed to be noticed.
 HIDDEN = 0.5
 
@@ -66,6 +72,11 @@ class Outlook:
         # What one run differs from the next by hides what lies below it.
         scatter = HIDDEN * law.relative_error * float(np.median(law.gap))
         return max(NEAR * float(np.median(law.gap * (2.0**law.exponent - 1))), scatter)
+
+    @property
+    def is_in_reach(self) -> bool:
+        """Whether some size is likelier than not to get to the goal."""
+        return bool((np.isfinite(self.costs).mean(axis=1) >= LIKELY).any())
 
     def near_best(self) -> dict[int, float]:
         """How likely each size is to be as good as the best."""
@@ -121,18 +132,28 @@ def find_outlook(
     score = fit_learning_curve(scores, shared=loss, seed=seed + 1)
     rows: list[tuple[Floats, Floats, Floats]] = []
     generator = np.random.default_rng(seed)
+    seen = np.max([score.effective(curve.batch_size, curve.examples[-1]) for curve in scores], axis=0)
+    # The same for all sizes, since they share the curve.
+    bent = BENDING * generator.standard_normal(score.draws)
     for size in sizes:
         errors = np.exp(relative_error(size) * generator.standard_normal(score.draws))
         per_example = seconds_per_update(size) / size * errors
         if goal.kind == "target":
             examples = score.examples_to(size, -goal.value)
+            examples = examples * _ahead(score, size, examples, seen) ** bent
             reached = np.full(score.draws, goal.value)
         else:
             examples = np.full(score.draws, goal.value) if goal.kind == "examples" else goal.value / per_example
-            reached = -score.values(size, examples)
+            reached = -score.values(size, examples * _ahead(score, size, examples, seen) ** bent)
         rows.append((examples, examples * per_example, reached))
     examples, seconds, reached = (np.stack([row[i] for row in rows]) for i in range(3))
     return Outlook(goal, loss, score, tuple(sizes), examples, seconds, reached)
+
+
+def _ahead(law: LearningCurve, size: int, examples: Floats, seen: Floats) -> Floats:
+    """How many times the effective examples that were seen lie ahead; 1 where fewer do, or where there is no end."""
+    known = np.isfinite(examples)
+    return np.where(known, np.maximum(law.effective(size, np.where(known, examples, 1.0)) / seen, 1.0), 1.0)
 
 
 def _flat(curves: Sequence[Curve]) -> bool:

@@ -3,8 +3,12 @@
 A pilot finds a learning rate. Lanes of other batch sizes are opened where the law of what was seen so far, with the
 measured time of an update, makes them likely to be the fastest; those that cannot be are closed. All are compared on
 the virtual clock: updates times the time of an update trained alone, so that neither a busy machine nor the company in
-a stack decides. Candidates are judged by the average of their weights, which is what the plan will end with, and not by
-the noisy weights themselves, which favour small learning rates and large batches too soon.
+a stack decides.
+
+For a given number of examples or seconds, candidates are judged by the average of their weights: the end is known, a
+plan is made for it, and the weights themselves favour small learning rates and large batches too soon. For a target
+they are judged by the weights as they stand, since that is when any loop with this batch size and rate gets there; how
+much sooner their average does is seen beside it, and forecast for the plan, which ends with it.
 """
 
 from __future__ import annotations
@@ -48,7 +52,9 @@ WELL_SEEN, WELL_TRAINED = 7, 100
 LEAST_LANES, MOST_LANES = 3, 6
 MOST_SEEDS = 3
 # The laws are fitted again when training has gone on for this many times what that takes.
-LOOK_AGAIN = 2.0
+LOOK_AGAIN = 3.0
+# Of what is kept of the budget, the part that goes to seeing the likeliest candidate further on.
+FURTHER = 0.5
 
 
 class Race:
@@ -70,6 +76,8 @@ class Race:
     Attributes:
         lanes: By batch size.
         outlook: What the curves say now; None before they say anything.
+        forecast: What they say of plans, which end with averaged weights; made at the end.
+        as_they_stand: Whether candidates are judged by their weights themselves, and not by the averages.
         pilot: The batch size that found the first rate.
         trouble: Why there is no answer; None where there may be one.
         unstacked: Why the candidates are not trained in stacks; None: they are.
@@ -94,7 +102,10 @@ class Race:
         self.sizes, self.times, self.seconds_per_update = tuple(sizes), times, times.seconds
         self.exponent, self.seed, self.reserve, self.tell, self.stopped = exponent, seed, reserve, tell, stopped
         self.to_train = to_train
-        self.judge = Judge.affordable(prepared, times.measured.most_examples_per_second)
+        self.as_they_stand = goal.kind == "target" and not to_train
+        seen = max((point.batch_size for point in times.measured.points if point.step_seconds.value), default=None)
+        held = seen if seen is None else times.micro_batch_size(seen)
+        self.judge = Judge.affordable(prepared, times.measured.most_examples_per_second, held)
         plan = Plan(batch_size=self.sizes[0], learning_rate=prepared.workload.learning_rate, iterations=1)
         self.unstacked = refusal(prepared, plan, seed)
         self.early = False
@@ -102,6 +113,7 @@ class Race:
         self.present: Heat | None = None
         self.lanes: dict[int, Lane] = {}
         self.outlook: Outlook | None = None
+        self.forecast: Outlook | None = None
         self.trouble: str | None = None
         self._extended: dict[int, int] = {}
         self._looked, self._look_seconds = 0.0, 0.0
@@ -124,11 +136,14 @@ class Race:
             self._look_now_and_then()
             if self._left <= 0 or not self._move():
                 break
+        if not self.to_train:
+            self._see_further()
         self._calibrate()
         self._look()
         if not self.to_train:
             self._judge_present()
             self._repeat()
+        self.forecast = self._fitted(planned=True) if self.as_they_stand else self.outlook
 
     @property
     def _left(self) -> float:
@@ -183,9 +198,10 @@ class Race:
         """The law of the best rates, from the valleys so far."""
         bottoms = [found[0] for lane in self.lanes.values() if (found := lane.bottom()) is not None]
         critical = math.inf if self.outlook is None else float(np.median(self.outlook.loss.critical))
-        # A critical batch size below what was raced would put bottoms that were seen upon each other.
+        # A critical batch size below what was raced would put bottoms that were seen upon each other; and it is known
+        # to no better than a factor of two or so, of which the larger does less harm.
         least = 2.0 * min(b.batch_size for b in bottoms)
-        return fit_rate_drift(bottoms, exponent=self.exponent, saturation=max(critical, least))
+        return fit_rate_drift(bottoms, exponent=self.exponent, saturation=max(2.0 * critical, least))
 
     def budget_examples(self, batch_size: int) -> int:
         """Where a run of a batch size would end."""
@@ -197,7 +213,7 @@ class Race:
 
     def make_coarse_heat(self, batch_size: int, learning_rates: Sequence[float], seed: int) -> Heat:
         """A heat that is to find the order of magnitude of a rate, judged by losses on part of the validation set."""
-        judge = Judge(self.prepared, COARSE_EXAMPLES)
+        judge = Judge(self.prepared, COARSE_EXAMPLES, self.judge.data.batch_size)
         return self._heat(batch_size, learning_rates, seed, judge=judge, first_updates=COARSE_UPDATES)
 
     def make_heat(self, batch_size: int, learning_rates: Sequence[float], seed: int, *, averaging: bool = True) -> Heat:
@@ -210,6 +226,7 @@ class Race:
             target=self.goal.value if self.goal.kind == "target" else None,
             to_train=self.to_train,
             averaging=averaging,
+            as_they_stand=self.as_they_stand,
             early=self.early,
         )
 
@@ -302,9 +319,19 @@ class Race:
 
     def _look(self) -> None:
         began = self.clock.spent
-        losses = [c for lane in self.lanes.values() for c in lane.curves(score=False)]
-        scores = [c for lane in self.lanes.values() for c in lane.curves(score=True)]
-        self.outlook = find_outlook(
+        self.outlook = self._fitted()
+        if self.outlook is not None and self._well_seen():
+            best = self.outlook.sizes.index(self.outlook.best())
+            self.clock.allow(float(np.median(self.outlook.seconds[best])))
+        self._looked = self.clock.spent
+        self._look_seconds = self._looked - began
+
+    def _fitted(self, *, planned: bool = False) -> Outlook | None:
+        losses, scores = (
+            [curve for lane in self.lanes.values() for curve in lane.curves(score=score, planned=planned)]
+            for score in (False, True)
+        )
+        return find_outlook(
             self.goal,
             losses,
             scores,
@@ -313,11 +340,6 @@ class Race:
             relative_error=self.times.relative_error,
             seed=self.seed,
         )
-        if self.outlook is not None and self._well_seen():
-            best = self.outlook.sizes.index(self.outlook.best())
-            self.clock.allow(float(np.median(self.outlook.seconds[best])))
-        self._looked = self.clock.spent
-        self._look_seconds = self._looked - began
 
     def _well_seen(self) -> bool:
         """Whether some candidate has gone so far that its curve says something about the end of it."""
@@ -414,6 +436,28 @@ class Race:
         behind = min((lane.virtual_seconds for lane in self.lanes.values() if lane.live), default=0.0)
         first = 6 * self.seconds_per_update(batch_size)
         return 1.0 + len(LANE_RATES) * max(behind, first)
+
+    def _see_further(self) -> None:
+        """Train the likeliest candidate on by itself: a curve that was at the goal says more than any law of it."""
+        found = None if self.outlook is None else self._best_heat()
+        if found is None:
+            return
+        heat, best = found
+        # Where no budget was given the race may have spent all before it could be told what it may cost.
+        allowed = FURTHER * self.reserve * self.clock.limit
+        until = self.clock.spent + (allowed if self.clock.seconds is None else min(allowed, self.clock.left))
+        others = [entrant for entrant in heat.live if entrant is not best]
+        if best not in heat.live or self._is_there(best):
+            return
+        heat.drop(others, f"learning rate {best.learning_rate:.3g} did better at batch size {heat.batch_size:,}")
+        while best in heat.live and not self._is_there(best) and self.clock.spent < until and not self.stopped():
+            self.tell(f"seeing batch size {heat.batch_size:,} further")
+            heat.advance()
+
+    def _is_there(self, entrant: Entrant) -> bool:
+        """Whether a plan would have ended with it."""
+        last = entrant.planned[-1] if entrant.planned else None
+        return self.goal.kind == "target" and last is not None and last.score >= self.goal.value
 
     def _judge_present(self) -> None:
         """Train with the present setting as far as the race went, its weights as they stand."""

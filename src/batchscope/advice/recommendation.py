@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscope.advice.outlook import LEAST_POINTS, Outlook
+from batchscope.advice.heat import Entrant
+from batchscope.advice.outlook import LEAST_POINTS, LIKELY, Outlook
 from batchscope.advice.pace import Pace
 from batchscope.advice.race import Race
 from batchscope.advice.reasons import no_answer, reasons, short_answer
@@ -29,6 +30,7 @@ from batchscope.records import (
     PresentSetting,
     Provenance,
     RaceCandidate,
+    RacePoint,
     Spending,
     StepTimes,
     WorkloadSummary,
@@ -47,11 +49,14 @@ PATIENCE = 2.0
 FORECAST_FROM, FORECAST_TO, FORECAST_POINTS = 1 / 16, 4.0, 13
 # A batch size was raced when its curve has this many points.
 LEAST_RACED_POINTS = 2
-# A target that most draws do not reach is out of reach.
-LIKELY = 0.5
-JUDGED_BY = (
+BY_AVERAGE = (
     "by the validation loss of the average of their weights, in which an update counts by the 8th power of the "
     "examples seen: what a cooldown at that moment would reach"
+)
+AS_THEY_STAND = (
+    "by the validation loss of their weights as they stand, which any loop reaches with the same batch size and rate; "
+    "drawn and forecast is the average of their weights, in which an update counts by the 8th power of the examples "
+    "seen, since the plan ends with it"
 )
 
 
@@ -103,9 +108,13 @@ def recommend(findings: Findings) -> Advice:
     advice = _without_answer(findings)
     if outlook is None:
         return _as_seen(findings, advice)
-    frontier = _frontier(findings, outlook)
+    # As it was judged, what is best is chosen by; what the plan takes, which ends with averaged weights, is forecast.
+    forecast = race.forecast or outlook
+    frontier = _frontier(findings, outlook, forecast)
     advice = replace(advice, frontier=frontier, critical_batch_size=_critical(outlook))
-    as_good = outlook.as_good(_in_reach(race, outlook))
+    # Where the weights themselves do not get there at any size, their averages may.
+    by = outlook if outlook.is_in_reach else forecast
+    as_good = by.as_good(_in_reach(race, by))
     # Of the sizes that nothing sets apart from the best one, the smallest that was raced, or else the smallest: it
     # takes the least memory, and more of what is known about it was seen rather than worked out. Where examples are
     # given, time is what is left to choose by.
@@ -121,12 +130,12 @@ def recommend(findings: Findings) -> Advice:
         # As many updates as a run of its own makes in that time.
         iterations = max(1, int((goal.value - own.start_seconds) / own.update_seconds))
     plan = _plan(goal, size, row, rate, iterations)
-    seconds, score = _predicted(outlook, size, float(iterations * size))
+    seconds, score = _predicted(forecast, size, float(iterations * size))
     if own is not None and goal.kind == "seconds":
         seconds = _scaled(seconds, own.seconds(iterations) / goal.value)
     elif own is not None:
         seconds = _scaled(seconds, own.seconds(iterations) / (iterations * findings.times.seconds(size)))
-    present = _present(findings, outlook)
+    present = _present(findings, outlook)  # trained without averaging
     advice = replace(
         advice,
         batch_size=size,
@@ -144,7 +153,7 @@ def recommend(findings: Findings) -> Advice:
         plan=plan,
         cost_seconds=race.clock.spent,
     )
-    return replace(advice, conclusion=short_answer(advice), reasons=tuple(reasons(advice, findings, outlook)))
+    return replace(advice, conclusion=short_answer(advice), reasons=tuple(reasons(advice, findings, forecast)))
 
 
 def _as_seen(findings: Findings, advice: Advice) -> Advice:
@@ -155,7 +164,9 @@ def _as_seen(findings: Findings, advice: Advice) -> Advice:
         return replace(advice, conclusion=no_answer(findings, None))
     rows = []
     for size, entrant in sorted(there.items()):
-        point, step = entrant.points[-1], times.interval(size)
+        # The first place where the plan would have ended, which may lie before the weights themselves got there.
+        there_first = (p for p in entrant.planned if p.score >= findings.goal.value)
+        point, step = next(there_first, entrant.points[-1]), times.interval(size)
         rows.append(
             FrontierRow(
                 batch_size=size,
@@ -220,7 +231,7 @@ def _without_answer(findings: Findings) -> Advice:
         alternatives=(),
         present=None,
         race=_candidates(race, None),
-        judged_by=JUDGED_BY,
+        judged_by=AS_THEY_STAND if race.as_they_stand else BY_AVERAGE,
         devices=findings.devices,
         plan=None,
         warnings=tuple(findings.warnings),
@@ -303,21 +314,23 @@ def _interval(draws: Floats, level: float = LEVEL) -> Interval:
     return Interval(at(0.5), at(tail), at(1 - tail), level)
 
 
-def _frontier(findings: Findings, outlook: Outlook) -> tuple[FrontierRow, ...]:
+def _frontier(findings: Findings, outlook: Outlook, forecast: Outlook) -> tuple[FrontierRow, ...]:
     race, times, goal = findings.race, findings.times, findings.goal
     law = race.rates
     rows = []
     for i, size in enumerate(outlook.sizes):
-        examples, seconds = _interval(outlook.examples[i]), _interval(outlook.seconds[i])
+        examples, seconds = _interval(forecast.examples[i]), _interval(forecast.seconds[i])
         step = times.interval(size)
         needed = examples.value
-        ahead = needed if needed is not None else outlook.loss.reference_examples
+        ahead = needed if needed is not None else forecast.loss.reference_examples
+        # The best rate depends on how far the weights themselves have to go.
+        far = _interval(outlook.examples[i]).value or ahead
         rows.append(
             FrontierRow(
                 batch_size=size,
                 micro_batch_size=times.micro_batch_size(size),
                 accumulation_steps=times.accumulation_steps(size),
-                learning_rate=law.predict(size, max(ahead, 1.0), LEVEL),
+                learning_rate=law.predict(size, max(far, 1.0), LEVEL),
                 step_seconds=step,
                 examples_per_second=_per_second(size, step),
                 peak_memory_bytes=_peak_bytes(findings.memory, times.micro_batch_size(size)),
@@ -326,9 +339,9 @@ def _frontier(findings: Findings, outlook: Outlook) -> tuple[FrontierRow, ...]:
                 seconds=seconds,
                 score=Interval(goal.value, None, None, LEVEL)
                 if goal.kind == "target"
-                else _interval(outlook.scores[i]),
+                else _interval(forecast.scores[i]),
                 raced=size in race.lanes and race.lanes[size].best is not None,
-                forecast=_forecast(outlook, size, ahead, times),
+                forecast=_forecast(forecast, size, ahead, times),
             )
         )
     return tuple(rows)
@@ -432,10 +445,21 @@ def _candidates(race: Race, advised: int | None) -> tuple[RaceCandidate, ...]:
                     batch_size=heat.batch_size,
                     learning_rate=entrant.learning_rate,
                     seed=heat.seed,
-                    points=tuple(p for p in entrant.points if p.examples > 0),
+                    points=tuple(_both_ways(entrant)),
                     ended=ended,
                     reason=reason,
                     seconds_spent=share,
                 )
             )
     return tuple(sorted(found, key=lambda c: (c.batch_size, c.learning_rate, c.seed)))
+
+
+def _both_ways(entrant: Entrant) -> list[RacePoint]:
+    """How it stood with averaged weights, and as it was judged where that was otherwise."""
+    judged = {} if entrant.planned is entrant.points else {p.examples: p for p in entrant.points}
+    found = []
+    for point in entrant.planned:
+        own = judged.get(point.examples)
+        if point.examples:
+            found.append(point if own is None else replace(point, raw_loss=own.loss, raw_score=own.score))
+    return found

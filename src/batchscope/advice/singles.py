@@ -71,6 +71,10 @@ class Singles:
                 self.live.discard(k)
         return bool(self.live)
 
+    def as_they_stand(self) -> dict[int, tuple[float, float]]:
+        """Loss and score of the live runs' weights themselves, by position."""
+        return {k: self._runs[k].as_it_stands() for k in sorted(self.live)}
+
     def judge_anew(self, validation: EvaluationData, target: float | None) -> None:
         """Go on by other examples and to another target, beginning with an evaluation of where the runs stand."""
         for k in sorted(self.live):

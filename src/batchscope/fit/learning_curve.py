@@ -27,6 +27,8 @@ Floats = NDArray[np.float64]
 LAST_FACTOR = 24.0
 # Errors are in proportion to what is left to gain, at about this share of it, which counts as so many points.
 RELATIVE_ERROR, PRIOR_POINTS = 0.03, 4.0
+# What a law leaves over is alike at neighbouring points of a curve: each counts as this much of a point of its own.
+INDEPENDENCE = 0.4
 # Priors: mean and standard deviation. The floor lies below the last value by about as much as the last factor of four
 # gained; exponents of learning curves lie about a half; B_c starts anywhere and grows with about the root of examples.
 GAP_SPREAD = 1.0
@@ -86,6 +88,10 @@ class LearningCurve:
         """B_c after so many examples, in each draw."""
         return np.asarray(self.critical * (np.asarray(examples) / self.reference_examples) ** self.growth)
 
+    def effective(self, batch_size: float, examples: Floats | float) -> Floats:
+        """x, the examples that very small batches would have needed, in each draw."""
+        return np.asarray(examples / (1 + batch_size / self.critical_batch_size(examples)))
+
     def values(self, batch_size: float, examples: Floats | float) -> Floats:
         """What is reached, in each draw.
 
@@ -96,7 +102,7 @@ class LearningCurve:
         Returns:
             A value for each draw.
         """
-        x = examples / (1 + batch_size / self.critical_batch_size(examples))
+        x = self.effective(batch_size, examples)
         return np.asarray(self.value + self.gap * ((x / self.reference_examples) ** -self.exponent - 1))
 
     def examples_to(self, batch_size: float, value: float) -> Floats:
@@ -172,8 +178,9 @@ def fit_learning_curve(curves: Sequence[Curve], *, shared: LearningCurve | None 
         return np.asarray((predicted - values) / errors)
 
     def log_density(theta: Floats) -> Floats:
-        squares = (residuals(theta) ** 2).sum(axis=1)
-        fit = -(len(values) + PRIOR_POINTS) / 2 * np.log(PRIOR_POINTS + squares)
+        with np.errstate(over="ignore"):
+            squares = INDEPENDENCE * (residuals(theta) ** 2).sum(axis=1)
+        fit = -(INDEPENDENCE * len(values) + PRIOR_POINTS) / 2 * np.log(PRIOR_POINTS + squares)
         prior = ((theta[:, 1] - np.log(recent)) / GAP_SPREAD) ** 2 + ((theta[:, 2] - EXPONENT[0]) / EXPONENT[1]) ** 2
         prior += ((theta[:, 3] - np.log(4 * middle)) / CRITICAL_SPREAD) ** 2
         prior += ((theta[:, 4] - GROWTH[0]) / GROWTH[1]) ** 2

@@ -4,14 +4,16 @@ log ε* = u + x·log(f(B)/f(B₀)) + d·log(E/E₀), with f(B) = B/(1 + B/B_s): 
 to begin with, it holds up to about the critical batch size B_s (McCandlish et al. 2018, equation 2.7), and longer runs
 want smaller rates (Wu et al. 2018, arXiv 1803.02021, measured from the other side as the short-horizon bias). Both
 slopes have a prior, the level has none to speak of, and each bottom of a valley that was seen counts by how well it is
-known: Bayesian linear regression, in closed form.
+known: Bayesian linear regression, in closed form. Batch sizes differ from the law by something of their own. Where the
+bottom of one was seen, the part of its distance from the law that is likely to be that is added to what the law says
+(the best linear unbiased prediction of a random effect; Henderson 1975, Biometrics 31).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ Floats = NDArray[np.float64]
 # Standard deviations of the priors, in e-folds, and the mean of the drift with the length of training.
 LEVEL_SPREAD, SLOPE_SPREAD = 10.0, 0.25
 DRIFT, DRIFT_SPREAD = -0.15, 0.12
-# Bottoms scatter about the law by this much at least.
+# Batch sizes differ from the law by this much: a standard deviation in e-folds.
 SCATTER = 0.25
 
 
@@ -54,6 +56,7 @@ class RateDrift:
         saturation: B_s.
         mean: u, x and d.
         covariance: Of the three.
+        own: By what each batch size that was seen is expected to differ from the law, and the variance left of that.
     """
 
     batch_size: float
@@ -61,13 +64,15 @@ class RateDrift:
     saturation: float
     mean: Floats
     covariance: Floats
+    own: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     def predict(self, batch_size: float, examples: float, level: float = 0.9) -> Interval:
-        """The best rate, with the uncertainty of the law and of a bottom about it."""
+        """The best rate, with the uncertainty of the law, and of what the batch size may differ from it by."""
         scaled = _saturated(batch_size, self.saturation) - _saturated(self.batch_size, self.saturation)
         row = np.array([1.0, scaled, math.log(examples / self.examples)])
-        centre = float(row @ self.mean)
-        deviation = math.sqrt(float(row @ self.covariance @ row))
+        own, left = self.own.get(round(batch_size), (0.0, 0.0))
+        centre = float(row @ self.mean) + own
+        deviation = math.sqrt(float(row @ self.covariance @ row) + left)
         width = float(_quantile((1 + level) / 2)) * deviation
         return Interval(math.exp(centre), math.exp(centre - width), math.exp(centre + width), level)
 
@@ -106,7 +111,11 @@ def fit_rate_drift(bottoms: Sequence[Bottom], *, exponent: float, saturation: fl
     precision = prior + rows.T @ (weights[:, None] * rows)
     covariance = np.linalg.inv(precision)
     mean = covariance @ (prior @ prior_mean + rows.T @ (weights * seen))
-    return RateDrift(size, examples, saturation, mean, covariance)
+    own: dict[int, tuple[float, float]] = {}
+    for bottom, row, value in zip(bottoms, rows, seen, strict=True):
+        share = SCATTER**2 / (SCATTER**2 + bottom.spread**2)
+        own[bottom.batch_size] = share * float(value - row @ mean), share * bottom.spread**2
+    return RateDrift(size, examples, saturation, mean, covariance, own)
 
 
 def _saturated(batch_size: float, saturation: float) -> float:

@@ -37,8 +37,10 @@ class RacePoint:
         examples: Examples trained on.
         iterations: Updates made.
         seconds: On the virtual clock: updates times the measured time of an update trained alone.
-        loss: Validation loss as judged: of averaged weights or after a cooldown, whichever the race uses.
+        loss: Validation loss of the averaged weights, with which the plan ends.
         score: Validation score, likewise.
+        raw_loss: Validation loss of the weights as they stand, where the race judges by them; None where it does not.
+        raw_score: Validation score, likewise.
     """
 
     examples: int
@@ -46,6 +48,8 @@ class RacePoint:
     seconds: float
     loss: float
     score: float
+    raw_loss: float | None = None
+    raw_score: float | None = None
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,23 @@ class EvaluationData:
         device: Where to evaluate.
         seed: Chooses the examples, where they are not all.
         most: At most so many examples; None: no limit.
+        batch_size: Examples at once; None: as many as the workload trains on, within 64 and 512.
     """
 
     def __init__(
-        self, workload: Workload, which: str, device: torch.device, *, seed: int = 0, most: int | None = None
+        self,
+        workload: Workload,
+        which: str,
+        device: torch.device,
+        *,
+        seed: int = 0,
+        most: int | None = None,
+        batch_size: int | None = None,
     ) -> None:
         self.workload = workload
         self.device = device
         self.examples: Examples = workload.validation if which == "validation" else workload.train
-        self.batch_size = min(512, max(64, workload.batch_size))
+        self.batch_size = batch_size or min(512, max(64, workload.batch_size))
         self.indices = torch.arange(length(self.examples))
         count = min(workload.validation_examples, workload.validation_examples if most is None else most)
         self._whole = which == "validation" and count == len(self.indices)

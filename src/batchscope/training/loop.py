@@ -238,6 +238,11 @@ class Run:
         with self._averaged() if averaged else contextlib.nullcontext():
             return copy.deepcopy(self.model.state_dict())
 
+    def as_it_stands(self) -> tuple[float, float]:
+        """Loss and score on the validation set of the weights themselves, where their average is what is evaluated."""
+        with self._at_work():
+            return self._loss_and_score(self.validation)
+
     def judge_anew(self, validation: EvaluationData, target: float | None) -> TrainResult | None:
         """Go on by other examples and to another target, beginning with an evaluation of where it stands.
 

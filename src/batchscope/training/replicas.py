@@ -145,6 +145,18 @@ class Replicas:
                 self._round(stop)
         return bool(self.live)
 
+    def as_they_stand(self) -> dict[int, tuple[float, float]]:
+        """Loss and score of the live runs' weights themselves, where their averages are what is evaluated.
+
+        Returns:
+            By position.
+        """
+        if not self.live:
+            return {}
+        with self._at_work():
+            found = self.evaluation()
+        return {k: found[row] for row, k in enumerate(self.rows) if k in self.live}
+
     def judge_anew(self, validation: EvaluationData, target: float | None) -> None:
         """Go on by other examples and to another target, beginning with an evaluation of where the runs stand.
 
