@@ -8,7 +8,8 @@ BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
-    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-advice ground-truth gpu
+    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-forecasts bench-advice \
+    ground-truth gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
 demo: $(CORE)
@@ -71,6 +72,10 @@ bench-pruning: $(DEV)
 # averaged weights beside cooldowns and linear decays, at horizons that double
 bench-averaging: $(DEV)
 	$(BIN)/python benchmarks/averaging.py
+
+# learning curves cut off on the way and forecast from there by the race's law
+bench-forecasts: $(DEV)
+	$(BIN)/python benchmarks/forecasts.py
 
 # updates of trials per second as replicas over one after the other, on one core
 bench-replicas: $(BENCH)

@@ -130,7 +130,7 @@ def recommend(findings: Findings) -> Advice:
         # As many updates as a run of its own makes in that time.
         iterations = max(1, int((goal.value - own.start_seconds) / own.update_seconds))
     plan = _plan(goal, size, row, rate, iterations)
-    seconds, score = _predicted(forecast, size, float(iterations * size))
+    seconds, score = predicted(forecast, size, float(iterations * size))
     if own is not None and goal.kind == "seconds":
         seconds = _scaled(seconds, own.seconds(iterations) / goal.value)
     elif own is not None:
@@ -270,7 +270,7 @@ def _plan(goal: Goal, size: int, row: FrontierRow, rate: float, iterations: int)
     )
 
 
-def _predicted(outlook: Outlook, size: int, examples: float) -> tuple[Interval, Interval]:
+def predicted(outlook: Outlook, size: int, examples: float) -> tuple[Interval, Interval]:
     """Seconds to the goal and the score there of one more training run, at 90%.
 
     Args:
