@@ -329,7 +329,7 @@ def main() -> None:
     console.print(f"Standard error of the ground truth's examples at the best setting: {errors}")
     console.print(f"Promises not kept: {'; '.join(missed(rows)) or 'none'}")
     console.print(machine())
-    if set(names) == set(TASKS) and arguments.references == 3:
+    if set(arguments.workloads) == set(TASKS) and arguments.references == 3:
         console.print(f"Kept in {keep('advice', rows)}")
 
 
