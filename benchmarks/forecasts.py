@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from batchscope import Plan
+from batchscope.advice.forecast import predicted
 from batchscope.advice.heat import FIRST_UPDATES, PLACE_RATIO
 from batchscope.advice.judge import Judge
 from batchscope.advice.outlook import find_outlook
-from batchscope.advice.recommendation import predicted
 from batchscope.fit.learning_curve import Curve
 from batchscope.records import CurvePoint, Goal
 from batchscope.schedule import learning_rate_exponent

@@ -102,15 +102,15 @@ class Heat:
         self.judge, self.target, self.to_train = judge, target, to_train
         self.batch_size, self.seed, self.seconds_per_update = batch_size, seed, seconds_per_update
         self.entrants = [Entrant(rate) for rate in learning_rates]
-        self.is_noisy = self._two_ways = averaging and as_they_stand
-        if not self._two_ways:
+        self.judges_both_ways = averaging and as_they_stand
+        if not self.judges_both_ways:
             for entrant in self.entrants:
                 entrant.planned = entrant.points
         self.seconds_spent = 0.0
         self.examples_spent = 0
         began = time.perf_counter()
         flops = prepared.flops_per_example
-        self._gap = 0 if early else round(LEAST_SHARE * judge.examples * (2 if self._two_ways else 1))
+        self._gap = 0 if early else round(LEAST_SHARE * judge.examples * (2 if self.judges_both_ways else 1))
         self._ratio = EARLY_RATIO if early else PLACE_RATIO
         usual = max(first_updates * batch_size, round(FIRST_SHARE * judge.examples))
         self._first = max(batch_size, round(EARLY_SHARE * judge.examples)) if early else usual
@@ -172,7 +172,7 @@ class Heat:
         began, before = time.perf_counter(), self.examples
         alive = len(self._runs.live)
         self._runs.advance()
-        if self._two_ways:
+        if self.judges_both_ways:
             self._judge_as_they_stand()
         self.examples_spent += alive * (self.examples - before)
         self.seconds_spent += time.perf_counter() - began
@@ -233,7 +233,7 @@ class Heat:
     def shift(self, loss: float, score: float) -> None:
         """Move all that was judged so far, where the judge was found to be off."""
         for entrant in self.entrants:
-            for points in [entrant.points, entrant.planned][: 1 + self._two_ways]:
+            for points in (entrant.points, entrant.planned) if self.judges_both_ways else (entrant.points,):
                 points[:] = [replace(p, loss=p.loss + loss, score=p.score + score) for p in points]
 
     def drop(self, entrants: Sequence[Entrant], reason: str) -> None:

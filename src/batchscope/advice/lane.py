@@ -110,7 +110,7 @@ class Lane:
         """
         last = self._common_place()
         pairs = sorted(pair for heat in self.heats for pair in zip(*heat.valley(last), strict=True))
-        if self.heats[0].is_noisy:
+        if self.heats[0].judges_both_ways:
             pairs = [(rate, self._smoothed(rate, loss, last)) for rate, loss in pairs]
         return [rate for rate, _ in pairs], [loss for _, loss in pairs]
 

@@ -24,6 +24,7 @@ from batchscope.advice.heat import Entrant, Heat
 from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
 from batchscope.advice.outlook import LEAST_POINTS, Outlook, find_outlook
+from batchscope.advice.pilot import PILOT_POINTS, coarse_rates, find_order
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.errors import RunError
 from batchscope.fit.rate_drift import RateDrift, fit_rate_drift
@@ -31,13 +32,7 @@ from batchscope.records import Goal, Plan
 from batchscope.training.loop import MOST_EPOCHS, Prepared
 from batchscope.training.ways import refusal
 
-# The pilot's rates: this many factors of this size to either side of where the scaling rule puts the reference.
-PILOT_FACTOR, PILOT_SIDE = 4.0, 3
-PILOT_EXTENSIONS = 3
-PILOT_POINTS = 3
 COARSE_EXAMPLES, COARSE_UPDATES = 512, 16
-# Coarse rates further than this from the best, in factors of two, are given up after the first evaluation.
-COARSE_OCTAVES = 4.5
 # A lane's rates about the expected one.
 LANE_RATES = (0.5, 1.0, 2.0)
 MOST_EXTENSIONS = 2
@@ -245,38 +240,15 @@ class Race:
     def _pilot(self) -> None:
         workload, size = self.prepared.workload, self.pilot
         centre = workload.learning_rate * (size / workload.batch_size) ** self.exponent
-        rates = [centre * PILOT_FACTOR**k for k in range(-PILOT_SIDE, PILOT_SIDE + 1)]
-        self.coarse = lane = Lane(size, self.make_coarse_heat, rates)
-        extensions = 0
-        while not self.stopped():
+        self.coarse = Lane(size, self.make_coarse_heat, coarse_rates(centre))
+
+        def goes_on() -> bool:
             self.tell(f"learning rates at batch size {size:,}")
-            lane.advance()
-            if not lane.live and lane.best is None:
-                if extensions == PILOT_EXTENSIONS:
-                    self.trouble = (
-                        f"training diverged at every learning rate from {lane.entrants[0].learning_rate:.2g} on"
-                    )
-                    return
-                extensions += 1
-                lane.extend("lowest", PILOT_FACTOR, PILOT_SIDE)
-                continue
-            lane.drop_far_rates(COARSE_OCTAVES)
-            found = lane.bottom()
-            if lane.points >= PILOT_POINTS and found is not None:
-                if found[1] is None or extensions == PILOT_EXTENSIONS:
-                    break
-                extensions += 1
-                lane.extend(found[1], PILOT_FACTOR, 2)
-            if not lane.live or self.clock.left <= 0:
-                break
-        found = lane.bottom()
-        if found is None:
-            self.trouble = "the budget ended before any learning rate could be judged"
+            return not self.stopped()
+
+        bottom, self.trouble = find_order(self.coarse, goes_on=goes_on, is_late=lambda: self.clock.left <= 0)
+        if bottom is None:
             return
-        bottom = found[0].learning_rate
-        # The coarse rates have done their work; finer ones begin where they ended.
-        for heat in lane.heats:
-            heat.drop(heat.live, f"a search in factors of {PILOT_FACTOR:g}; the best lay near {bottom:.3g}")
         self._fine_pilot(bottom)
         found_at = self.lanes[size].reached if size in self.lanes else None
         if found_at is not None and self.lanes[size].points < LEAST_POINTS:

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from batchscope.advice.forecast import LEVEL, critical_size, forecast_points, interval, predicted, scaled
 from batchscope.advice.heat import Entrant
-from batchscope.advice.outlook import LEAST_POINTS, LIKELY, Outlook
+from batchscope.advice.outlook import LEAST_POINTS, Outlook
 from batchscope.advice.pace import Pace
 from batchscope.advice.race import Race
 from batchscope.advice.reasons import no_answer, reasons, short_answer
@@ -20,7 +18,6 @@ from batchscope.fit.learning_curve import Curve, fit_learning_curve
 from batchscope.fit.memory import predicted_bytes
 from batchscope.records import (
     Advice,
-    ForecastPoint,
     FrontierRow,
     Goal,
     Interval,
@@ -38,15 +35,8 @@ from batchscope.records import (
 from batchscope.study import words
 from batchscope.training.averaging import POWER
 
-Floats = NDArray[np.float64]
-
-LEVEL = 0.9
-# Examples to a target differ by this much from seed to seed, at least: a standard deviation in e-folds.
-SEED_SPREAD = 0.15
 # A training run may take this many times as long as predicted before it gives up.
 PATIENCE = 2.0
-# The forecast of each batch size reaches from this share of the examples to the goal to this many times as many.
-FORECAST_FROM, FORECAST_TO, FORECAST_POINTS = 1 / 16, 4.0, 13
 # A batch size was raced when its curve has this many points.
 LEAST_RACED_POINTS = 2
 BY_AVERAGE = (
@@ -111,7 +101,7 @@ def recommend(findings: Findings) -> Advice:
     # As it was judged, what is best is chosen by; what the plan takes, which ends with averaged weights, is forecast.
     forecast = race.forecast or outlook
     frontier = _frontier(findings, outlook, forecast)
-    advice = replace(advice, frontier=frontier, critical_batch_size=_critical(outlook))
+    advice = replace(advice, frontier=frontier, critical_batch_size=critical_size(outlook))
     # Where the weights themselves do not get there at any size, their averages may.
     by = outlook if outlook.is_in_reach else forecast
     as_good = by.as_good(_in_reach(race, by))
@@ -132,9 +122,9 @@ def recommend(findings: Findings) -> Advice:
     plan = _plan(goal, size, row, rate, iterations)
     seconds, score = predicted(forecast, size, float(iterations * size))
     if own is not None and goal.kind == "seconds":
-        seconds = _scaled(seconds, own.seconds(iterations) / goal.value)
+        seconds = scaled(seconds, own.seconds(iterations) / goal.value)
     elif own is not None:
-        seconds = _scaled(seconds, own.seconds(iterations) / (iterations * findings.times.seconds(size)))
+        seconds = scaled(seconds, own.seconds(iterations) / (iterations * findings.times.seconds(size)))
     present = _present(findings, outlook)  # trained without averaging
     advice = replace(
         advice,
@@ -270,61 +260,17 @@ def _plan(goal: Goal, size: int, row: FrontierRow, rate: float, iterations: int)
     )
 
 
-def predicted(outlook: Outlook, size: int, examples: float) -> tuple[Interval, Interval]:
-    """Seconds to the goal and the score there of one more training run, at 90%.
-
-    Args:
-        outlook: The race's laws.
-        size: The batch size.
-        examples: What the plan trains on, where a time is given.
-    """
-    i = outlook.sizes.index(size)
-    seconds, scores = outlook.seconds[i], outlook.scores[i]
-    generator = np.random.default_rng(0)
-    law = outlook.score
-    # A run of its own scatters about the law as those of the race did.
-    scatter = law.relative_error
-    if outlook.goal.kind == "target":
-        spread = np.sqrt(SEED_SPREAD**2 + (scatter / np.median(law.exponent)) ** 2 / 4)
-        seconds = seconds * np.exp(spread * generator.standard_normal(len(seconds)))
-        return _interval(seconds), Interval(outlook.goal.value, None, None, LEVEL)
-    if outlook.goal.kind == "seconds":
-        scores = -law.values(size, examples)
-    left = law.gap * scatter
-    scores = scores + left * generator.standard_normal(len(scores))
-    return _interval(seconds), _interval(scores)
-
-
-def _scaled(interval: Interval, factor: float) -> Interval:
-    ends = [None if end is None else factor * end for end in (interval.value, interval.low, interval.high)]
-    return replace(interval, value=ends[0], low=ends[1], high=ends[2])
-
-
-def _interval(draws: Floats, level: float = LEVEL) -> Interval:
-    """Median and quantiles; unresolved where most draws are infinite."""
-    tail = (1 - level) / 2
-    if np.isfinite(draws).mean() < LIKELY:
-        finite = draws[np.isfinite(draws)]
-        return Interval.unresolved(level, low=float(np.quantile(finite, tail)) if len(finite) else None)
-    ordered = np.sort(draws)  # infinities last, which quantile() would turn into nan
-
-    def at(share: float) -> float:
-        return float(ordered[min(len(ordered) - 1, max(0, round(share * (len(ordered) - 1))))])
-
-    return Interval(at(0.5), at(tail), at(1 - tail), level)
-
-
 def _frontier(findings: Findings, outlook: Outlook, forecast: Outlook) -> tuple[FrontierRow, ...]:
     race, times, goal = findings.race, findings.times, findings.goal
     law = race.rates
     rows = []
     for i, size in enumerate(outlook.sizes):
-        examples, seconds = _interval(forecast.examples[i]), _interval(forecast.seconds[i])
+        examples, seconds = interval(forecast.examples[i]), interval(forecast.seconds[i])
         step = times.interval(size)
         needed = examples.value
         ahead = needed if needed is not None else forecast.loss.reference_examples
         # The best rate depends on how far the weights themselves have to go.
-        far = _interval(outlook.examples[i]).value or ahead
+        far = interval(outlook.examples[i]).value or ahead
         rows.append(
             FrontierRow(
                 batch_size=size,
@@ -339,9 +285,9 @@ def _frontier(findings: Findings, outlook: Outlook, forecast: Outlook) -> tuple[
                 seconds=seconds,
                 score=Interval(goal.value, None, None, LEVEL)
                 if goal.kind == "target"
-                else _interval(forecast.scores[i]),
+                else interval(forecast.scores[i]),
                 raced=size in race.lanes and race.lanes[size].best is not None,
-                forecast=_forecast(forecast, size, ahead, times),
+                forecast=forecast_points(forecast, size, ahead, times),
             )
         )
     return tuple(rows)
@@ -352,35 +298,10 @@ def _per_second(size: int, step: Interval) -> Interval:
     return Interval(usual, slow, fast)
 
 
-def _forecast(outlook: Outlook, size: int, goal_examples: float, times: UpdateTimes) -> tuple[ForecastPoint, ...]:
-    per_example = times.seconds(size) / size
-    places = np.geomspace(FORECAST_FROM * goal_examples, FORECAST_TO * goal_examples, FORECAST_POINTS)
-    return tuple(
-        ForecastPoint(
-            examples=max(1, round(place)),
-            seconds=place * per_example,
-            score=_interval(-outlook.score.values(size, float(place))),
-        )
-        for place in places
-    )
-
-
 def _peak_bytes(memory: MemoryUse | None, micro_batch_size: int) -> int | None:
     if memory is None or memory.law is None:
         return None
     return round(predicted_bytes(memory.law, micro_batch_size))
-
-
-def _critical(outlook: Outlook) -> Interval:
-    """Near the goal: after the examples that the best size needs, or as many as were seen where it is out of reach."""
-    i = outlook.sizes.index(outlook.best())
-    ahead = outlook.examples[i]
-    ahead = np.where(np.isfinite(ahead), ahead, outlook.loss.reference_examples)
-    draws = outlook.loss.critical * (ahead / outlook.loss.reference_examples) ** outlook.loss.growth
-    found = _interval(draws)
-    # With one batch size raced, or all of them far on one side, the draws are little but the prior.
-    wide = found.low is not None and found.high is not None and found.high > 100 * max(found.low, 1e-9)
-    return Interval.unresolved(LEVEL, low=found.low, high=found.high) if wide else found
 
 
 def _present(findings: Findings, outlook: Outlook) -> PresentSetting | None:
@@ -412,13 +333,13 @@ def _present(findings: Findings, outlook: Outlook) -> PresentSetting | None:
     law = fit_learning_curve([curve], shared=outlook.loss)
     per_example = heat.seconds_per_update / heat.batch_size
     if goal.kind == "target":
-        seconds = _interval(law.examples_to(heat.batch_size, -goal.value) * per_example)
+        seconds = interval(law.examples_to(heat.batch_size, -goal.value) * per_example)
         return replace(present, seconds=seconds, score=Interval(goal.value, None, None, LEVEL))
     ahead = goal.value if goal.kind == "examples" else goal.value / per_example
     return replace(
         present,
         seconds=Interval(ahead * per_example, None, None, LEVEL),
-        score=_interval(-law.values(heat.batch_size, float(ahead))),
+        score=interval(-law.values(heat.batch_size, float(ahead))),
     )
 
 

@@ -121,7 +121,7 @@ class LearningCurve:
         low, high = x.copy(), x * (1 + batch_size / self.critical_batch_size(x))
         for _ in range(40):
             middle = np.sqrt(low * high)
-            too_few = middle / (1 + batch_size / self.critical_batch_size(middle)) < x
+            too_few = self.effective(batch_size, middle) < x
             low, high = np.where(too_few, middle, low), np.where(too_few, high, middle)
         return np.where(far, np.inf, np.sqrt(low * high))
 

@@ -192,13 +192,12 @@ class _Search:
         self.most_seconds = max(LEAST_SECONDS, MOST_SHARE * whole)
 
     def __call__(self) -> None:
-        sizes = _sizes(self.count)
         if self.separate.seconds > ARITHMETIC_SECONDS:
             self._add(min(self.count, 2), in_turn=True)
-            self._go_through(sizes, self._ascending_is_over)
+            self._go_through(_sizes(self.count), ascending=True)
         else:
-            self._go_through(sizes[::-1], self._descending_is_over)
-            if self.separate.seconds < MOST_IN_TURN * self._best or not self.stacked:
+            self._go_through(_sizes(self.count)[::-1], ascending=False)
+            if self.separate.seconds < MOST_IN_TURN * self._best:
                 self._add(min(self.count, 2), in_turn=True)
         for _ in range(ROUNDS - 1 if self.separate.seconds < TIMED_SECONDS else 1):
             near = [way for way in self.stacked if way.seconds <= CLOSE * self._best]
@@ -226,19 +225,18 @@ class _Search:
             return False
         return True
 
-    def _go_through(self, sizes: Sequence[int], is_over: Callable[[list[float]], bool]) -> None:
-        seconds: list[float] = []
+    def _go_through(self, sizes: Sequence[int], *, ascending: bool) -> None:
+        """Time stacks in one batched pass, until larger ones gain no more or smaller ones lose."""
+        best = math.inf
         for size in sizes:
             if self._add(size, in_turn=False):
-                seconds.append(self.stacked[-1].seconds)
-            if (seconds and is_over(seconds)) or self._is_late:
+                last = self.stacked[-1].seconds
+                best = min(best, last)
+                is_over = last > (min(best, self.separate.seconds) if ascending else WORSE * best)
+            else:
+                is_over = ascending  # a larger one does not fit either
+            if is_over or self._is_late:
                 break
-
-    def _ascending_is_over(self, seconds: list[float]) -> bool:
-        return seconds[-1] > min(*seconds, self.separate.seconds)
-
-    def _descending_is_over(self, seconds: list[float]) -> bool:
-        return seconds[-1] > WORSE * min(seconds)
 
 
 class _Separate:
