@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 import batchscope as bs
 from batchscope.records import Phase, Schedule
+from batchscope.schedule import measured
 
 EXAMPLES, FEATURES, CLASSES = 45, 6, 3
 
@@ -165,10 +166,13 @@ class Case:
     plan: bs.Plan
     same: bool = True  # as one process: nothing in it depends on how a batch is shared
     saved: bool = True
+    noise: bool = False
 
     def train(self, checkpoint: Path, **options: Any) -> bs.TrainResult:
         place = checkpoint if self.saved else None
-        return bs.train(self.workload(), self.plan, evaluate_every=50, checkpoint=place, **options)
+        return bs.train(
+            self.workload(), self.plan, evaluate_every=50, checkpoint=place, **{"noise": self.noise, **options}
+        )
 
 
 def plan(batch_size: int = 7, **changes: Any) -> bs.Plan:
@@ -198,6 +202,14 @@ CASES = {
     "dropout": Case(lambda: workload(dropout), plan(iterations=40), same=False),
     "memory that can be saved": Case(lambda: workload(lambda: Hungry(most=1)), plan(8)),
     "interrupted": Case(lambda: signalling, plan()),
+    # Weights that hardly move, so that the noise scale is that of the first ones.
+    "noise": Case(workload, plan(learning_rate=1e-9, iterations=3000), same=False, saved=False, noise=True),
+    # With so large a knee the batch grows as soon as the noise scale is resolved.
+    "interrupted, as measured": Case(
+        lambda: workload(lambda: Signalling(mlp), batch_size=6),
+        plan(6, learning_rate=1e-3, iterations=None, examples=4000, schedule=measured(6, knee=1e6, maximum=24, every=5)),
+        same=False,
+    ),
     "interrupted, with dropout": Case(lambda: workload(lambda: Signalling(dropout)), plan(), same=False),
     "memory that cannot": Case(lambda: workload(lambda: Hungry(most=0)), plan(8), same=False),
 }

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from tests.training.ranks_cases import CASES, GROWING, REFUSED, workload
+from tests.training.ranks_cases import CASES, EXAMPLES, GROWING, REFUSED, workload
 
 import batchscope as bs
 from batchscope.errors import ArgumentError
@@ -31,7 +31,7 @@ from batchscope.training.rank_watch import Watch
 from batchscope.training.ranks import together
 
 HERE = Path(__file__).parent
-DROPOUT = "interrupted, with dropout"
+DROPOUT, MEASURED = "interrupted, with dropout", "interrupted, as measured"
 WORKER = HERE / "ranks_worker.py"
 # Far more than it takes on a machine that others are busy on; a wait ends as soon as there is nothing to wait for.
 PATIENCE = 240
@@ -126,12 +126,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_again(two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """They go on with the one that has dropout, and train it unbroken; then rank 0 is killed in another."""
+    """They go on with those that draw or decide by themselves, and train them unbroken; then rank 0 is killed."""
     folder = tmp_path_factory.mktemp("again")
-    shutil.copy(two / f"{DROPOUT}.ckpt", folder / f"{DROPOUT}.ckpt")
+    for name in (DROPOUT, MEASURED):
+        shutil.copy(two / f"{name}.ckpt", folder / f"{name}.ckpt")
     (folder / "unbroken").mkdir()
     kill = f"interrupted@61,0,{int(signal.SIGKILL)}"
-    first, second = launch(2, folder, DROPOUT, f"unbroken/{DROPOUT}", kill)
+    first, second = launch(2, folder, *(way + name for name in (DROPOUT, MEASURED) for way in ("", "unbroken/")), kill)
     assert first.returncode == -signal.SIGKILL
     assert second.returncode == 1
     assert "RankLost" in second.stderr
@@ -242,13 +243,39 @@ def test_three_ranks_go_on_where_one_process_stopped(alone: Path, three: Path) -
         assert_same(three, alone, "interrupted", rank)
 
 
-def test_two_ranks_that_go_on_draw_what_they_would_have_drawn(two_again: Path) -> None:
-    broken, unbroken = two_again / f"{DROPOUT}.ckpt", two_again / "unbroken" / f"{DROPOUT}.ckpt"
+@pytest.mark.parametrize("case", [DROPOUT, MEASURED])
+def test_two_ranks_that_go_on_draw_and_decide_what_they_would_have(two_again: Path, case: str) -> None:
+    broken, unbroken = two_again / f"{case}.ckpt", two_again / "unbroken" / f"{case}.ckpt"
     resumed, expected = tensors(broken), tensors(unbroken)
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[key], expected[key]) for key in resumed)
     for rank in range(2):
         assert torch.equal(random_state_of(broken, rank), random_state_of(unbroken, rank))
+
+
+# The noise of gradients
+
+
+def test_ranks_measure_the_noise_scale_by_what_their_shares_differ_in(two: Path) -> None:
+    scales = [result(two, "noise", rank).curve[-1].noise_scale for rank in range(2)]
+    expected = bs.gradient_noise(workload(), examples=EXAMPLES)
+    assert scales[0] == scales[1]
+    # 300 measured updates of seven examples know it to about 10%.
+    assert scales[0] == pytest.approx(expected.noise_scale.value, rel=0.3)
+
+
+def test_the_batch_follows_the_noise_that_ranks_measure(two_again: Path) -> None:
+    results = [result(two_again / "unbroken", MEASURED, rank) for rank in range(2)]
+    assert curve(results[0]) == curve(results[1])
+    sizes = [point.batch_size for point in results[0].curve]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (6, 24)
+
+
+def test_one_process_goes_on_with_what_ranks_measured(two: Path, tmp_path: Path) -> None:
+    shutil.copy(two / f"{MEASURED}.ckpt", tmp_path / "run.ckpt")
+    found = CASES[MEASURED].train(tmp_path / "run.ckpt")
+    assert (found.outcome, found.examples) == ("finished", 4000)
 
 
 # Ranks that die

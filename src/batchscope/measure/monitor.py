@@ -372,11 +372,16 @@ pass an update; micro-batches or ranks do |
         """Go on from a :meth:`state_dict`, taken between two steps of the same loop.
 
         Args:
-            state: The state.
+            state: The state; of a run of several ranks, what they had measured.
         """
         if self._step is not None:
             self._step.close()
             self._step = None
+        if "next" not in state:
+            self._steps = state["steps"]
+            self._window.load_state_dict(state["window"])
+            self._next = self._steps + (self._budget.first() if self._every is None else self._every)
+            return
         self._steps, self._next = state["steps"], state["next"]
         self._window.load_state_dict(state["window"])
         self._way, self._checked = state["way"], state["checked"]

@@ -8,10 +8,13 @@ from functools import partial
 import torch
 
 from batchscope.measure import GradientNoise
+from batchscope.measure.shared_noise import EVERY as SHARED_EVERY
+from batchscope.measure.shared_noise import SharedNoise
 from batchscope.progress import Reporter
 from batchscope.records import Plan, TrainResult
 from batchscope.seeding import derive
 from batchscope.training.observer import MakeObserver
+from batchscope.training.rank_places import places_here
 from batchscope.training.train import checked_seed
 from batchscope.training.train import train as train_observed
 from batchscope.workload.workload import Workload
@@ -40,7 +43,7 @@ def train(
         plan: Batch size, learning rate, budget, shape and schedule.
         noise: Measure the gradient noise scale on the way, as :class:`batchscope.GradientNoise` does, in at most 3% of
             the time; it stands in the curve where it is resolved. A measured schedule has it measured all the same, at
-            fixed updates.
+            fixed updates. Ranks measure it by what their shares of a batch differ in.
         seed: Initial weights, data order and everything else random derive from it.
         device: "cpu", "cuda", "cuda:1" …; None: CUDA where there is one.
         evaluate_every: Examples between two evaluations; None: a fortieth of the budget, or more where that would
@@ -97,6 +100,10 @@ def noise_observer(plan: Plan, *, noise: bool, seed: int) -> MakeObserver | None
         What makes the observer; None where nothing is to be measured.
     """
     growth, seed = plan.batch_sizes.measured, derive(seed, "noise")
+    if places_here()[1] > 1:
+        if growth is not None:
+            return partial(SharedNoise, every=min(SHARED_EVERY, growth.every), half_life=HALF_LIFE * growth.every)
+        return SharedNoise if noise else None
     if growth is not None:
         # A measured step is the one after it was decided on, so that their distance is one more.
         return partial(GradientNoise, every=max(1, growth.every - 1), half_life=HALF_LIFE * growth.every, seed=seed)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from batchscope.errors import PlanError, WorkloadError
 from batchscope.provenance import fingerprint
-from batchscope.records import CurvePoint, Outcome, Plan, TrainResult, encode
+from batchscope.records import CurvePoint, Interval, Outcome, Plan, TrainResult, encode
 from batchscope.records.schedule import Segment
 from batchscope.records.training import IN_ORDER
 from batchscope.schedule import OptimizerSettings, decide, rate_factor, rescale, varies
@@ -423,7 +423,7 @@ class Run:
         most = self.prepared.training.examples
         wanted, progress.growth_votes = decide(
             growth,
-            self.observer.noise_scale,
+            self._noise(self.observer),
             batch_size=size,
             least=self.plan.batch_size,
             most=most if growth.maximum is None else min(most, growth.maximum),
@@ -493,6 +493,10 @@ class Run:
             micro_batch_size=self.plan.micro_batch_size,
             cut_to=self.progress.micro_batch_size,
         )
+
+    def _noise(self, observer: Observer) -> Interval:
+        """What a measured schedule goes by."""
+        return observer.noise_scale
 
     def _loss_and_score(self, data: EvaluationData) -> tuple[float, float]:
         return evaluate(self.model, data)

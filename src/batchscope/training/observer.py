@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -26,6 +26,17 @@ class Observer(Protocol):
 
     def close(self) -> None:
         """Remove its hooks."""
+
+
+@runtime_checkable
+class SharedObserver(Observer, Protocol):
+    """Watches a run whose batches several ranks share; :class:`batchscope.measure.shared_noise.SharedNoise` is one."""
+
+    def is_due(self) -> bool:
+        """Whether it wants to see the update to come; asked once for each, and the same on all ranks."""
+
+    def see(self, share_norm_squared: float, norm_squared: float, *, shares: Sequence[int]) -> None:
+        """Be told the mean ‖g‖² of the shares that have examples, and that of the whole batch's gradient."""
 
 
 MakeObserver = Callable[[nn.Module, torch.optim.Optimizer], Observer]

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from batchscope.errors import PlanError, StorageError, WorkloadError
-from batchscope.records import CurvePoint, Plan, TrainResult
+from batchscope.records import CurvePoint, Interval, Plan, TrainResult
 from batchscope.records.training import Outcome
 from batchscope.seeding import derive, isolated, random_state, set_random_state
 from batchscope.training.evaluation import EvaluationData
 from batchscope.training.loop import Prepared, Run
 from batchscope.training.micro_batching import MicroBatchingStep, least_batch_size
+from batchscope.training.observer import MakeObserver, Observer, SharedObserver
 from batchscope.training.rank_places import RankLost, share
 from batchscope.training.ranked_step import RankedStep
 from batchscope.training.ranks import Ranks
@@ -46,6 +47,7 @@ class RankedRun(Run):
         checkpoint_every_seconds: Least time between two saves.
         on_evaluation: Called on rank 0.
         keep_going: Called on rank 0.
+        observer: Makes a :class:`batchscope.training.observer.SharedObserver`, on every rank.
 
     Raises:
         PlanError: A plan that this workload cannot follow on so many ranks.
@@ -65,6 +67,7 @@ class RankedRun(Run):
         checkpoint_every_seconds: float = 60.0,
         on_evaluation: Callable[[CurvePoint, float | None], None] | None = None,
         keep_going: Callable[[CurvePoint], bool] | None = None,
+        observer: MakeObserver | None = None,
     ) -> None:
         self.ranks, self.part = ranks, (ranks.rank, ranks.size)
         begin = super().__init__
@@ -79,6 +82,7 @@ class RankedRun(Run):
                 checkpoint_every_seconds=checkpoint_every_seconds,
                 on_evaluation=on_evaluation if ranks.rank == 0 else None,
                 keep_going=None if keep_going is None else lambda point: ranks.first(lambda: keep_going(point)),
+                observer=observer,
             )
         )
         ranks.alike(self._check_shares)
@@ -128,17 +132,28 @@ class RankedRun(Run):
             self.ranks.at_loss = None
 
     def _make_step(self) -> MicroBatchingStep:
+        if self.observer is not None and not isinstance(self.observer, SharedObserver):
+            raise PlanError(
+                "what watches a run of several ranks must take what they share",
+                got=type(self.observer).__name__,
+                mend="give observer=batchscope.measure.shared_noise.SharedNoise",
+            )
         step = RankedStep(
             self.workload,
             self.model,
             self.optimizer,
             ranks=self.ranks,
             asked=self._stop,
+            observer=self.observer,
             micro_batch_size=self.plan.micro_batch_size,
             cut_to=self.progress.micro_batch_size,
         )
         self._stop = step.agreed
         return step
+
+    def _noise(self, observer: Observer) -> Interval:
+        # The same sums stand on all ranks; on unlike processors what is worked out from them may differ in the last bit.
+        return self.ranks.first(lambda: super(RankedRun, self)._noise(observer))
 
     def _loss_and_score(self, data: EvaluationData) -> tuple[float, float]:
         self.ranks.copy_first(list(self.model.buffers()))

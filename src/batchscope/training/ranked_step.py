@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor, nn
 from batchscope.errors import WorkloadError
 from batchscope.training.interruption import StopRequest
 from batchscope.training.micro_batching import MicroBatchingStep
+from batchscope.training.observer import SharedObserver
 from batchscope.training.rank_places import RankLost, share
 from batchscope.training.ranks import Ranks
 from batchscope.workload.workload import Batch, Workload
 
 # Gradients are summed in pieces of about this size: the copy that is summed takes no more memory than that.
 BUCKET_BYTES = 32 << 20
-# The loss, and what the ranks tell each other.
-TAIL = 4
+# The loss, a squared norm, and what the ranks tell each other.
+TAIL = 5
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class RankedStep(MicroBatchingStep):
     since the loss is a mean over examples. (Batch norm sees each share by itself, as it sees each micro-batch.) A rank
     without examples adds nothing, and makes the update all the same.
 
-    Gradients are summed in flat buffers of 32 MiB, each a copy of many. With the first go three numbers more, so that
+    Gradients are summed in flat buffers of 32 MiB, each a copy of many. With the first go the loss, the ‖∇L_r‖² that an
+    observer wants to see, and three numbers more, so that
     all ranks do the same after each update: whether one was asked to stop, whether one failed, and whether one has
     gradients for other parameters than before. On CUDA these go through gloo beside it, and no rank waits for its
     device. Numbers of 16 bits are summed as 32 bits; a parameter that no rank has a gradient for keeps none.
@@ -55,6 +58,7 @@ class RankedStep(MicroBatchingStep):
         optimizer: Its optimiser.
         ranks: Who shares the batches.
         asked: What asks this rank to stop.
+        observer: What wants to see some of the updates; None: nothing does.
         micro_batch_size: Examples in every micro-batch of the share; None: shares come whole.
         cut_to: Examples at once where memory ran out before, when a run is resumed.
 
@@ -70,11 +74,12 @@ class RankedStep(MicroBatchingStep):
         *,
         ranks: Ranks,
         asked: StopRequest,
+        observer: SharedObserver | None = None,
         micro_batch_size: int | None,
         cut_to: int | None = None,
     ) -> None:
         super().__init__(workload, model, optimizer, micro_batch_size=micro_batch_size, cut_to=cut_to)
-        self.ranks, self.asked, self.agreed = ranks, asked, StopRequest()
+        self.ranks, self.asked, self.agreed, self.observer = ranks, asked, StopRequest(), observer
         self._own: tuple[int, ...] = ()
         self._anyone: tuple[int, ...] = ()
         self._buckets: list[_Bucket] = []
@@ -95,26 +100,38 @@ class RankedStep(MicroBatchingStep):
             MemoryError: Memory ran out on a rank, and its share cannot be repeated in smaller pieces.
             RankLost: A rank has gone; the weights are those before the update.
         """
-        own = len(share(range(examples), self.ranks.rank, self.ranks.size))
-        loss: Tensor | None = None
+        shares = [len(share(range(examples), rank, self.ranks.size)) for rank in range(self.ranks.size)]
+        own = shares[self.ranks.rank]
+        observer = self.observer if self.observer is not None and self.observer.is_due() else None
+        told: list[Tensor] = []
         failure: Exception | None = None
         if own:
             try:
-                loss = self.repeatable_gradient(micro_batches, own)
+                told = [self.repeatable_gradient(micro_batches, own) * (own / examples)]
                 self._check_dense()
+                if observer is not None:
+                    told.append(self._norm_squared() / sum(count > 0 for count in shares))
             except Exception as error:  # whatever it is, the others must not wait for this rank
                 failure = error
         else:
             for parameter in self.parameters:
                 parameter.grad = None
         try:
-            mean = self._sum(loss, own / examples, failure)
+            mean, norm = self._sum(told, own / examples, failure)
         except RankLost:
             if own:
                 self._random.rewind()
             raise
+        if observer is not None:
+            observer.see(float(norm), float(self._norm_squared()), shares=shares)
         self.optimizer.step()
         return mean
+
+    def _norm_squared(self) -> Tensor:
+        """The squared length of the gradients that the parameters hold."""
+        held = [_real(p.grad).reshape(-1) for p in self.parameters if p.grad is not None]
+        norms = torch._foreach_norm([g.float() if g.dtype.itemsize < 4 else g for g in held])
+        return torch.stack([norm.double() for norm in norms]).square().sum() if norms else torch.zeros(())
 
     def agree_on_cut(self) -> int | None:
         """The fewest examples at once that memory called for on any rank, from now on on all of them."""
@@ -128,20 +145,20 @@ class RankedStep(MicroBatchingStep):
                 "gradients that ranks sum must be dense", got="a sparse one", mend="use nn.Embedding(sparse=False)"
             )
 
-    def _sum(self, loss: Tensor | None, weight: float, failure: Exception | None) -> Tensor:
-        """Leave the whole batch's gradient in the parameters; the mean loss."""
+    def _sum(self, told: Sequence[Tensor], weight: float, failure: Exception | None) -> tuple[Tensor, Tensor]:
+        """Leave the whole batch's gradient in the parameters; the sums of the numbers that ranks tell, two at most."""
         device = self._device
         while True:
             own = self._own if failure else tuple(i for i, p in enumerate(self.parameters) if p.grad is not None)
             flags = torch.tensor([self.asked.requested, failure is not None, own != self._own], dtype=torch.float32)
-            mean = torch.zeros(1, dtype=self._buckets[0].dtype, device=device)
-            if loss is not None and failure is None:
-                mean += loss * weight
+            sums = torch.zeros(2, dtype=self._buckets[0].dtype, device=device)
+            if told and failure is None:
+                sums[: len(told)] = torch.stack([number.to(sums) for number in told])
             if device.type == "cuda":
                 self.ranks.add_up(flags)
                 flat = None
             else:
-                flat = self._summed(self._buckets[0], weight, failure, torch.cat([mean, flags.to(mean.dtype)]))
+                flat = self._summed(self._buckets[0], weight, failure, torch.cat([sums, flags.to(sums.dtype)]))
                 flags = flat[-len(flags) :]
             asked, failed, changed = flags.tolist()
             if failed:
@@ -155,11 +172,12 @@ class RankedStep(MicroBatchingStep):
             self.agreed.requested = True
         for k, bucket in enumerate(self._buckets):
             if flat is None or k > 0:
-                flat = self._summed(bucket, weight, None, mean if k == 0 else None)
+                flat = self._summed(bucket, weight, None, sums if k == 0 else None)
             if k == 0:
-                mean = flat[sum(bucket.sizes)].clone()
+                numbers = sum(bucket.sizes)
+                sums = flat[numbers : numbers + 2].clone()
             self._spread(bucket, flat)
-        return mean
+        return sums[0], sums[1]
 
     def _summed(self, bucket: _Bucket, weight: float, failure: Exception | None, tail: Tensor | None) -> Tensor:
         """The weighted sum of a bucket's gradients over the ranks, with numbers more that are added as they are."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from batchscope.errors import ArgumentError, PlanError
+from batchscope.errors import ArgumentError
 from batchscope.progress import Reporter, reporter
 from batchscope.records import CurvePoint, Plan, TrainResult
 from batchscope.training.loop import Prepared, Run
@@ -100,12 +100,6 @@ def train(
                 on_evaluation=on_evaluation,
                 observer=observer,
             )()
-        if observer is not None:
-            raise PlanError(
-                "the noise of gradients is measured in a run of one process",
-                got=f"{ranks.size} ranks",
-                mend="give no noise=, and a schedule that does not follow it",
-            )
         ranks.use(prepared.device)
         return RankedRun(
             ranks,
@@ -116,6 +110,7 @@ def train(
             checkpoint=file,
             checkpoint_every_seconds=checkpoint_every_seconds,
             on_evaluation=on_evaluation,
+            observer=observer,
         )()
 
 
