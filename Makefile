@@ -8,7 +8,7 @@ BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
-    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-forecasts bench-advice \
+    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-forecasts bench-advice \
     ground-truth gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
@@ -72,6 +72,10 @@ bench-pruning: $(DEV)
 # averaged weights beside cooldowns and linear decays, at horizons that double
 bench-averaging: $(DEV)
 	$(BIN)/python benchmarks/averaging.py
+
+# whether a batch that grows on the way is there sooner than the best constant one, with averaged weights and without
+bench-growing: $(BENCH)
+	$(BIN)/python benchmarks/growing.py
 
 # learning curves cut off on the way and forecast from there by the race's law
 bench-forecasts: $(DEV)

@@ -33,7 +33,7 @@ from batchscope.workload.workload import Workload
 # Shares of the budget, and the least of each in seconds.
 STEP_TIMES, MEMORY = (0.08, 0.5), (0.06, 0.4)
 # Longer updates are worked out from shorter ones.
-LONGEST_UPDATE = 0.08
+LONGEST_UPDATE = 0.025
 NOISE_EXAMPLES = 256
 PACE_SHARE = 0.1
 # Left of the budget for seeing the winner further, for judging the present setting, and for the noise.

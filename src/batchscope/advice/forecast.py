@@ -39,7 +39,7 @@ def predicted(outlook: Outlook, size: int, examples: float) -> tuple[Interval, I
         seconds = seconds * np.exp(spread * generator.standard_normal(len(seconds)))
         return interval(seconds), Interval(outlook.goal.value, None, None, LEVEL)
     if outlook.goal.kind == "seconds":
-        scores = -law.values(size, examples)
+        scores = outlook.scores_after(size, examples)
     left = law.gap * scatter
     scores = scores + left * generator.standard_normal(len(scores))
     return interval(seconds), interval(scores)
@@ -73,7 +73,7 @@ def forecast_points(outlook: Outlook, size: int, goal_examples: float, times: Up
         ForecastPoint(
             examples=max(1, round(place)),
             seconds=place * per_example,
-            score=interval(-outlook.score.values(size, float(place))),
+            score=interval(outlook.scores_after(size, place)),
         )
         for place in places
     )

@@ -27,6 +27,27 @@ HIDDEN = 0.5
 
 
 @dataclass(frozen=True)
+class Beyond:
+    """How many times as many examples a goal may take as the law says, in each draw.
+
+    Attributes:
+        law: The law of minus the scores.
+        seen: The most effective examples that a curve has, in each draw.
+        bent: To the power of this goes how many times as many lie ahead: the same for all sizes, which share the curve.
+    """
+
+    law: LearningCurve
+    seen: Floats
+    bent: Floats
+
+    def __call__(self, size: int, examples: Floats) -> Floats:
+        """The factor, after so many examples in each draw; 1 where no more than was seen, or where there is no end."""
+        known = np.isfinite(examples)
+        effective = self.law.effective(size, np.where(known, examples, 1.0))
+        return np.asarray(np.where(known, np.maximum(effective / self.seen, 1.0), 1.0) ** self.bent)
+
+
+@dataclass(frozen=True)
 class Outlook:
     """Draws of what each batch size costs, for the goal.
 
@@ -38,6 +59,7 @@ class Outlook:
         examples: Examples to the goal: a row for each size, a column for each draw.
         seconds: Seconds of training to the goal, likewise.
         scores: Scores at the goal, likewise.
+        beyond: What the curves make of examples beyond those that were seen of them.
     """
 
     goal: Goal
@@ -47,6 +69,17 @@ class Outlook:
     examples: Floats
     seconds: Floats
     scores: Floats
+    beyond: Beyond
+
+    def scores_after(self, size: int, examples: Floats | float) -> Floats:
+        """Scores that a batch size reaches, in each draw.
+
+        Args:
+            size: Any batch size.
+            examples: One number, or one for each draw.
+        """
+        counted = np.broadcast_to(np.asarray(examples, dtype=float), (self.score.draws,))
+        return np.asarray(-self.score.values(size, counted * self.beyond(size, counted)))
 
     @property
     def costs(self) -> Floats:
@@ -133,27 +166,20 @@ def find_outlook(
     rows: list[tuple[Floats, Floats, Floats]] = []
     generator = np.random.default_rng(seed)
     seen = np.max([score.effective(curve.batch_size, curve.examples[-1]) for curve in scores], axis=0)
-    # The same for all sizes, since they share the curve.
-    bent = BENDING * generator.standard_normal(score.draws)
+    beyond = Beyond(score, seen, BENDING * generator.standard_normal(score.draws))
     for size in sizes:
         errors = np.exp(relative_error(size) * generator.standard_normal(score.draws))
         per_example = seconds_per_update(size) / size * errors
         if goal.kind == "target":
             examples = score.examples_to(size, -goal.value)
-            examples = examples * _ahead(score, size, examples, seen) ** bent
+            examples = examples * beyond(size, examples)
             reached = np.full(score.draws, goal.value)
         else:
             examples = np.full(score.draws, goal.value) if goal.kind == "examples" else goal.value / per_example
-            reached = -score.values(size, examples * _ahead(score, size, examples, seen) ** bent)
+            reached = -score.values(size, examples * beyond(size, examples))
         rows.append((examples, examples * per_example, reached))
     examples, seconds, reached = (np.stack([row[i] for row in rows]) for i in range(3))
-    return Outlook(goal, loss, score, tuple(sizes), examples, seconds, reached)
-
-
-def _ahead(law: LearningCurve, size: int, examples: Floats, seen: Floats) -> Floats:
-    """How many times the effective examples that were seen lie ahead; 1 where fewer do, or where there is no end."""
-    known = np.isfinite(examples)
-    return np.where(known, np.maximum(law.effective(size, np.where(known, examples, 1.0)) / seen, 1.0), 1.0)
+    return Outlook(goal, loss, score, tuple(sizes), examples, seconds, reached, beyond)
 
 
 def _flat(curves: Sequence[Curve]) -> bool:
