@@ -95,7 +95,9 @@ def examples_to_target(task: Task, workload: bs.Workload, contender: Contender, 
 def measured(task: Task) -> list[dict[str, Any]]:
     """All contenders of a workload."""
     truth, workload = GroundTruth.load(task.name), task.make()
-    sizes = sorted({*truth.batch_sizes, *(2 * size for size in truth.batch_sizes if 2 * size <= workload.training_examples)})
+    sizes = sorted(
+        {*truth.batch_sizes, *(2 * size for size in truth.batch_sizes if 2 * size <= workload.training_examples)}
+    )
     times = bs.step_times(workload, batch_sizes=sizes, seconds=1.0 * len(sizes), device="cpu")
     step_seconds = step_seconds_of(times)
     best = truth.best(step_seconds)
@@ -105,9 +107,7 @@ def measured(task: Task) -> list[dict[str, Any]]:
         for contender in contenders(truth, best):
             taken = []
             for seed in range(SEEDS[task.name]):
-                found = examples_to_target(
-                    task, workload, contender, most, averaging=averaging, seed=FIRST_SEED + seed
-                )
+                found = examples_to_target(task, workload, contender, most, averaging=averaging, seed=FIRST_SEED + seed)
                 taken.append(seconds_of(contender.schedule, found, step_seconds))
             reached = all(map(math.isfinite, taken))
             logs = [math.log(seconds) for seconds in taken] if reached else []

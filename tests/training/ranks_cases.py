@@ -207,7 +207,9 @@ CASES = {
     # With so large a knee the batch grows as soon as the noise scale is resolved.
     "interrupted, as measured": Case(
         lambda: workload(lambda: Signalling(mlp), batch_size=6),
-        plan(6, learning_rate=1e-3, iterations=None, examples=4000, schedule=measured(6, knee=1e6, maximum=24, every=5)),
+        plan(
+            6, learning_rate=1e-3, iterations=None, examples=4000, schedule=measured(6, knee=1e6, maximum=24, every=5)
+        ),
         same=False,
     ),
     "interrupted, with dropout": Case(lambda: workload(lambda: Signalling(dropout)), plan(), same=False),

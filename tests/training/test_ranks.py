@@ -267,7 +267,7 @@ def test_ranks_measure_the_noise_scale_by_what_their_shares_differ_in(two: Path)
 def test_the_batch_follows_the_noise_that_ranks_measure(two_again: Path) -> None:
     results = [result(two_again / "unbroken", MEASURED, rank) for rank in range(2)]
     assert curve(results[0]) == curve(results[1])
-    sizes = [point.batch_size for point in results[0].curve]
+    sizes = [point.batch_size or 0 for point in results[0].curve]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (6, 24)
 

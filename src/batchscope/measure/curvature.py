@@ -1,34 +1,48 @@
-"""The Hessian's largest eigenvalue at given weights, and the bound that it puts on the learning rate.
+"""Curvature of the training loss at given weights: largest eigenvalues, trace, spectral density, the rate they allow.
 
-Computed by SciPy's Lanczos method from exact products Hv, each a gradient of gᵀv (Pearlmutter 1994), on a sample of
-training examples. The model is in evaluation mode, so that the loss is a function: dropout is off and batch norm uses
-its running statistics. Products are in the model's own precision, vectors in float64. (On CUDA torch's default is
-TF32 in convolutions, good for about 1e-3.)
+All of it from exact products with the Hessian or the Gauss–Newton matrix
+(:mod:`batchscope.measure.curvature_operators`), on a sample of training examples, in evaluation mode.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from scipy.stats import norm
+from scipy.stats import t as student
+from torch import nn
 
-from batchscope.errors import ArgumentError, WorkloadError
+from batchscope.errors import ArgumentError
+from batchscope.measure.curvature_operators import GaussNewton, Hessian, Operator
+from batchscope.measure.eigenvalues import top_eigenpairs
+from batchscope.measure.lanczos import quadrature
 from batchscope.measure.state import loaded
+from batchscope.progress import Report, Reporter, reporter
+from batchscope.provenance import provenance
+from batchscope.records import Interval
+from batchscope.records.curvature import CurvatureMatrix, HessianEigenvalues, HessianTrace, SpectralDensity
 from batchscope.seeding import derive, isolated
-from batchscope.training.modes import evaluating
+from batchscope.training.interruption import stop_requests
 from batchscope.training.train import checked_seed, chosen_device
-from batchscope.workload.batches import take, to_device
-from batchscope.workload.workload import Batch, Workload
+from batchscope.workload.workload import Workload
 
-BATCH_SIZE = 256
+# Where nothing is said: enough for the largest eigenvalues to be those of the training loss within some per cent.
+EXAMPLES = 4096
+MATRICES: dict[CurvatureMatrix, type[Operator]] = {"hessian": Hessian, "gauss-newton": GaussNewton}
+# Products that an eigenvalue takes, and the first one, where nothing is known yet: for the cost told beforehand.
+PRODUCTS_EACH, PRODUCTS_FIRST = 7, 20
+# Eigenvalues this small beside the largest are zero, for what single precision knows of them.
+ROUNDING = 1e-5
+# A product is off by about this many units in the last place, beside the largest eigenvalue.
+PRODUCT_EPS = 10.0
+GRID = 512
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,257 @@ class Eigenvalue:
     converged: bool
     products: int
     examples: int
+
+
+def hessian_eigenvalues(
+    workload: Workload,
+    state: Mapping[str, Any] | None = None,
+    k: int = 5,
+    *,
+    examples: int | None = None,
+    matrix: CurvatureMatrix = "hessian",
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool | Reporter = False,
+) -> HessianEigenvalues:
+    """The k largest eigenvalues of the Hessian of the mean training loss, with vectors and true residuals.
+
+    Implicitly restarted Lanczos (Lehoucq, Sorensen and Yang 1998) on exact products. Equal eigenvalues, which it can
+    leave out, are looked for by themselves. The model is in evaluation mode: dropout is off, and batch norm uses its
+    running statistics.
+
+    Args:
+        workload: What is trained.
+        state: A state dict; None: fresh weights under the seed.
+        k: How many; all, where there are fewer.
+        examples: Training examples of the loss, drawn without replacement; None: 4,096, or all where there are fewer.
+        matrix: "hessian", or "gauss-newton" for JᵀH_L J.
+        tolerance: Relative accuracy at which the method stops; single precision allows about 1e-5.
+        seed: Draws the examples, fresh weights and the first vectors.
+        device: "cpu", "cuda" …; None: CUDA where there is one.
+        progress: True shows progress on stderr, and first what it is going to cost; or a function that is told.
+
+    Returns:
+        The eigenvalues, descending by value, and the learning rate that the first allows.
+
+    Raises:
+        ArgumentError: A number that makes no sense.
+        WorkloadError: Weights that do not fit the model, derivatives that are not finite, or a loss that differs from
+            one call to the next.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> found = hessian_eigenvalues(bs.load_workload("quadratic"), k=2)
+        >>> round(found.values[0], 4), max(found.residuals) < 1e-3, found.told_apart
+        (1.0, True, (True, True))
+    """
+    began = time.perf_counter()
+    k = _whole("k", k)
+    _check_tolerance(tolerance)
+    operator, weights_device = _operator(workload, state, matrix, examples, seed=seed, device=device)
+    with reporter(progress, "eigenvalues") as report, stop_requests():
+        goes_on = _counting(report, operator, PRODUCTS_FIRST + PRODUCTS_EACH * min(k, operator.parameters))
+        found = top_eigenpairs(
+            operator,
+            k,
+            tolerance=tolerance,
+            generator=np.random.default_rng(derive(seed, "first vector")),
+            goes_on=goes_on,
+        )
+    operator.release()
+    # Residuals are of products as they are computed, whose own rounding they don't see.
+    reach = np.append(found.residuals + PRODUCT_EPS * operator.epsilon * np.abs(found.values).max(), 0.0)
+    gaps = np.append(-np.diff(found.values), math.inf)
+    return HessianEigenvalues(
+        workload=workload.title,
+        matrix=matrix,
+        parameters=operator.parameters,
+        examples=operator.examples,
+        values=tuple(found.values.tolist()),
+        residuals=tuple(found.residuals.tolist()),
+        converged=found.converged,
+        told_apart=tuple(bool(gap > a + b) for gap, a, b in zip(gaps, reach[:-1], reach[1:], strict=True)),
+        learning_rate=workload.learning_rate,
+        stable_learning_rate=curvature_bound(_optimizer(workload), float(found.values[0])),
+        products=operator.products,
+        seconds=time.perf_counter() - began,
+        provenance=provenance(workload, device=weights_device, seed=seed),
+        vectors=found.vectors,
+    )
+
+
+def hessian_trace(
+    workload: Workload,
+    state: Mapping[str, Any] | None = None,
+    *,
+    examples: int | None = None,
+    matrix: CurvatureMatrix = "hessian",
+    samples: int = 30,
+    eigenvalues: HessianEigenvalues | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool | Reporter = False,
+) -> HessianTrace:
+    """The trace of the Hessian of the mean training loss, with an interval.
+
+    Hutchinson's estimate (1990): the mean of vᵀHv over random vectors of signs, whose variance is 2·Σ H_ij² over i ≠ j.
+    With eigenvalues that are known already, their part is exact and the random vectors see the rest alone (Meyer et al.
+    2021, arXiv 2010.09649), which makes the interval narrower by as much as they stand out.
+
+    Args:
+        workload: What is trained.
+        state: A state dict; None: fresh weights under the seed.
+        examples: As for :func:`hessian_eigenvalues`, and so is what is not named here.
+        matrix: Likewise.
+        samples: Random vectors.
+        eigenvalues: Of the same matrix at the same weights, with their vectors.
+        seed: Likewise.
+        device: Likewise.
+        progress: Likewise.
+
+    Returns:
+        The trace with its 95% interval, by Student's t over the vectors.
+
+    Raises:
+        ArgumentError: A number that makes no sense, or eigenvalues of another matrix.
+        WorkloadError: As for :func:`hessian_eigenvalues`.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> workload = bs.load_workload("quadratic")
+        >>> found = hessian_trace(workload, samples=20)
+        >>> found.trace.low < found.trace.value < found.trace.high
+        True
+    """
+    began = time.perf_counter()
+    samples = _whole("samples", samples, least=2)
+    operator, weights_device = _operator(workload, state, matrix, examples, seed=seed, device=device)
+    known, basis = 0.0, np.zeros((operator.parameters, 0))
+    if eigenvalues is not None:
+        basis = np.asarray(eigenvalues.vectors)
+        if eigenvalues.matrix != matrix or basis.ndim != 2 or len(basis) != operator.parameters:
+            raise ArgumentError(
+                "eigenvalues must be those of the same matrix, with their vectors",
+                got=f"{eigenvalues.matrix}, {eigenvalues.parameters} parameters",
+                mend="give what hessian_eigenvalues returned for this workload and these weights",
+            )
+        known = float(sum(eigenvalues.values))
+    generator = np.random.default_rng(derive(seed, "trace"))
+    found = []
+    with reporter(progress, "trace") as report:
+        goes_on = _counting(report, operator, samples)
+        for _ in range(samples):
+            goes_on()
+            vector = generator.choice([-1.0, 1.0], size=operator.parameters)
+            vector -= basis @ (basis.T @ vector)
+            # What is projected out of the vector is so of the matrix, whose own part of it is exact.
+            found.append(known + float(vector @ (operator @ vector)))
+    operator.release()
+    centre = float(np.mean(found))
+    width = float(student.ppf(0.975, samples - 1)) * float(np.std(found, ddof=1)) / math.sqrt(samples)
+    trace = Interval(centre, centre - width, centre + width)
+    size = operator.parameters
+    return HessianTrace(
+        workload=workload.title,
+        matrix=matrix,
+        parameters=size,
+        examples=operator.examples,
+        trace=trace,
+        mean_eigenvalue=Interval(centre / size, (centre - width) / size, (centre + width) / size),
+        samples=samples,
+        projected_out=basis.shape[1],
+        products=operator.products,
+        seconds=time.perf_counter() - began,
+        provenance=provenance(workload, device=weights_device, seed=seed),
+    )
+
+
+def spectral_density(
+    workload: Workload,
+    state: Mapping[str, Any] | None = None,
+    *,
+    examples: int | None = None,
+    matrix: CurvatureMatrix = "hessian",
+    runs: int = 4,
+    steps: int = 60,
+    width: float | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool | Reporter = False,
+) -> SpectralDensity:
+    """How the eigenvalues of the Hessian of the mean training loss are spread: stochastic Lanczos quadrature.
+
+    From each random vector, Lanczos steps with full reorthogonalisation make a quadrature of the spectral density that
+    is exact for polynomials of degree 2·steps − 1 (Lin, Saad and Yang 2016, arXiv 1308.5467; Ghorbani et al. 2019,
+    arXiv 1901.10159); the mean over vectors is drawn with Gaussians.
+
+    Args:
+        workload: What is trained.
+        state: A state dict; None: fresh weights under the seed.
+        examples: As for :func:`hessian_eigenvalues`, and so is what is not named here.
+        matrix: Likewise.
+        runs: Random vectors.
+        steps: Lanczos steps from each; the memory is that of so many vectors.
+        width: Standard deviation of the Gaussians; None: a hundredth of the spectrum's reach.
+        seed: Likewise.
+        device: Likewise.
+        progress: Likewise.
+
+    Returns:
+        The density over a grid, and the quadrature itself.
+
+    Raises:
+        ArgumentError: A number that makes no sense.
+        WorkloadError: As for :func:`hessian_eigenvalues`.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> found = spectral_density(bs.load_workload("quadratic"), steps=20)
+        >>> abs(sum(found.weights) - 1) < 1e-9, 0.9 < found.nodes[-1] < 1.1
+        (True, True)
+    """
+    began = time.perf_counter()
+    runs, steps = _whole("runs", runs), _whole("steps", steps, least=2)
+    if width is not None and not (isinstance(width, (int, float)) and 0 < width < math.inf):
+        raise ArgumentError("width must be a positive number", got=width)
+    operator, weights_device = _operator(workload, state, matrix, examples, seed=seed, device=device)
+    nodes: list[NDArray[np.float64]] = []
+    weights: list[NDArray[np.float64]] = []
+    with reporter(progress, "spectral density") as report:
+        goes_on = _counting(report, operator, runs * min(steps, operator.parameters))
+        for run in range(runs):
+            generator = np.random.default_rng(derive(seed, "density", run))
+            own, shares = quadrature(operator, steps, generator=generator, goes_on=goes_on)
+            nodes.append(own)
+            weights.append(shares)
+    operator.release()
+    least = ROUNDING * max(float(np.abs(own).max()) for own in nodes)
+    negative = [float(shares[own < -least].sum()) for own, shares in zip(nodes, weights, strict=True)]
+    places, shares = np.concatenate(nodes), np.concatenate(weights) / runs
+    order = np.argsort(places)
+    places, shares = places[order], shares[order]
+    reach = float(places[-1] - places[0]) or max(abs(float(places[0])), 1.0)
+    spread = reach / 100 if width is None else float(width)
+    grid = np.linspace(places[0] - 4 * spread, places[-1] + 4 * spread, GRID)
+    density = norm.pdf(grid[:, None], loc=places, scale=spread) @ shares
+    return SpectralDensity(
+        workload=workload.title,
+        matrix=matrix,
+        parameters=operator.parameters,
+        examples=operator.examples,
+        eigenvalues=tuple(grid.tolist()),
+        density=tuple(density.tolist()),
+        width=spread,
+        nodes=tuple(places.tolist()),
+        weights=tuple(shares.tolist()),
+        share_negative=_mean(negative),
+        runs=runs,
+        steps=min(steps, operator.parameters),
+        products=operator.products,
+        seconds=time.perf_counter() - began,
+        provenance=provenance(workload, device=weights_device, seed=seed),
+    )
 
 
 def largest_eigenvalue(
@@ -81,98 +346,78 @@ def largest_eigenvalue(
         >>> round(largest_eigenvalue(bs.load_workload("quadratic")).value, 4)
         1.0
     """
+    _check_tolerance(tolerance)
+    operator, _ = _operator(workload, state, "hessian", examples, seed=seed, device=device)
+    generator = np.random.default_rng(derive(seed, "first vector"))
+    found = top_eigenpairs(operator, 1, tolerance=tolerance, generator=generator, checked=False)
+    operator.release()
+    if not len(found.values):
+        return Eigenvalue(math.nan, math.nan, converged=False, products=operator.products, examples=operator.examples)
+    return Eigenvalue(
+        float(found.values[0]), float(found.residuals[0]), found.converged[0], operator.products, operator.examples
+    )
+
+
+def _operator(
+    workload: Workload,
+    state: Mapping[str, Any] | None,
+    matrix: CurvatureMatrix,
+    examples: int | None,
+    *,
+    seed: int,
+    device: str | torch.device | None,
+) -> tuple[Operator, torch.device]:
     seed = checked_seed(seed)
-    if type(examples) is not int or examples < 1:
-        raise ArgumentError("examples must be a whole number of at least 1", got=examples)
-    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
-        raise ArgumentError("tolerance must be between 0 and 1", got=tolerance)
+    count = EXAMPLES if examples is None else _whole("examples", examples)
+    if matrix not in MATRICES:
+        raise ArgumentError(f"matrix must be one of {', '.join(MATRICES)}", got=matrix)
     chosen = chosen_device(device)
     generator = torch.Generator().manual_seed(derive(seed, "curvature examples"))
-    indices = torch.randperm(workload.training_examples, generator=generator)[:examples].tolist()
+    indices = torch.randperm(workload.training_examples, generator=generator)[:count].tolist()
     with isolated(derive(seed, "weights"), chosen):
-        model = loaded(workload.model(), state)
-        hessian = Hessian(workload, model.to(chosen), indices, seed=derive(seed, "curvature"))
-    start = np.random.default_rng(derive(seed, "first vector")).standard_normal(hessian.parameters)
-    value, vector, converged = _top(hessian, start, tolerance)
-    residual = float(np.linalg.norm(hessian @ vector - value * vector))
-    return Eigenvalue(value, residual, converged, hessian.products, len(indices))
+        model = loaded(workload.model(), state).to(chosen)
+        return MATRICES[matrix](workload, model, indices, seed=derive(seed, "curvature")), chosen
 
 
-class Hessian:
-    """The Hessian of the mean training loss at a model's present weights, as an operator on flat vectors.
+def _counting(report: Report, operator: Operator, expected: int) -> Callable[[], None]:
+    """Tells before each product how many there were; after the first one, what all of them are going to take."""
+    began = time.perf_counter()
 
-    Args:
-        workload: Whose loss.
-        model: The model on its device; its weights, buffers, modes and gradients are left as they are.
-        indices: Training examples.
-        seed: Of whatever the model draws in evaluation mode, the same at every product.
+    def goes_on() -> None:
+        done = operator.products
+        each = (time.perf_counter() - began) / done if done else 0.0
+        report.update(
+            label=f"products over {operator.examples:,} examples",
+            done=min(done, expected),
+            total=expected,
+            seconds_left=each * max(0, expected - done) if done else None,
+        )
 
-    Attributes:
-        parameters: Its dimension: the parameters that are trained.
-        products: Products computed so far.
-    """
-
-    def __init__(self, workload: Workload, model: nn.Module, indices: list[int], *, seed: int) -> None:
-        self.workload, self.model, self.seed = workload, model, seed
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._device = self._trained[0].device
-        self._count = len(indices)
-        self._batches: list[tuple[int, Batch]] = []
-        with isolated(derive(seed, "dataset"), self._device):  # read once, so that random augmentation stands still
-            for start in range(0, len(indices), BATCH_SIZE):
-                part = indices[start : start + BATCH_SIZE]
-                self._batches.append((len(part), take(workload.train, part, workload.collate)))
-        self.parameters = sum(parameter.numel() for parameter in self._trained)
-        self.products = 0
-
-    def __matmul__(self, vector: NDArray[Any]) -> NDArray[np.float64]:
-        """Hv, in float64: the mean over examples, so that a last batch that is smaller counts less."""
-        flat = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float64).reshape(-1))
-        total = torch.zeros(self.parameters, dtype=torch.float64)
-        with evaluating(self.model), sdpa_kernel(SDPBackend.MATH), isolated(self.seed, self._device):
-            for count, batch in self._batches:
-                total += self._product(batch, self._split(flat)).cpu().double() * (count / self._count)
-        self.products += 1
-        if not torch.isfinite(total).all():
-            raise WorkloadError(
-                "second derivatives must be finite", got="one that is not", mend="measure at weights that train"
-            )
-        result: NDArray[np.float64] = total.numpy()
-        return result
-
-    def _product(self, batch: Batch, vectors: list[Tensor]) -> Tensor:
-        with torch.enable_grad():
-            output, target = self.workload.output_and_target(self.model, to_device(batch, self._device))
-            loss = self.workload.loss(output, target)
-            gradients = torch.autograd.grad(loss, self._trained, create_graph=True, allow_unused=True)
-            along = torch.stack(
-                [(g * v).sum() for g, v in zip(gradients, vectors, strict=True) if g is not None and g.requires_grad]
-                or [loss * 0.0]  # a loss that is linear in every parameter
-            ).sum()
-            products = torch.autograd.grad(along, self._trained, allow_unused=True)
-        parts = zip(products, self._trained, strict=True)
-        return torch.cat([(torch.zeros_like(p) if h is None else h).flatten() for h, p in parts]).detach()
-
-    def _split(self, flat: Tensor) -> list[Tensor]:
-        parts = torch.split(flat, [parameter.numel() for parameter in self._trained])
-        return [part.view_as(p).to(p.device, p.dtype) for part, p in zip(parts, self._trained, strict=True)]
+    return goes_on
 
 
-def _top(hessian: Hessian, start: NDArray[np.float64], tolerance: float) -> tuple[float, NDArray[np.float64], bool]:
-    """The largest eigenvalue, its unit vector, and whether it converged."""
-    size = hessian.parameters
-    if size <= 2:  # too small for Lanczos
-        dense = np.stack([hessian @ column for column in np.eye(size)], axis=1)
-        values, vectors = np.linalg.eigh((dense + dense.T) / 2)
-        return float(values[-1]), vectors[:, -1], True
-    operator = LinearOperator((size, size), matvec=lambda v: hessian @ v, dtype=np.float64)
-    try:
-        values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance)
-        return float(values[0]), vectors[:, 0], True
-    except ArpackNoConvergence as error:
-        if len(error.eigenvalues):
-            return float(error.eigenvalues[-1]), error.eigenvectors[:, -1], False
-        return math.nan, start / np.linalg.norm(start), False
+def _mean(values: list[float]) -> Interval:
+    """The mean with its 95% interval; unresolved from one value."""
+    centre = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(centre, None, None, resolved=True)
+    width = float(student.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Interval(centre, max(0.0, centre - width), centre + width)
+
+
+def _optimizer(workload: Workload) -> torch.optim.Optimizer:
+    return workload.optimizer([nn.Parameter(torch.zeros(1))], workload.learning_rate)
+
+
+def _whole(name: str, value: int, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise ArgumentError(f"{name} must be a whole number of at least {least}", got=value)
+    return value
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+        raise ArgumentError("tolerance must be between 0 and 1", got=tolerance)
 
 
 def curvature_bound(optimizer: torch.optim.Optimizer, eigenvalue: float) -> float | None:

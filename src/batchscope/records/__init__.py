@@ -23,6 +23,7 @@ from batchscope.records.comparison import (
     RateTrial,
     WorkloadSummary,
 )
+from batchscope.records.curvature import CurvatureMatrix, HessianEigenvalues, HessianTrace, SpectralDensity
 from batchscope.records.interval import Interval
 from batchscope.records.learning_rate import RangePoint, RangeTest
 from batchscope.records.memory import LimitSource, MemoryLaw, MemoryMeter, MemoryPoint, MemoryUse
@@ -31,6 +32,7 @@ from batchscope.records.plan import Order, Plan, Shape
 from batchscope.records.probe import Limits, NoisePoint, Probe, Replanned
 from batchscope.records.provenance import Provenance
 from batchscope.records.schedule import Coupling, MeasuredGrowth, Phase, Schedule
+from batchscope.records.sharpness import Sharpness, SharpnessBox, SharpnessRun
 from batchscope.records.step_time import Reading, StepTimeLaw, StepTimePoint, StepTimes
 from batchscope.records.sweep import (
     Edge,
@@ -57,6 +59,7 @@ __all__ = [
     "Comparison",
     "ComparisonRow",
     "Coupling",
+    "CurvatureMatrix",
     "CurvePoint",
     "Difference",
     "Edge",
@@ -66,6 +69,8 @@ __all__ = [
     "Goal",
     "GoalKind",
     "GradientError",
+    "HessianEigenvalues",
+    "HessianTrace",
     "Interval",
     "LimitSource",
     "Limits",
@@ -100,6 +105,10 @@ __all__ = [
     "Replanned",
     "Schedule",
     "Shape",
+    "Sharpness",
+    "SharpnessBox",
+    "SharpnessRun",
+    "SpectralDensity",
     "Spending",
     "StepTimeLaw",
     "StepTimePoint",

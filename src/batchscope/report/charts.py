@@ -15,6 +15,7 @@ from batchscope.records import (
     Probe,
     RangeTest,
     Record,
+    SpectralDensity,
     StepTimes,
     Sweep,
     TradeoffLaw,
@@ -24,6 +25,8 @@ from batchscope.report import (
     advice_charts,
     advice_race_charts,
     comparison_charts,
+    curvature_charts,
+    curvature_content,
     curves,
     marks,
     palette,
@@ -64,6 +67,7 @@ TITLES = {
     "frontier_seconds": "Time against batch size",
     "frontier_examples": "Examples against batch size",
     "frontier_score": "Score against batch size",
+    "spectral_density": "Density of the eigenvalues",
     "forecast": "The advised setting on its way to the goal",
     "race": "The race",
 }
@@ -144,6 +148,8 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
         spec = _OF_SWEEP[name](record)
     elif isinstance(record, Advice) and name in _OF_ADVICE:
         spec = _OF_ADVICE[name](record)
+    elif isinstance(record, SpectralDensity) and name == "spectral_density":
+        spec = curvature_charts.spectral_density(record)
     elif name in _OF_PROBE:
         kind, draw = _OF_PROBE[name]
         parts = (record, *probe_content.parts_of(record)) if isinstance(record, Probe) else (record,)
@@ -166,7 +172,8 @@ def rows_to_colour(record: Record) -> int:
     """How many colours the record's charts need."""
     if isinstance(record, Comparison):
         return len(record.rows)
-    return marks.COLOURS if isinstance(record, Probe | probe_content.Part | Sweep | TradeoffLaw | Advice) else 1
+    coloured = Probe | probe_content.Part | Sweep | TradeoffLaw | Advice | curvature_content.Curvature
+    return marks.COLOURS if isinstance(record, coloured) else 1
 
 
 def svg(record: Record, name: str, *, theme: palette.Theme = "light", width: int = _WIDTH) -> str:

@@ -25,6 +25,7 @@ from batchscope.records import (
 from batchscope.report import (
     advice_content,
     charts,
+    curvature_content,
     curves,
     palette,
     probe_content,
@@ -63,6 +64,8 @@ def render(record: Record) -> str:
         content = probe_content.of_probe(record, specs)
     elif isinstance(record, probe_content.Part):
         content = probe_content.of_part(record, specs)
+    elif isinstance(record, curvature_content.Curvature):
+        content = curvature_content.of_curvature(record, specs)
     elif isinstance(record, MonitoredNoise):
         content = probe_content.of_monitor(record)
     elif isinstance(record, Sweep):

@@ -29,6 +29,7 @@ from batchscope.records import (
 )
 from batchscope.report import (
     advice_sheets,
+    curvature_content,
     probe_content,
     probe_sheets,
     sheets,
@@ -65,6 +66,8 @@ def render(record: Record) -> RenderableType:
         return _ProbeTable(record)
     if isinstance(record, probe_content.Part):
         return _PartTable(record)
+    if isinstance(record, curvature_content.Curvature):
+        return _CurvatureTable(record)
     if isinstance(record, MonitoredNoise):
         return _pairs("Gradient noise of your own loop", probe_sheets.monitored_facts(record))
     if isinstance(record, Sweep):
@@ -167,6 +170,22 @@ class _PartTable:
         yield from _measured(record, console, options)
         if isinstance(record, NoiseMeasurement) and record.note:
             yield _aside(record.note)
+        yield _aside(_origin(record))
+
+
+class _CurvatureTable:
+    """Eigenvalues, a trace, a density or a sharpness."""
+
+    def __init__(self, record: curvature_content.Curvature) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        record = self.record
+        yield from _said(curvature_content.answer(record))
+        yield Text()
+        if (table := curvature_content.sheet(record)) is not None:
+            yield from _sheet(table, console, options)
+        yield _pairs(record.workload, curvature_content.facts(record))
         yield _aside(_origin(record))
 
 
@@ -308,7 +327,9 @@ def _beside(left: Sheet, right: Sheet) -> Sheet:
     return Sheet(title, left.columns + right.columns[1:], lines, f"{left.note} {right.note}")
 
 
-def _origin(record: Comparison | TrainResult | Probe | probe_content.Part | Sweep | Advice) -> str:
+def _origin(
+    record: Comparison | TrainResult | Probe | probe_content.Part | Sweep | Advice | curvature_content.Curvature,
+) -> str:
     origin = record.provenance
     return (
         f"batchscope {origin.batchscope}, torch {origin.torch}, Python {origin.python}, {origin.device}, "

@@ -152,7 +152,7 @@ class RankedRun(Run):
         return step
 
     def _noise(self, observer: Observer) -> Interval:
-        # The same sums stand on all ranks; on unlike processors what is worked out from them may differ in the last bit.
+        # The same sums stand on all ranks; what unlike processors work out from them may differ in the last bit.
         return self.ranks.first(lambda: super(RankedRun, self)._noise(observer))
 
     def _loss_and_score(self, data: EvaluationData) -> tuple[float, float]:
