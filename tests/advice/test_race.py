@@ -249,13 +249,17 @@ def test_without_enough_points_or_anything_gained_there_is_no_outlook() -> None:
 def test_the_budget_follows_the_training_run_unless_it_was_given() -> None:
     free, given = Clock(None), Clock(3.0)
     for clock in (free, given):
-        clock.allow(400.0)
+        clock.allow(400.0, known=True)
     assert free.limit == 100.0
     assert given.limit == 3.0
-    free.allow(4.0)
+    free.allow(4.0, known=True)
     assert free.limit == LEAST_SECONDS
-    free.allow(math.inf)
+    free.allow(math.inf, known=True)
     assert free.limit == LEAST_SECONDS
+    # Before a curve says something, all of what it may take, and never more than in the dark.
+    for seconds, limit in ((2.0, LEAST_SECONDS), (30.0, 30.0), (400.0, 60.0)):
+        free.allow(seconds, known=False)
+        assert free.limit == limit
 
 
 def test_part_of_the_validation_set_is_set_right_by_one_look_at_all_of_it(make: Make) -> None:

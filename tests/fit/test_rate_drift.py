@@ -5,10 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from batchscope import Interval
-from batchscope.fit.rate_drift import DRIFT, Bottom, fit_rate_drift
+from batchscope.fit.rate_drift import (
+    DRIFT,
+    DRIFT_SPREAD,
+    LEVEL_SPREAD,
+    SCATTER,
+    SLOPE_SPREAD,
+    Bottom,
+    fit_rate_drift,
+)
 
 
 def test_one_bottom_moves_by_the_scaling_rule_and_the_usual_drift() -> None:
@@ -63,3 +72,41 @@ def test_a_size_that_was_seen_keeps_its_share_of_what_sets_it_apart() -> None:
     # As sure of its valley as sizes are alike: half of the distance is its own.
     assert math.log(alone / law) == pytest.approx(math.log(0.128 / law) / 2)
     assert found.predict(48, 1e4) == other.predict(48, 1e4)
+
+
+def test_several_places_of_a_size_say_how_its_rate_drifts() -> None:
+    places = [1000.0 * 2**k for k in range(6)]
+    falling = [Bottom(64, place, 0.1 * (place / 1000) ** -0.35, 0.1) for place in places]
+    law = fit_rate_drift(falling, exponent=0.5)
+    assert DRIFT > law.mean[2] > -0.35
+    steady = fit_rate_drift([dataclasses.replace(bottom, learning_rate=0.1) for bottom in falling], exponent=0.5)
+    assert DRIFT < steady.mean[2] < 0.05
+    last = falling[-1]
+    assert law.predict(64, 10 * last.examples).value < steady.predict(64, 10 * last.examples).value
+
+
+def test_places_of_one_size_share_what_is_its_own() -> None:
+    # The posterior of a mixed model, worked out with the size's own part as one more unknown.
+    bottoms = [Bottom(64, 1000.0, 0.1, 0.2), Bottom(64, 4000.0, 0.12, 0.3), Bottom(256, 2000.0, 0.15, 0.1)]
+    law = fit_rate_drift(bottoms, exponent=0.5)
+    size = math.exp(sum(math.log(b.batch_size) for b in bottoms) / 3)
+    examples = math.exp(sum(math.log(b.examples) for b in bottoms) / 3)
+    rows = np.array(
+        [
+            [
+                1.0,
+                math.log(b.batch_size / size),
+                math.log(b.examples / examples),
+                float(b.batch_size == 64),
+                float(b.batch_size == 256),
+            ]
+            for b in bottoms
+        ]
+    )
+    seen = np.array([math.log(b.learning_rate) for b in bottoms])
+    mean = np.array([seen.mean(), 0.5, DRIFT, 0.0, 0.0])
+    prior = np.diag([1 / s**2 for s in (LEVEL_SPREAD, SLOPE_SPREAD, DRIFT_SPREAD, SCATTER, SCATTER)])
+    weights = np.diag([1 / b.spread**2 for b in bottoms])
+    posterior = np.linalg.solve(prior + rows.T @ weights @ rows, prior @ mean + rows.T @ weights @ seen)
+    np.testing.assert_allclose(law.mean, posterior[:3], rtol=1e-9)
+    assert [law.own[64][0], law.own[256][0]] == pytest.approx(posterior[3:].tolist(), rel=1e-9)

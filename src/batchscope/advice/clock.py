@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from time import perf_counter as now
 
 # What the advice may cost: this share of a training run, and no less than so many seconds.
-BUDGET_SHARE, LEAST_SECONDS = 0.25, 9.0
+BUDGET_SHARE, LEAST_SECONDS = 0.25, 8.0
 # Until a training run's length can be told, the advice goes on for this long.
 MOST_SECONDS_IN_THE_DARK = 60.0
 
@@ -44,7 +44,15 @@ class Clock:
         """Seconds left."""
         return self.limit - self.spent
 
-    def allow(self, training_seconds: float) -> None:
-        """Set the limit by what a training run takes, where no limit was given."""
+    def allow(self, training_seconds: float, *, known: bool) -> None:
+        """Set the limit by what a training run takes, where no limit was given.
+
+        Args:
+            training_seconds: By the laws so far.
+            known: Whether a curve has gone so far that they say something; else they may cost a whole run.
+        """
         if self.seconds is None and math.isfinite(training_seconds):
-            self.limit = max(LEAST_SECONDS, BUDGET_SHARE * training_seconds)
+            share = BUDGET_SHARE if known else 1.0
+            self.limit = min(
+                max(LEAST_SECONDS, share * training_seconds), math.inf if known else MOST_SECONDS_IN_THE_DARK
+            )

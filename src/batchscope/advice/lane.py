@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from batchscope.advice.heat import Entrant, Heat
 from batchscope.fit.learning_curve import Curve
@@ -18,6 +19,9 @@ FAR_OCTAVES = 1.6
 CLEARLY_WORSE = 0.05
 # Weights as they stand are noisy: their losses are averaged over so many of the last places, where those are known.
 NOISY_PLACES = 3
+# Of the places of a lane those within this factor of the last one tell how its best rate drifts; what is noise in one is
+# noise in the next, so that each counts as this much of a place of its own.
+LAST_PLACES, INDEPENDENCE = 8.0, 0.4
 # How well the bottom of a valley is known: a share of the spacing of its rates, and more where it lies at the edge.
 BOTTOM_SPREAD, EDGE_SPREAD = 0.35, 1.0
 
@@ -103,12 +107,15 @@ class Lane:
         if running:
             min(running, key=lambda heat: heat.examples).advance()
 
-    def valley(self) -> tuple[list[float], list[float]]:
-        """Rates and losses at the last place that at least three of them got to, diverged ones infinite.
+    def valley(self, place: int | None = None) -> tuple[list[float], list[float]]:
+        """Rates and losses at one place, diverged ones infinite.
 
         Noisy losses are geometric means over the last few places before that.
+
+        Args:
+            place: Examples; None: the last place that at least three of them got to.
         """
-        last = self._common_place()
+        last = self._common_place() if place is None else place
         pairs = sorted(pair for heat in self.heats for pair in zip(*heat.valley(last), strict=True))
         if self.heats[0].judges_both_ways:
             pairs = [(rate, self._smoothed(rate, loss, last)) for rate, loss in pairs]
@@ -121,18 +128,33 @@ class Lane:
             return loss
         return math.exp(sum(map(math.log, before)) / len(before))
 
-    def _common_place(self) -> int:
+    def _common_places(self) -> list[int]:
+        """Where at least three have been, ascending; where any has, if there is no such place."""
         places: dict[int, int] = {}
         for entrant in self.entrants:
             for point in entrant.points:
                 if point.examples and math.isfinite(point.loss):
                     places[point.examples] = places.get(point.examples, 0) + 1
-        enough = [place for place, count in places.items() if count >= min(3, len(self.entrants))]
-        return max(enough or places or {0: 0})
+        return sorted([place for place, count in places.items() if count >= min(3, len(self.entrants))] or places)
 
-    def bottom(self) -> tuple[Bottom, str | None] | None:
-        """The bottom of the valley, and at which edge of the rates it lies, if at one; None before any evaluation."""
-        rates, losses = self.valley()
+    def _common_place(self) -> int:
+        return (self._common_places() or [0])[-1]
+
+    def bottoms(self) -> list[Bottom]:
+        """The bottoms of the valleys on the way, each known as well as it adds to the others."""
+        places = [place for place in self._common_places() if place * LAST_PLACES >= self._common_place()]
+        found = [bottom for place in places if (bottom := self.bottom(place)) is not None]
+        shared = math.sqrt(len(found) / (1 + INDEPENDENCE * (len(found) - 1))) if found else 1.0
+        return [replace(bottom, spread=shared * bottom.spread) for bottom, _ in found]
+
+    def bottom(self, place: int | None = None) -> tuple[Bottom, str | None] | None:
+        """The bottom of the valley, and at which edge of the rates it lies, if at one; None before any evaluation.
+
+        Args:
+            place: Examples; None: as far as at least three rates got.
+        """
+        at = self._common_place() if place is None else place
+        rates, losses = self.valley(at)
         if not any(math.isfinite(loss) for loss in losses):
             return None
         rate, at_edge = valley_bottom(rates, losses)
@@ -143,7 +165,7 @@ class Lane:
         steps = [math.log(b / a) for a, b in itertools.pairwise(rates)]
         step = max(steps, default=math.log(4))
         spread = EDGE_SPREAD * step if edge else BOTTOM_SPREAD * step
-        return Bottom(self.batch_size, float(max(self._common_place(), 1)), rate, spread), edge
+        return Bottom(self.batch_size, float(max(at, 1)), rate, spread), edge
 
     def extend(self, edge: str, factor: float = 2.0, count: int = 2) -> None:
         """Add rates beyond an edge; they begin at the beginning.

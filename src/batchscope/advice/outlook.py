@@ -22,6 +22,8 @@ LIKELY = 0.5
 # examples that it takes are known to this share of that: in recordings of three networks, cut off at a quarter to all
 # of the way, intervals of 90% hold the truth in 83% of cases with this and INDEPENDENCE, and in 76% with neither.
 BENDING = 0.5
+# Where a goal is out of reach, sizes are told apart at so many times the effective examples that were seen.
+SOME_WAY = 4.0
 # Of the scatter of single runs about the law, the part that a difference must exceed to be noticed.
 HIDDEN = 0.5
 
@@ -60,6 +62,8 @@ class Outlook:
         seconds: Seconds of training to the goal, likewise.
         scores: Scores at the goal, likewise.
         beyond: What the curves make of examples beyond those that were seen of them.
+        pace: Seconds to the same effective examples at each size, some way beyond those that were seen, likewise: what
+            tells sizes apart where the goal is reached by none.
     """
 
     goal: Goal
@@ -70,6 +74,7 @@ class Outlook:
     seconds: Floats
     scores: Floats
     beyond: Beyond
+    pace: Floats
 
     def scores_after(self, size: int, examples: Floats | float) -> Floats:
         """Scores that a batch size reaches, in each draw.
@@ -94,7 +99,7 @@ class Outlook:
         if self.goal.kind != "target":
             return np.asarray(costs - least)
         with np.errstate(invalid="ignore"):
-            return np.where(np.isfinite(least), costs / least - 1, 0.0)
+            return np.where(np.isfinite(least), costs / least, self.pace / self.pace.min(axis=0)) - 1
 
     @property
     def tolerance(self) -> float:
@@ -163,7 +168,7 @@ def find_outlook(
         return None
     loss = fit_learning_curve(losses, seed=seed)
     score = fit_learning_curve(scores, shared=loss, seed=seed + 1)
-    rows: list[tuple[Floats, Floats, Floats]] = []
+    rows: list[tuple[Floats, ...]] = []
     generator = np.random.default_rng(seed)
     seen = np.max([score.effective(curve.batch_size, curve.examples[-1]) for curve in scores], axis=0)
     beyond = Beyond(score, seen, BENDING * generator.standard_normal(score.draws))
@@ -177,9 +182,11 @@ def find_outlook(
         else:
             examples = np.full(score.draws, goal.value) if goal.kind == "examples" else goal.value / per_example
             reached = -score.values(size, examples * beyond(size, examples))
-        rows.append((examples, examples * per_example, reached))
-    examples, seconds, reached = (np.stack([row[i] for row in rows]) for i in range(3))
-    return Outlook(goal, loss, score, tuple(sizes), examples, seconds, reached, beyond)
+        rows.append(
+            (examples, examples * per_example, reached, score.examples_for(size, SOME_WAY * seen) * per_example)
+        )
+    examples, seconds, reached, pace = (np.stack([row[i] for row in rows]) for i in range(4))
+    return Outlook(goal, loss, score, tuple(sizes), examples, seconds, reached, beyond, pace)
 
 
 def _flat(curves: Sequence[Curve]) -> bool:

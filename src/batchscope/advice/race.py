@@ -44,10 +44,12 @@ UNLIKELY, SEEN = 0.03, 5
 OPENING_SHARE = 0.5
 # A curve of so many evaluations and updates says how long a training run will take.
 WELL_SEEN, WELL_TRAINED = 7, 100
+# Before that, a run is taken to take as long as this share of the draws say at most.
+LONG_RUN = 0.75
 LEAST_LANES, MOST_LANES = 3, 6
 MOST_SEEDS = 3
 # The laws are fitted again when training has gone on for this many times what that takes.
-LOOK_AGAIN = 3.0
+LOOK_AGAIN = 6.0
 # Of what is kept of the budget, the part that goes to seeing the likeliest candidate further on.
 FURTHER = 0.5
 
@@ -110,7 +112,7 @@ class Race:
         self.outlook: Outlook | None = None
         self.forecast: Outlook | None = None
         self.trouble: str | None = None
-        self._extended: dict[int, int] = {}
+        self._extended: dict[int, list[str]] = {}
         self._looked, self._look_seconds = 0.0, 0.0
         low, high = PILOT_SIZES
         inside = [size for size in self.sizes if low <= size <= high] or list(self.sizes)
@@ -191,7 +193,7 @@ class Race:
     @property
     def rates(self) -> RateDrift:
         """The law of the best rates, from the valleys so far."""
-        bottoms = [found[0] for lane in self.lanes.values() if (found := lane.bottom()) is not None]
+        bottoms = [bottom for lane in self.lanes.values() for bottom in lane.bottoms()]
         critical = math.inf if self.outlook is None else float(np.median(self.outlook.loss.critical))
         # A critical batch size below what was raced would put bottoms that were seen upon each other; and it is known
         # to no better than a factor of two or so, of which the larger does less harm.
@@ -292,9 +294,13 @@ class Race:
     def _look(self) -> None:
         began = self.clock.spent
         self.outlook = self._fitted()
-        if self.outlook is not None and self._well_seen():
-            best = self.outlook.sizes.index(self.outlook.best())
-            self.clock.allow(float(np.median(self.outlook.seconds[best])))
+        if self.outlook is not None and self.clock.seconds is None:
+            known = self._well_seen()
+            # Of what the plan takes; until a candidate has gone far, of what it well may take.
+            plan = self.outlook if known or not self.as_they_stand else self._fitted(planned=True) or self.outlook
+            seconds = np.sort(plan.seconds[plan.sizes.index(plan.best())])
+            at = round((0.5 if known else LONG_RUN) * (len(seconds) - 1))
+            self.clock.allow(float(seconds[at]), known=known)
         self._looked = self.clock.spent
         self._look_seconds = self._looked - began
 
@@ -332,9 +338,12 @@ class Race:
             return True
         for lane in live:
             found = lane.bottom()
-            count = self._extended.get(lane.batch_size, 0)
-            if found is not None and found[1] is not None and lane.points >= PILOT_POINTS and count < MOST_EXTENSIONS:
-                self._extended[lane.batch_size] = count + 1
+            edges = self._extended.setdefault(lane.batch_size, [])
+            if found is None or found[1] is None or lane.points < PILOT_POINTS or len(edges) >= MOST_EXTENSIONS:
+                continue
+            # A valley whose bottom lay at the other edge before is flat between the two.
+            if all(edge == found[1] for edge in edges):
+                edges.append(found[1])
                 lane.extend(found[1])
                 return True
         if not live:
@@ -394,7 +403,8 @@ class Race:
             # Smaller batches never need more examples; the question is how large one may be.
             size = max(far, key=lambda s: (round(near[s], 1), s))
         else:
-            size = max(far, key=lambda s: (near[s], -abs(math.log2(s / self.pilot))))
+            # Of two as far from the pilot the larger one: its examples are never dearer.
+            size = max(far, key=lambda s: (near[s], -round(abs(math.log2(s / self.pilot)), 3), s))
         if len(raced) >= LEAST_LANES and near[size] <= max(near[other] for other in raced):
             return False
         seen = max(lane.examples for lane in self.lanes.values())

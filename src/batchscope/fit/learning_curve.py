@@ -115,15 +115,24 @@ class LearningCurve:
         left = 1 + (value - self.value) / self.gap
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             x = np.where(left > 0, self.reference_examples * np.maximum(left, 1e-300) ** (-1 / self.exponent), np.inf)
-        # E/(1 + B/B_c(E)) = x, with B_c growing: E = x + x·B/B_c(E), which E = x·(1 + B/B_c(x)) bounds from above.
         far = ~(x < FARTHEST * self.reference_examples)
-        x = np.where(far, self.reference_examples, x)
+        return np.where(far, np.inf, self.examples_for(batch_size, np.where(far, self.reference_examples, x)))
+
+    def examples_for(self, batch_size: float, effective: Floats) -> Floats:
+        """Examples that come to so many effective ones, in each draw.
+
+        Args:
+            batch_size: Examples per update.
+            effective: x, one for each draw, finite.
+        """
+        # E/(1 + B/B_c(E)) = x, with B_c growing: E = x + x·B/B_c(E), which E = x·(1 + B/B_c(x)) bounds from above.
+        x = np.asarray(effective)
         low, high = x.copy(), x * (1 + batch_size / self.critical_batch_size(x))
         for _ in range(40):
             middle = np.sqrt(low * high)
             too_few = self.effective(batch_size, middle) < x
             low, high = np.where(too_few, middle, low), np.where(too_few, high, middle)
-        return np.where(far, np.inf, np.sqrt(low * high))
+        return np.asarray(np.sqrt(low * high))
 
 
 def fit_learning_curve(curves: Sequence[Curve], *, shared: LearningCurve | None = None, seed: int = 0) -> LearningCurve:

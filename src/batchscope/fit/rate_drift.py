@@ -4,9 +4,10 @@ log ε* = u + x·log(f(B)/f(B₀)) + d·log(E/E₀), with f(B) = B/(1 + B/B_s): 
 to begin with, it holds up to about the critical batch size B_s (McCandlish et al. 2018, equation 2.7), and longer runs
 want smaller rates (Wu et al. 2018, arXiv 1803.02021, measured from the other side as the short-horizon bias). Both
 slopes have a prior, the level has none to speak of, and each bottom of a valley that was seen counts by how well it is
-known: Bayesian linear regression, in closed form. Batch sizes differ from the law by something of their own. Where the
-bottom of one was seen, the part of its distance from the law that is likely to be that is added to what the law says
-(the best linear unbiased prediction of a random effect; Henderson 1975, Biometrics 31).
+known: Bayesian linear regression, in closed form. Batch sizes differ from the law by something of their own, the same
+at every place of one, so that several places of one size say how the bottom drifts. Where bottoms of a size were seen,
+the part of their distance from the law that is likely to be its own is added to what the law says (the best linear
+unbiased prediction of a random effect; Henderson 1975, Biometrics 31).
 """
 
 from __future__ import annotations
@@ -105,16 +106,19 @@ def fit_rate_drift(bottoms: Sequence[Bottom], *, exponent: float, saturation: fl
         [[1.0, _saturated(b.batch_size, saturation) - middle, math.log(b.examples / examples)] for b in bottoms]
     )
     seen = np.array([math.log(b.learning_rate) for b in bottoms])
-    weights = np.array([1 / (b.spread**2 + SCATTER**2) for b in bottoms])
+    sizes = np.array([b.batch_size for b in bottoms])
+    errors = np.diag([b.spread**2 for b in bottoms]) + SCATTER**2 * (sizes[:, None] == sizes[None, :])
     prior_mean = np.array([seen.mean(), exponent, DRIFT])
     prior = np.diag([1 / LEVEL_SPREAD**2, 1 / SLOPE_SPREAD**2, 1 / DRIFT_SPREAD**2])
-    precision = prior + rows.T @ (weights[:, None] * rows)
-    covariance = np.linalg.inv(precision)
-    mean = covariance @ (prior @ prior_mean + rows.T @ (weights * seen))
+    weighted = np.linalg.solve(errors, rows)
+    covariance = np.linalg.inv(prior + rows.T @ weighted)
+    mean = covariance @ (prior @ prior_mean + weighted.T @ seen)
     own: dict[int, tuple[float, float]] = {}
-    for bottom, row, value in zip(bottoms, rows, seen, strict=True):
-        share = SCATTER**2 / (SCATTER**2 + bottom.spread**2)
-        own[bottom.batch_size] = share * float(value - row @ mean), share * bottom.spread**2
+    for each in np.unique(sizes):
+        at = sizes == each
+        known = 1 / np.array([b.spread for b in bottoms])[at] ** 2
+        share = SCATTER**2 * known / (1 + SCATTER**2 * known.sum())
+        own[int(each)] = float(share @ (seen - rows @ mean)[at]), SCATTER**2 / (1 + SCATTER**2 * float(known.sum()))
     return RateDrift(size, examples, saturation, mean, covariance, own)
 
 

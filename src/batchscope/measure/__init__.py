@@ -3,6 +3,7 @@
 from batchscope.measure.branches import branched_runs
 from batchscope.measure.communication import all_reduce_law
 from batchscope.measure.curvature import hessian_eigenvalues, hessian_trace, spectral_density
+from batchscope.measure.landscape import landscape
 from batchscope.measure.max_batch_size import find_max_batch_size
 from batchscope.measure.monitor import GradientNoise
 from batchscope.measure.noise import gradient_noise
@@ -19,6 +20,7 @@ __all__ = [
     "gradient_noise",
     "hessian_eigenvalues",
     "hessian_trace",
+    "landscape",
     "probe",
     "range_test",
     "sharpness",

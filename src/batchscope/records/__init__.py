@@ -25,6 +25,7 @@ from batchscope.records.comparison import (
 )
 from batchscope.records.curvature import CurvatureMatrix, HessianEigenvalues, HessianTrace, SpectralDensity
 from batchscope.records.interval import Interval
+from batchscope.records.landscape import Landscape, LandscapeKind, LandscapePoint, PathPoint
 from batchscope.records.learning_rate import RangePoint, RangeTest
 from batchscope.records.memory import LimitSource, MemoryLaw, MemoryMeter, MemoryPoint, MemoryUse
 from batchscope.records.noise import GradientError, MonitoredNoise, NoiseMeasurement, NoiseSource
@@ -72,6 +73,9 @@ __all__ = [
     "HessianEigenvalues",
     "HessianTrace",
     "Interval",
+    "Landscape",
+    "LandscapeKind",
+    "LandscapePoint",
     "LimitSource",
     "Limits",
     "MeasuredGrowth",
@@ -85,6 +89,7 @@ __all__ = [
     "NoiseSource",
     "Order",
     "Outcome",
+    "PathPoint",
     "Phase",
     "Plan",
     "PresentSetting",

@@ -10,6 +10,7 @@ from batchscope.records import (
     Advice,
     BranchedRuns,
     Comparison,
+    Landscape,
     MemoryUse,
     NoiseMeasurement,
     Probe,
@@ -28,6 +29,7 @@ from batchscope.report import (
     curvature_charts,
     curvature_content,
     curves,
+    landscape_charts,
     marks,
     palette,
     probe_charts,
@@ -68,6 +70,9 @@ TITLES = {
     "frontier_examples": "Examples against batch size",
     "frontier_score": "Score against batch size",
     "spectral_density": "Density of the eigenvalues",
+    "loss_along_line": "Loss and score along the line",
+    "loss_map": "Training loss about the weights",
+    "loss_surface": "Training loss as a surface",
     "forecast": "The advised setting on its way to the goal",
     "race": "The race",
 }
@@ -113,6 +118,11 @@ _OF_ADVICE: dict[str, Callable[[Advice], Spec | None]] = {
     "forecast": advice_race_charts.forecast,
     "race": advice_race_charts.race,
 }
+_OF_LANDSCAPE: dict[str, Callable[[Landscape], Spec | None]] = {
+    "loss_along_line": landscape_charts.loss_along_line,
+    "loss_map": landscape_charts.loss_map,
+    "loss_surface": landscape_charts.loss_surface,
+}
 _WIDTH = 640  # of an image; on a page a chart is as wide as its card
 
 
@@ -148,6 +158,8 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
         spec = _OF_SWEEP[name](record)
     elif isinstance(record, Advice) and name in _OF_ADVICE:
         spec = _OF_ADVICE[name](record)
+    elif isinstance(record, Landscape) and name in _OF_LANDSCAPE:
+        spec = _OF_LANDSCAPE[name](record)
     elif isinstance(record, SpectralDensity) and name == "spectral_density":
         spec = curvature_charts.spectral_density(record)
     elif name in _OF_PROBE:
@@ -172,7 +184,7 @@ def rows_to_colour(record: Record) -> int:
     """How many colours the record's charts need."""
     if isinstance(record, Comparison):
         return len(record.rows)
-    coloured = Probe | probe_content.Part | Sweep | TradeoffLaw | Advice | curvature_content.Curvature
+    coloured = Probe | probe_content.Part | Sweep | TradeoffLaw | Advice | curvature_content.Curvature | Landscape
     return marks.COLOURS if isinstance(record, coloured) else 1
 
 

@@ -14,6 +14,7 @@ from batchscope.errors import require
 from batchscope.records import (
     Advice,
     Comparison,
+    Landscape,
     MonitoredNoise,
     Probe,
     Record,
@@ -27,6 +28,7 @@ from batchscope.report import (
     charts,
     curvature_content,
     curves,
+    landscape_content,
     palette,
     probe_content,
     sheets,
@@ -66,6 +68,8 @@ def render(record: Record) -> str:
         content = probe_content.of_part(record, specs)
     elif isinstance(record, curvature_content.Curvature):
         content = curvature_content.of_curvature(record, specs)
+    elif isinstance(record, Landscape):
+        content = landscape_content.of_landscape(record, specs)
     elif isinstance(record, MonitoredNoise):
         content = probe_content.of_monitor(record)
     elif isinstance(record, Sweep):

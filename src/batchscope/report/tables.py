@@ -15,6 +15,7 @@ from batchscope.records import (
     Advice,
     BranchedRuns,
     Comparison,
+    Landscape,
     MemoryUse,
     MonitoredNoise,
     NoiseMeasurement,
@@ -30,6 +31,7 @@ from batchscope.records import (
 from batchscope.report import (
     advice_sheets,
     curvature_content,
+    landscape_content,
     probe_content,
     probe_sheets,
     sheets,
@@ -66,7 +68,7 @@ def render(record: Record) -> RenderableType:
         return _ProbeTable(record)
     if isinstance(record, probe_content.Part):
         return _PartTable(record)
-    if isinstance(record, curvature_content.Curvature):
+    if isinstance(record, curvature_content.Curvature | Landscape):
         return _CurvatureTable(record)
     if isinstance(record, MonitoredNoise):
         return _pairs("Gradient noise of your own loop", probe_sheets.monitored_facts(record))
@@ -174,18 +176,24 @@ class _PartTable:
 
 
 class _CurvatureTable:
-    """Eigenvalues, a trace, a density or a sharpness."""
+    """Eigenvalues, a trace, a density, a sharpness or a landscape."""
 
-    def __init__(self, record: curvature_content.Curvature) -> None:
+    def __init__(self, record: curvature_content.Curvature | Landscape) -> None:
         self.record = record
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         record = self.record
-        yield from _said(curvature_content.answer(record))
+        if isinstance(record, Landscape):
+            said, facts = landscape_content.answer(record), landscape_content.facts(record)
+            table: Sheet | None = landscape_content.sheet(record)
+        else:
+            said, facts = curvature_content.answer(record), curvature_content.facts(record)
+            table = curvature_content.sheet(record)
+        yield from _said(said)
         yield Text()
-        if (table := curvature_content.sheet(record)) is not None:
+        if table is not None:
             yield from _sheet(table, console, options)
-        yield _pairs(record.workload, curvature_content.facts(record))
+        yield _pairs(record.workload, facts)
         yield _aside(_origin(record))
 
 
@@ -328,7 +336,14 @@ def _beside(left: Sheet, right: Sheet) -> Sheet:
 
 
 def _origin(
-    record: Comparison | TrainResult | Probe | probe_content.Part | Sweep | Advice | curvature_content.Curvature,
+    record: Comparison
+    | TrainResult
+    | Probe
+    | probe_content.Part
+    | Sweep
+    | Advice
+    | curvature_content.Curvature
+    | Landscape,
 ) -> str:
     origin = record.provenance
     return (
