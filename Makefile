@@ -8,8 +8,8 @@ BENCH  := $(VENV)/.installed-bench
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
-    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-forecasts bench-advice \
-    ground-truth gpu
+    bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
+    bench-forecasts bench-advice ground-truth gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
 demo: $(CORE)
@@ -76,6 +76,10 @@ bench-averaging: $(DEV)
 # whether a batch that grows on the way is there sooner than the best constant one, with averaged weights and without
 bench-growing: $(BENCH)
 	$(BIN)/python benchmarks/growing.py
+
+# eigenvalues of Hessians; curvlinops and PyHessian beside it, where they are installed (see the file)
+bench-curvature: $(BENCH)
+	$(BIN)/python benchmarks/curvature.py
 
 # learning curves cut off on the way and forecast from there by the race's law
 bench-forecasts: $(DEV)

@@ -1,9 +1,9 @@
 """The five largest eigenvalues of a Hessian: time and error beside curvlinops with SciPy's eigsh, and PyHessian.
 
 Each way is given the same weights, of the workload trained for a while with its own settings, and the same training
-examples, in batches of 256 of which the last is smaller. Ours and eigsh stop at a relative tolerance of 1e-4; PyHessian's
-power iteration where an eigenvalue changes by less than that between two steps. Errors are against the same Hessian in
-double precision. Ways take turns in every round; ratios are of medians.
+examples, in batches of 256 of which the last is smaller. Ours and eigsh stop at a relative tolerance of 1e-4, and
+PyHessian's power iteration where an eigenvalue changes by less than that between two steps. Errors are against the same
+Hessian in double precision. Ways take turns in every round; ratios are of medians.
 
     pip install --no-deps pyhessian curvlinops-for-pytorch backpack-for-pytorch einops einconv linear_operator jaxtyping
     python benchmarks/curvature.py [--workloads fashion …] [--rounds 3]

@@ -206,6 +206,20 @@ def test_training_from_nothing_goes_on_from_the_race(digits: Workload) -> None:
     assert float((model.eval()(x).argmax(-1) == y).double().mean()) == pytest.approx(found.best_score, abs=0.006)
 
 
+def test_a_target_that_is_late_is_tried_at_half_the_learning_rate(
+    digits: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A winner without any patience: it is given up at once, and what it has learned is gone on with.
+    monkeypatch.setattr("batchscope.advice.race.PATIENCE", 0.0)
+    monkeypatch.setattr("batchscope.advice.race.PATIENT_EPOCHS", 2)
+    found = train_from_nothing(digits, target=0.985, budget_seconds=2.0)
+    assert found.message is not None
+    assert "late at learning rate" in found.message
+    assert found.outcome in ("reached", "finished")
+    # It goes on from weights that know digits already.
+    assert found.curve[0].score > 0.9
+
+
 def test_training_from_nothing_says_why_it_cannot(make: Make) -> None:
     with pytest.raises(RunError, match="diverged"):
         train_from_nothing(make(examples=200, loss=exploding), target=0.9, budget_seconds=3.0, batch_sizes=[8, 32])

@@ -10,9 +10,15 @@ from batchscope.advice.contest import contest
 from batchscope.advice.reasons import no_answer
 from batchscope.errors import RunError
 from batchscope.progress import Reporter
-from batchscope.records import TrainResult
+from batchscope.records import Plan, TrainResult
+from batchscope.training.averaging import POWER
 from batchscope.training.interruption import stop_requests
+from batchscope.training.loop import Run
+from batchscope.training.start import Start
 from batchscope.workload.workload import Workload
+
+# A target that stays out of reach at one learning rate is tried at half of it, so many times.
+MOST_HALVINGS = 4
 
 
 def train_from_nothing(
@@ -33,7 +39,8 @@ def train_from_nothing(
 
     The race of :func:`batchscope.advise` is run as far as its budget goes. Of the candidates that it trained, the one
     with the least time left to the goal goes on from its weights, its optimiser's state, its place in the data and the
-    average of its weights.
+    average of its weights. Where a target is not reached in three times the examples that were predicted, and three
+    passes over the data, training goes on from the averaged weights at half the learning rate, up to four times.
 
     Args:
         workload: What is to be trained.
@@ -87,5 +94,26 @@ def train_from_nothing(
             raise RunError("training from nothing needs a setting to train with", got="none", mend=said)
         heat, entrant = race.nearest_to_the_goal()
         held.tell(f"training with batch size {heat.batch_size:,}, learning rate {entrant.learning_rate:.3g}")
-        result = heat.finish(entrant, lambda: stop.requested)
+        most = race.patience_examples(heat.batch_size)
+        result = heat.finish(entrant, lambda: stop.requested, most_examples=most)
+        rates = [entrant.learning_rate]
+        while (
+            result.outcome == "finished" and not result.reached and target is not None and len(rates) <= MOST_HALVINGS
+        ):
+            rates.append(rates[-1] / 2)
+            held.tell(f"the target is late: on with learning rate {rates[-1]:.3g}")
+            plan = Plan(heat.batch_size, rates[-1], examples=round(most), target=target, averaging=POWER)
+            start = Start(result.state or {}, {}) if result.state else None
+            result = replace(
+                Run(race.prepared, plan, seed=seed, start=start, evaluate_training=False, measure_memory=False)(),
+                message=_late(rates),
+            )
     return replace(result, total_seconds=time.perf_counter() - began)
+
+
+def _late(rates: Sequence[float]) -> str:
+    tried = ", ".join(f"{rate:.3g}" for rate in rates[:-1])
+    return (
+        f"the target was late at learning rate {tried}; it went on from those weights at {rates[-1]:.3g}, and what is "
+        f"counted here, time in all apart, is that last part"
+    )

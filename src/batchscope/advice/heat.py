@@ -193,12 +193,13 @@ class Heat:
         """A candidate's weights as they stand; None where they were let go of."""
         return self._runs.state_of(self.entrants.index(entrant))
 
-    def finish(self, entrant: Entrant, stopped: Callable[[], bool]) -> TrainResult:
+    def finish(self, entrant: Entrant, stopped: Callable[[], bool], *, most_examples: float = math.inf) -> TrainResult:
         """Train a candidate to its end, the others given up.
 
         Args:
             entrant: Which.
             stopped: Asked between two evaluations whether to end.
+            most_examples: Where it ends, at the first evaluation from there on, if it has not got to its goal.
 
         Returns:
             Its result, with the weights that were evaluated last.
@@ -209,9 +210,9 @@ class Heat:
         # and no more than evaluating is worth.
         self._ratio, self._gap = FINAL_RATIO, round(FINAL_SHARE * self.judge.prepared.workload.validation_examples)
         self._runs.judge_anew(self.judge.prepared.validation, self.target)
-        while k in self._runs.live and not stopped():
+        while k in self._runs.live and not stopped() and entrant.planned[-1].examples < most_examples:
             self._runs.advance()
-        self._runs.stop([k], "interrupted")
+        self._runs.stop([k], "interrupted" if stopped() else "finished")
         result = self._runs.results[k]
         if result is None:
             raise RunError(

@@ -19,8 +19,8 @@ FAR_OCTAVES = 1.6
 CLEARLY_WORSE = 0.05
 # Weights as they stand are noisy: their losses are averaged over so many of the last places, where those are known.
 NOISY_PLACES = 3
-# Of the places of a lane those within this factor of the last one tell how its best rate drifts; what is noise in one is
-# noise in the next, so that each counts as this much of a place of its own.
+# Of the places of a lane those within this factor of the last one tell how its best rate drifts; what is noise in one
+# is noise in the next, so that each counts as this much of a place of its own.
 LAST_PLACES, INDEPENDENCE = 8.0, 0.4
 # How well the bottom of a valley is known: a share of the spacing of its rates, and more where it lies at the edge.
 BOTTOM_SPREAD, EDGE_SPREAD = 0.35, 1.0

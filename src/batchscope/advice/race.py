@@ -47,6 +47,8 @@ WELL_SEEN, WELL_TRAINED = 7, 100
 # Before that, a run is taken to take as long as this share of the draws say at most.
 LONG_RUN = 0.75
 LEAST_LANES, MOST_LANES = 3, 6
+# A winner that is trained on has so many times the examples that the law gives it, and so many passes at least.
+PATIENCE, PATIENT_EPOCHS = 3.0, 3
 MOST_SEEDS = 3
 # The laws are fitted again when training has gone on for this many times what that takes.
 LOOK_AGAIN = 6.0
@@ -189,6 +191,20 @@ class Race:
             raise RunError("a race must have a candidate that still runs", got="none", mend="give more budget")
         _, heat, best = min(found, key=lambda item: item[0])
         return heat, best
+
+    def patience_examples(self, batch_size: int) -> float:
+        """After how many examples a target that was not reached calls for something else; infinite without a target.
+
+        Args:
+            batch_size: Of the run.
+        """
+        if self.goal.kind != "target":
+            return math.inf
+        least = float(PATIENT_EPOCHS * self.prepared.workload.training_examples)
+        if self.outlook is None:
+            return least
+        needed = float(np.median(self.outlook.examples[self.outlook.sizes.index(batch_size)]))
+        return max(least, PATIENCE * needed) if math.isfinite(needed) else least
 
     @property
     def rates(self) -> RateDrift:
@@ -377,7 +393,9 @@ class Race:
         near = outlook.near_best()
         best = outlook.best()
         for size, lane in self.lanes.items():
-            if lane.live and size != best and lane.points >= SEEN and near[size] < UNLIKELY:
+            # What is likelier may not have been opened yet, and time may end before it is.
+            alone = not any(other.live for other in self.lanes.values() if other is not lane)
+            if lane.live and not alone and size != best and lane.points >= SEEN and near[size] < UNLIKELY:
                 lane.drop(f"as good as batch size {best:,} with a probability of {near[size]:.0%} only")
 
     def _open(self) -> bool:

@@ -1,9 +1,9 @@
 """The loss and the score along lines and planes through weight space.
 
-The line between two solutions (Goodfellow et al. 2015, arXiv 1412.6544; Keskar et al. 2016, arXiv 1609.04836, figure 3);
-random directions whose every filter is as long as the weights' own, so that the scale of weights, which batch norm and
-ReLUs leave free, says nothing (Li et al. 2017, arXiv 1712.09913); the path of a run on the principal directions of its
-states. Batch norm's running statistics are taken anew at every place. The person's model is not touched.
+The line between two solutions (Goodfellow et al. 2015, arXiv 1412.6544; Keskar et al. 2016, arXiv 1609.04836, figure
+3); random directions whose every filter is as long as the weights' own, so that the scale of weights, which batch norm
+and ReLUs leave free, says nothing (Li et al. 2017, arXiv 1712.09913); the path of a run on the principal directions of
+its states. Batch norm's running statistics are taken anew at every place. The person's model is not touched.
 """
 
 from __future__ import annotations

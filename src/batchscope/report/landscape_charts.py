@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -195,7 +196,7 @@ def _levels(heights: NDArray[np.float64]) -> list[float]:
 
 def _cells(places: list[float]) -> list[tuple[float, float]]:
     """The stretch around each place."""
-    middles = [(a + b) / 2 for a, b in zip(places, places[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(places)]
     first, last = places[0] - (middles[0] - places[0]), places[-1] + (places[-1] - middles[-1])
     return list(zip([first, *middles], [*middles, last], strict=True))
 
