@@ -82,7 +82,10 @@ def test_several_places_of_a_size_say_how_its_rate_drifts() -> None:
     steady = fit_rate_drift([dataclasses.replace(bottom, learning_rate=0.1) for bottom in falling], exponent=0.5)
     assert DRIFT < steady.mean[2] < 0.05
     last = falling[-1]
-    assert law.predict(64, 10 * last.examples).value < steady.predict(64, 10 * last.examples).value
+    there, steadily = (found.predict(64, 10 * last.examples).value for found in (law, steady))
+    assert there is not None
+    assert steadily is not None
+    assert there < steadily
 
 
 def test_places_of_one_size_share_what_is_its_own() -> None:

@@ -89,7 +89,7 @@ def test_running_statistics_are_those_of_the_examples_at_these_weights(make: Mak
     data = EvaluationData(workload, "training", CPU, batch_size=100)
     modes = [module.training for module in model.modules()]
     assert take_statistics(model, data, seed=0) == len(data.indices)
-    x = workload.train[0][data.indices]  # type: ignore[index]
+    x = workload.train[0][data.indices]
     into = model[0](x)  # type: ignore[index]
     norm = model[1]  # type: ignore[index]
     torch.testing.assert_close(norm.running_mean, into.mean(0))

@@ -99,7 +99,7 @@ class Outlook:
         if self.goal.kind != "target":
             return np.asarray(costs - least)
         with np.errstate(invalid="ignore"):
-            return np.where(np.isfinite(least), costs / least, self.pace / self.pace.min(axis=0)) - 1
+            return np.asarray(np.where(np.isfinite(least), costs / least, self.pace / self.pace.min(axis=0)) - 1)
 
     @property
     def tolerance(self) -> float:

@@ -71,12 +71,12 @@ def sheet(record: Landscape) -> Sheet:
             for p in record.points
         )
         return Sheet("Along the line", columns, lines)
-    columns = (Column("state", align="left"), Column("first"), Column("second"), Column("distance", "from the plane"))
+    places = (Column("state", align="left"), Column("first"), Column("second"), Column("distance", "from the plane"))
     lines = tuple(
         Line((label, f.number(p.along, 3), f.number(p.across, 3), f.number(p.distance, 3)))
         for label, p in zip(record.labels, record.path, strict=True)
     )
-    return Sheet("The states", columns, lines)
+    return Sheet("The states", places, lines)
 
 
 def facts(record: Landscape) -> Facts:
