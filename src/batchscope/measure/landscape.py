@@ -241,7 +241,7 @@ def filter_normalised(direction: Floats, weights: Floats, shapes: Sequence[tuple
         shapes: Of the tensors that lie flat in both.
 
     Examples:
-        >>> filter_normalised(np.array([3.0, 4.0, 1.0]), np.array([0.0, 2.0, 7.0]), [(1, 2), (1,)]).tolist()
+        >>> filter_normalised(np.array([3.0, 4.0, 1.0]), np.array([0.0, 2.0, 7.0]), [(1, 2), (1,)]).round(6).tolist()
         [1.2, 1.6, 0.0]
     """
     found = np.zeros_like(direction)
