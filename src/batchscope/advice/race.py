@@ -349,7 +349,7 @@ class Race:
         self._close()
         live = [lane for lane in self.lanes.values() if lane.live]
         if self._settled(live):
-            return False
+            return self._open_beside_the_first()
         if self._open():
             return True
         for lane in live:
@@ -425,11 +425,33 @@ class Race:
             size = max(far, key=lambda s: (near[s], -round(abs(math.log2(s / self.pilot)), 3), s))
         if len(raced) >= LEAST_LANES and near[size] <= max(near[other] for other in raced):
             return False
+        self._open_lane(size)
+        return True
+
+    def _open_beside_the_first(self) -> bool:
+        """Race a neighbour of the batch size that reached the target first, as long as there is time for it."""
+        there = {size: lane.reached.points[-1].seconds for size, lane in self.lanes.items() if lane.reached is not None}
+        if not there or len(self.lanes) >= MOST_LANES:
+            return False
+        first = min(there, key=lambda size: there[size])
+        beside = [
+            size
+            for size in self.sizes
+            if size not in self.lanes
+            and 0.9 < abs(math.log2(size / first)) < 1.1
+            and self._opening_seconds(size) + len(LANE_RATES) * there[first] <= OPENING_SHARE * self._left
+        ]
+        if not beside:
+            return False
+        near = {} if self.outlook is None else self.outlook.near_best()
+        self._open_lane(max(beside, key=lambda size: near.get(size, 0.0)))
+        return True
+
+    def _open_lane(self, size: int) -> None:
         seen = max(lane.examples for lane in self.lanes.values())
         rate = self.rates.predict(size, max(seen, 1)).value or self.prepared.workload.learning_rate
         self.tell(f"opening batch size {size:,}")
         self.lanes[size] = Lane(size, self.make_heat, [rate * f for f in LANE_RATES])
-        return True
 
     def _opening_seconds(self, batch_size: int) -> float:
         """What it takes a new lane to catch up on the virtual clock, as far as that can be told beforehand."""
