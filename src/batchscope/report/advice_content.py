@@ -11,7 +11,7 @@ from batchscope.report import advice_sheets as words
 from batchscope.report import formatting as f
 from batchscope.report import sheets
 from batchscope.report.advice_stops import asked, stops
-from batchscope.report.content import Card, Content, Figure, Listing, Section, Slider
+from batchscope.report.content import Card, Content, Figure, Listing, Section, Slider, drawn
 from batchscope.report.marks import BLUE, RED, TEAL
 
 FILE = "advice.json"
@@ -52,12 +52,12 @@ def of_advice(record: Advice, available: Iterable[str]) -> Content:
         Section(
             "On the way to the goal",
             _forecast_lead(record),
-            figures=_figures(shown, Figure("forecast", "The advised setting on its way to the goal", alone=True)),
+            figures=drawn(shown, Figure("forecast", "The advised setting on its way to the goal", alone=True)),
         ),
         Section(
             "The race",
             _race_lead(record),
-            figures=_figures(shown, Figure("race", "The race", alone=True)),
+            figures=drawn(shown, Figure("race", "The race", alone=True)),
             folded=words.race(record) if record.race else None,
         ),
         *((_plan(record, record.plan),) if record.plan is not None else ()),
@@ -153,7 +153,7 @@ def _ends(interval: Interval, size: float, places: int | None = None) -> str:
 def _frontier(record: Advice, shown: frozenset[str]) -> Section:
     chosen, *titles = _TURNED[record.goal.kind]
     names = _CHARTS[record.goal.kind]
-    figures = _figures(shown, *map(Figure, names, titles))
+    figures = drawn(shown, *map(Figure, names, titles))
     found = stops(record)
     slider = None
     if figures and len(found) > 1:
@@ -230,7 +230,3 @@ def _plan(record: Advice, plan: Plan) -> Section:
             Listing("The plan alone, as JSON", text),
         ),
     )
-
-
-def _figures(shown: frozenset[str], *wanted: Figure) -> tuple[Figure, ...]:
-    return tuple(figure for figure in wanted if figure.name in shown)

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from batchscope.report.sheets import Sheet
+from batchscope.records import Provenance
+from batchscope.report import formatting as f
+from batchscope.report.sheets import Sheet, provenance
 
 Facts = tuple[tuple[str, str], ...]
+
+
+class MeasuredRecord(Protocol):
+    """What every record of one measurement says."""
+
+    @property
+    def workload(self) -> str:
+        """The workload's name."""
+
+    @property
+    def seconds(self) -> float:
+        """What the measurement took."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Software, machine and seed."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +158,32 @@ class Content:
     sections: tuple[Section, ...] = field(default=())
     rows: tuple[str, ...] = ()
     notice: str = ""
+
+
+def drawn(available: Iterable[str], *wanted: Figure) -> tuple[Figure, ...]:
+    """Of the figures that a page wants, those that have something to show.
+
+    Args:
+        available: Names of the charts that do.
+        wanted: The figures, in their order.
+    """
+    return tuple(figure for figure in wanted if figure.name in available)
+
+
+def of_one_measurement(record: MeasuredRecord, *, title: str, answer: str, measured: Section) -> Content:
+    """The page of one measurement: its answer, what was measured, and how.
+
+    Args:
+        record: Says what was measured where, and how long it took.
+        title: The question.
+        answer: The answer.
+        measured: What was measured.
+    """
+    origin = Section("How this was measured", facts=(("Provenance", provenance(record.provenance)),))
+    return Content(
+        name=record.workload,
+        title=title,
+        answer=answer,
+        summary=(("took", f.seconds(record.seconds)), ("on", record.provenance.device)),
+        sections=(measured, origin),
+    )

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from batchscope.records import HessianEigenvalues, HessianTrace, Sharpness, SpectralDensity
 from batchscope.report import formatting as f
-from batchscope.report import sheets
-from batchscope.report.content import Content, Facts, Figure, Section
+from batchscope.report.content import Content, Facts, Figure, Section, drawn, of_one_measurement
 from batchscope.report.sheets import Column, Line, Sheet
 
 Curvature = HessianEigenvalues | HessianTrace | SpectralDensity | Sharpness
@@ -123,27 +122,15 @@ def of_curvature(record: Curvature, available: Iterable[str]) -> Content:
     Returns:
         The answer, the chart, the table and what they rest on.
     """
-    shown = frozenset(available)
     note = "A share of a hundred-thousandth is about where the quadrature's own errors lie."
-    figures = tuple(
-        figure
-        for figure in (Figure("spectral_density", "Density of the eigenvalues, log scale", alone=True, note=note),)
-        if figure.name in shown
-    )
     table = sheet(record)
-    return Content(
-        name=record.workload,
-        title=_QUESTIONS[type(record)],
-        answer=answer(record),
-        summary=(("took", f.seconds(record.seconds)), ("on", record.provenance.device)),
-        sections=(
-            Section(
-                "What was measured",
-                _POLICY,
-                figures=figures,
-                sheets=() if table is None else (table,),
-                facts=(("It rests on", facts(record)),),
-            ),
-            Section("How this was measured", facts=(("Provenance", sheets.provenance(record.provenance)),)),
+    measured = Section(
+        "What was measured",
+        _POLICY,
+        figures=drawn(
+            available, Figure("spectral_density", "Density of the eigenvalues, log scale", alone=True, note=note)
         ),
+        sheets=() if table is None else (table,),
+        facts=(("It rests on", facts(record)),),
     )
+    return of_one_measurement(record, title=_QUESTIONS[type(record)], answer=answer(record), measured=measured)

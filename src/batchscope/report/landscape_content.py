@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from batchscope.records import Landscape, LandscapePoint
 from batchscope.report import formatting as f
-from batchscope.report import sheets
-from batchscope.report.content import Content, Facts, Figure, Section
+from batchscope.report.content import Content, Facts, Figure, Section, drawn, of_one_measurement
 from batchscope.report.sheets import Column, Line, Sheet
 
 _QUESTIONS = {
@@ -107,35 +106,20 @@ def of_landscape(record: Landscape, available: Iterable[str]) -> Content:
     Returns:
         The answer, the charts, the table and what they rest on.
     """
-    shown = frozenset(available)
     lowered = "Losses far above the rest are drawn at the height of the edge."
-    figures = tuple(
-        figure
-        for figure in (
+    measured = Section(
+        "What was measured",
+        "In evaluation mode, at weights that nobody trained: pictures, and not evidence of how one generalises.",
+        figures=drawn(
+            available,
             Figure("loss_along_line", "Loss and score along the line", note="Dashed: scores, on the right axis."),
             Figure("loss_map", "Training loss", note=f"White: lines of equal loss, and the way of training. {lowered}"),
             Figure("loss_surface", "The same as a surface", note=f"Turn and tilt it below. {lowered}"),
-        )
-        if figure.name in shown
-    )
-    origin = Section("How this was measured", facts=(("Provenance", sheets.provenance(record.provenance)),))
-    return Content(
-        name=record.workload,
-        title=_QUESTIONS[record.shape],
-        answer=answer(record),
-        summary=(("took", f.seconds(record.seconds)), ("on", record.provenance.device)),
-        sections=(
-            Section(
-                "What was measured",
-                "In evaluation mode, at weights that nobody trained: pictures, and not evidence of how one "
-                "generalises.",
-                figures=figures,
-                sheets=(sheet(record),),
-                facts=(("It rests on", facts(record)),),
-            ),
-            origin,
         ),
+        sheets=(sheet(record),),
+        facts=(("It rests on", facts(record)),),
     )
+    return of_one_measurement(record, title=_QUESTIONS[record.shape], answer=answer(record), measured=measured)
 
 
 def _nearest(record: Landscape, along: float) -> LandscapePoint:

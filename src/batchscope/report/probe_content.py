@@ -17,7 +17,7 @@ from batchscope.records import (
 )
 from batchscope.report import formatting as f
 from batchscope.report import probe_sheets, sheets
-from batchscope.report.content import Card, Content, Figure, Section
+from batchscope.report.content import Card, Content, Figure, Section, drawn, of_one_measurement
 from batchscope.report.marks import AMBER, BLUE, TEAL
 
 Part = StepTimes | MemoryUse | NoiseMeasurement | BranchedRuns | RangeTest
@@ -44,13 +44,13 @@ def of_probe(record: Probe, available: Iterable[str]) -> Content:
     """
     found = record.limits
     shown = frozenset(available)
-    drawn = _figures(shown, Figure("limits", "The limits on one axis of batch sizes", alone=True))
+    overview = drawn(shown, Figure("limits", "The limits on one axis of batch sizes", alone=True))
     sections = [
         Section(
             "The three limits",
             "Below the knee, hardware idles; beyond the critical batch size, examples are wasted; memory bounds what "
             "passes through the model at once. A bar is a 95% interval, an arrow one that goes on.",
-            figures=drawn,
+            figures=overview,
             cards=(
                 Card(
                     "Memory",
@@ -110,15 +110,9 @@ def of_part(record: Part, available: Iterable[str]) -> Content:
         section = _branches(record, shown)
     else:
         section = _rates(record, shown)
-    origin = Section("How this was measured", facts=(("Provenance", sheets.provenance(record.provenance)),))
-    return Content(
-        name=record.workload,
-        title=_QUESTIONS[type(record)],
-        answer=answer(record),
-        summary=(("took", f.seconds(record.seconds)), ("on", record.provenance.device)),
-        # The verdict is the answer already.
-        sections=(section if not isinstance(record, BranchedRuns | RangeTest) else replace(section, lead=""), origin),
-    )
+    if isinstance(record, BranchedRuns | RangeTest):  # the verdict is the answer already
+        section = replace(section, lead="")
+    return of_one_measurement(record, title=_QUESTIONS[type(record)], answer=answer(record), measured=section)
 
 
 def answer(record: Part) -> str:
@@ -191,7 +185,7 @@ def _room(use: MemoryUse) -> str:
 
 def _time(steps: StepTimes, shown: frozenset[str]) -> Section:
     law = steps.law.seconds(1.0) is not None
-    figures = _figures(
+    figures = drawn(
         shown,
         Figure(
             "step_time",
@@ -215,7 +209,7 @@ def _memory(use: MemoryUse, shown: frozenset[str]) -> Section:
     return Section(
         "Memory",
         "",
-        figures=_figures(shown, figure),
+        figures=drawn(shown, figure),
         sheets=(probe_sheets.memory(use),) if use.points else (),
         facts=(("The law, and the limit", probe_sheets.memory_facts(use)),),
     )
@@ -227,7 +221,7 @@ def _gradients(record: Probe, shown: frozenset[str]) -> Section:
     note = "Band and bars: 95% intervals. Dashed, with an arrow: not resolved, known to one side alone."
     if any(point.preconditioned_noise_scale is not None for point in record.noise):
         note += " Preconditioned: after the optimiser's own scaling of every coordinate."
-    along = _figures(shown, Figure("noise_scale", "Noise scale along training", note=note))
+    along = drawn(shown, Figure("noise_scale", "Noise scale along training", note=note))
     table = (probe_sheets.noise_points(record.noise),) if record.noise else ()
     return replace(last, title="Gradient noise", figures=along + last.figures, sheets=table)
 
@@ -237,7 +231,7 @@ def _noise(noise: NoiseMeasurement, shown: frozenset[str]) -> Section:
     return Section(
         "Gradient noise at one point",
         noise.note or "",
-        figures=_figures(shown, Figure("gradient_error", "Error of a batch's gradient", note=note)),
+        figures=drawn(shown, Figure("gradient_error", "Error of a batch's gradient", note=note)),
         folded=probe_sheets.gradient_errors(noise) if noise.gradient_error else None,
         facts=(("The last measurement", probe_sheets.noise_facts(noise)),),
     )
@@ -248,7 +242,7 @@ def _branches(runs: BranchedRuns, shown: frozenset[str]) -> Section:
     return Section(
         "Branched runs",
         runs.verdict,
-        figures=_figures(shown, Figure("branches", "Loss after the same number of examples", note=note)),
+        figures=drawn(shown, Figure("branches", "Loss after the same number of examples", note=note)),
         sheets=(probe_sheets.branches(runs),) if runs.branches else (),
         facts=(("Where they branch", probe_sheets.branch_facts(runs)),),
     )
@@ -259,14 +253,10 @@ def _rates(test: RangeTest, shown: frozenset[str]) -> Section:
     return Section(
         "Learning rate",
         test.verdict,
-        figures=_figures(shown, Figure("rate_range", "Loss as the rate grows", note=note)),
+        figures=drawn(shown, Figure("rate_range", "Loss as the rate grows", note=note)),
         facts=(("What the test says", probe_sheets.range_facts(test)),),
         folded=probe_sheets.range_points(test) if test.points else None,
     )
-
-
-def _figures(shown: frozenset[str], *wanted: Figure) -> tuple[Figure, ...]:
-    return tuple(figure for figure in wanted if figure.name in shown)
 
 
 def _number_of(interval: Interval) -> tuple[str, str]:

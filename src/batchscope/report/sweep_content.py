@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from batchscope.records import Interval, Sweep, TimeToTarget, TradeoffLaw
 from batchscope.report import formatting as f
 from batchscope.report import sheets, sweep_sheets, tradeoff_sheets
-from batchscope.report.content import Card, Content, Figure, Section
+from batchscope.report.content import Card, Content, Figure, Section, drawn
 from batchscope.report.marks import RED, TEAL
 
 _BAND = (
@@ -38,7 +38,7 @@ def of_sweep(record: Sweep, available: Iterable[str]) -> Content:
         ),
         Section(
             "Scores",
-            figures=_figures(
+            figures=drawn(
                 shown,
                 Figure("score_by_size", "Best score at the best rate", note="Bars: 95% intervals over the seeds."),
             ),
@@ -51,7 +51,7 @@ def of_sweep(record: Sweep, available: Iterable[str]) -> Content:
             Section(
                 "Time to the target",
                 record.time.verdict,
-                figures=_figures(
+                figures=drawn(
                     shown,
                     Figure(
                         "seconds_to_target",
@@ -75,12 +75,12 @@ def of_sweep(record: Sweep, available: Iterable[str]) -> Content:
             "Learning curves",
             "Score against examples at the best rate of each batch size; a line is a run"
             + (", dashed the target." if record.target is not None else "."),
-            figures=_figures(shown, Figure("best_curves", "Learning curves at the best rates", alone=True)),
+            figures=drawn(shown, Figure("best_curves", "Learning curves at the best rates", alone=True)),
         ),
         Section(
             "All that was tried",
             _map_lead(record),
-            figures=_figures(
+            figures=drawn(
                 shown, Figure("rate_map", "Batch size and learning rate", alone=True, note=_map_note(record))
             ),
             folded=sweep_sheets.trials(record) if record.trials else None,
@@ -138,7 +138,7 @@ def _law(law: TradeoffLaw, shown: frozenset[str], *, over_seeds: bool) -> Sectio
     return Section(
         "The trade-off law",
         law.verdict if over_seeds else "",
-        figures=_figures(
+        figures=drawn(
             shown,
             Figure("updates_to_target", "Updates to the target"),
             Figure("examples_to_target", "Examples to the target", note=note),
@@ -159,7 +159,7 @@ def _rates(record: Sweep, shown: frozenset[str]) -> Section:
     return Section(
         "Learning rates",
         "" if law is None else law.verdict,
-        figures=_figures(shown, figure),
+        figures=drawn(shown, figure),
         facts=() if law is None else (("The law of the best rate", sweep_sheets.rate_facts(law)),),
         folded=None if law is None else sweep_sheets.rates(law),
     )
@@ -215,7 +215,3 @@ def _map_note(record: Sweep) -> str:
     if record.target is not None:
         means = "geometric mean over seeds, where a run reached the target"
     return f"Colour: {means}; the signs say what became of the rest. Framed: the best rate of a batch size."
-
-
-def _figures(shown: frozenset[str], *wanted: Figure) -> tuple[Figure, ...]:
-    return tuple(figure for figure in wanted if figure.name in shown)
