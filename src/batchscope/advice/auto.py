@@ -97,13 +97,11 @@ def train_from_nothing(
         most = race.patience_examples(heat.batch_size)
         result = heat.finish(entrant, lambda: stop.requested, most_examples=most)
         rates = [entrant.learning_rate]
-        while (
-            result.outcome == "finished" and not result.reached and target is not None and len(rates) <= MOST_HALVINGS
-        ):
+        while target is not None and result.outcome == "finished" and len(rates) <= MOST_HALVINGS:
             rates.append(rates[-1] / 2)
             held.tell(f"the target is late: on with learning rate {rates[-1]:.3g}")
             plan = Plan(heat.batch_size, rates[-1], examples=round(most), target=target, averaging=POWER)
-            start = Start(result.state or {}, {}) if result.state else None
+            start = Start(result.state, {}) if result.state else None
             result = replace(
                 Run(race.prepared, plan, seed=seed, start=start, evaluate_training=False, measure_memory=False)(),
                 message=_late(rates),

@@ -52,7 +52,5 @@ class Clock:
             known: Whether a curve has gone so far that they say something; else they may cost a whole run.
         """
         if self.seconds is None and math.isfinite(training_seconds):
-            share = BUDGET_SHARE if known else 1.0
-            self.limit = min(
-                max(LEAST_SECONDS, share * training_seconds), math.inf if known else MOST_SECONDS_IN_THE_DARK
-            )
+            wanted = BUDGET_SHARE * training_seconds if known else min(training_seconds, MOST_SECONDS_IN_THE_DARK)
+            self.limit = max(LEAST_SECONDS, wanted)

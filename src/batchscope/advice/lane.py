@@ -142,7 +142,8 @@ class Lane:
 
     def bottoms(self) -> list[Bottom]:
         """The bottoms of the valleys on the way, each known as well as it adds to the others."""
-        places = [place for place in self._common_places() if place * LAST_PLACES >= self._common_place()]
+        common = self._common_places()
+        places = [place for place in common if place * LAST_PLACES >= common[-1]]
         found = [bottom for place in places if (bottom := self.bottom(place)) is not None]
         shared = math.sqrt(len(found) / (1 + INDEPENDENCE * (len(found) - 1))) if found else 1.0
         return [replace(bottom, spread=shared * bottom.spread) for bottom, _ in found]

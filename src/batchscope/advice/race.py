@@ -349,7 +349,7 @@ class Race:
         self._close()
         live = [lane for lane in self.lanes.values() if lane.live]
         if self._settled(live):
-            return self._open_beside_the_first()
+            return not self.to_train and self._open_beside_the_first()
         if self._open():
             return True
         for lane in live:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
-from scipy.stats import t as student
 from torch import nn
 
 from batchscope.errors import ArgumentError
+from batchscope.fit.intervals import mean_interval
 from batchscope.measure.curvature_operators import GaussNewton, Hessian, Operator
 from batchscope.measure.eigenvalues import top_eigenpairs
 from batchscope.measure.lanczos import quadrature
@@ -29,7 +29,6 @@ from batchscope.provenance import provenance
 from batchscope.records import Interval
 from batchscope.records.curvature import CurvatureMatrix, HessianEigenvalues, HessianTrace, SpectralDensity
 from batchscope.seeding import derive, isolated
-from batchscope.training.interruption import stop_requests
 from batchscope.training.train import checked_seed, chosen_device
 from batchscope.workload.workload import Workload
 
@@ -111,7 +110,7 @@ def hessian_eigenvalues(
     k = _whole("k", k)
     _check_tolerance(tolerance)
     operator, weights_device = _operator(workload, state, matrix, examples, seed=seed, device=device)
-    with reporter(progress, "eigenvalues") as report, stop_requests():
+    with reporter(progress, "eigenvalues") as report:
         goes_on = _counting(report, operator, PRODUCTS_FIRST + PRODUCTS_EACH * min(k, operator.parameters))
         found = top_eigenpairs(
             operator,
@@ -209,17 +208,14 @@ def hessian_trace(
             # What is projected out of the vector is so of the matrix, whose own part of it is exact.
             found.append(known + float(vector @ (operator @ vector)))
     operator.release()
-    centre = float(np.mean(found))
-    width = float(student.ppf(0.975, samples - 1)) * float(np.std(found, ddof=1)) / math.sqrt(samples)
-    trace = Interval(centre, centre - width, centre + width)
     size = operator.parameters
     return HessianTrace(
         workload=workload.title,
         matrix=matrix,
         parameters=size,
         examples=operator.examples,
-        trace=trace,
-        mean_eigenvalue=Interval(centre / size, (centre - width) / size, (centre + width) / size),
+        trace=mean_interval(found),
+        mean_eigenvalue=mean_interval([value / size for value in found]),
         samples=samples,
         projected_out=basis.shape[1],
         products=operator.products,
@@ -306,7 +302,7 @@ def spectral_density(
         width=spread,
         nodes=tuple(places.tolist()),
         weights=tuple(shares.tolist()),
-        share_negative=_mean(negative),
+        share_negative=_mean_share(negative),
         runs=runs,
         steps=min(steps, operator.parameters),
         products=operator.products,
@@ -396,13 +392,10 @@ def _counting(report: Report, operator: Operator, expected: int) -> Callable[[],
     return goes_on
 
 
-def _mean(values: list[float]) -> Interval:
-    """The mean with its 95% interval; unresolved from one value."""
-    centre = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(centre, None, None, resolved=True)
-    width = float(student.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Interval(centre, max(0.0, centre - width), centre + width)
+def _mean_share(values: list[float]) -> Interval:
+    """The mean of shares with its 95% interval, which does not go below zero."""
+    found = mean_interval(values)
+    return found if found.low is None else replace(found, low=max(0.0, found.low))
 
 
 def _optimizer(workload: Workload) -> torch.optim.Optimizer:

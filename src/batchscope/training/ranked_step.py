@@ -45,9 +45,8 @@ class RankedStep(MicroBatchingStep):
     without examples adds nothing, and makes the update all the same.
 
     Gradients are summed in flat buffers of 32 MiB, each a copy of many. With the first go the loss, the ‖∇L_r‖² that an
-    observer wants to see, and three numbers more, so that
-    all ranks do the same after each update: whether one was asked to stop, whether one failed, and whether one has
-    gradients for other parameters than before. On CUDA these go through gloo beside it, and no rank waits for its
+    observer wants to see, and three numbers more, so that all ranks do the same after each update: whether one was
+    asked to stop, whether one failed, and whether one has gradients for other parameters than before. On CUDA these go through gloo beside it, and no rank waits for its
     device. Numbers of 16 bits are summed as 32 bits; a parameter that no rank has a gradient for keeps none.
 
     A rank whose memory ends cuts its own share; where that can't be done all end.
@@ -100,9 +99,10 @@ class RankedStep(MicroBatchingStep):
             MemoryError: Memory ran out on a rank, and its share cannot be repeated in smaller pieces.
             RankLost: A rank has gone; the weights are those before the update.
         """
-        shares = [len(share(range(examples), rank, self.ranks.size)) for rank in range(self.ranks.size)]
-        own = shares[self.ranks.rank]
+        own = self._share(examples, self.ranks.rank)
         observer = self.observer if self.observer is not None and self.observer.is_due() else None
+        # Only where somebody looks: it takes longer the more ranks there are.
+        shares = [] if observer is None else [self._share(examples, rank) for rank in range(self.ranks.size)]
         told: list[Tensor] = []
         failure: Exception | None = None
         if own:
@@ -126,6 +126,10 @@ class RankedStep(MicroBatchingStep):
             observer.see(float(norm), float(self._norm_squared()), shares=shares)
         self.optimizer.step()
         return mean
+
+    def _share(self, examples: int, rank: int) -> int:
+        """Examples of a rank, of so many in the batch."""
+        return len(share(range(examples), rank, self.ranks.size))
 
     def _norm_squared(self) -> Tensor:
         """The squared length of the gradients that the parameters hold."""
