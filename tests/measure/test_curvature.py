@@ -18,11 +18,10 @@ from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.measure.curvature import (
     curvature_bound,
     hessian_eigenvalues,
-    hessian_trace,
     largest_eigenvalue,
-    spectral_density,
 )
 from batchscope.measure.curvature_operators import BATCH_SIZE, GaussNewton, Hessian
+from batchscope.measure.spectrum import hessian_trace, spectral_density
 from batchscope.records import load
 from batchscope.records.curvature import HessianEigenvalues
 from batchscope.seeding import isolated

@@ -12,7 +12,9 @@ TF32 in convolutions, good for about 1e-3.)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,14 +24,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from batchscope.errors import WorkloadError
+from batchscope.errors import ArgumentError, WorkloadError
+from batchscope.measure.arguments import checked_whole, drawn_examples
+from batchscope.measure.state import loaded
+from batchscope.progress import Report
+from batchscope.records import CurvatureMatrix
 from batchscope.seeding import derive, isolated
 from batchscope.training.modes import evaluating
+from batchscope.training.train import checked_seed, chosen_device
 from batchscope.workload.batches import take, to_device
 from batchscope.workload.workload import Batch, Workload
 
 Floats = NDArray[np.float64]
 
+# Where nothing is said: enough for the largest eigenvalues to be those of the training loss within some per cent.
+EXAMPLES = 4096
 BATCH_SIZE = 256
 # Graphs that are held for the next product take at most about this much.
 HELD_BYTES = 2 << 30
@@ -37,7 +46,7 @@ HELD_BYTES = 2 << 30
 SAME = 1e-5
 
 
-class Operator:
+class Operator(ABC):
     """A symmetric matrix given by its products, the mean over examples of one for each.
 
     Args:
@@ -109,13 +118,13 @@ class Operator:
         """Let go of the graphs that are held."""
         self._held = [None] * len(self._batches)
 
+    @abstractmethod
     def _graph(self, batch: Batch) -> Any:
         """What is differentiated at every product."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _product(self, graph: Any, vectors: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
         """A batch's part of the product, by parameters; the graph is kept for another one or not."""
-        raise NotImplementedError
 
     def _loss(self, batch: Batch) -> Tensor:
         output, target = self.workload.output_and_target(self.model, to_device(batch, self.device))
@@ -244,6 +253,81 @@ class GaussNewton(Operator):
         )
         [bent] = torch.autograd.grad(slope, place, forward, retain_graph=keep)
         return torch.autograd.grad(output, self.trained, bent, retain_graph=keep, allow_unused=True)
+
+
+# Which of them, by name.
+MATRICES: dict[CurvatureMatrix, type[Operator]] = {"hessian": Hessian, "gauss-newton": GaussNewton}
+
+
+def curvature_examples(workload: Workload, examples: int | None, seed: int) -> list[int]:
+    """The training examples that curvature and sharpness are measured on, the same for both.
+
+    Args:
+        workload: Whose training set.
+        examples: How many; None: 4,096, or all where there are fewer.
+        seed: Of the draw.
+    """
+    count = EXAMPLES if examples is None else checked_whole("examples", examples)
+    return drawn_examples(workload, count, derive(seed, "curvature examples"))
+
+
+def operator_at(
+    workload: Workload,
+    state: Mapping[str, Any] | None,
+    matrix: CurvatureMatrix,
+    examples: int | None,
+    *,
+    seed: int,
+    device: str | torch.device | None,
+) -> tuple[Operator, torch.device]:
+    """An operator at given weights, on a sample of training examples.
+
+    Args:
+        workload: Whose loss.
+        state: A state dict; None: fresh weights under the seed.
+        matrix: Which one.
+        examples: How many; None: 4,096, or all where there are fewer.
+        seed: Draws the examples and fresh weights.
+        device: "cpu", "cuda" …; None: CUDA where there is one.
+
+    Returns:
+        The operator, and the device that it computes on.
+
+    Raises:
+        ArgumentError: A number of examples or a matrix that there is none of.
+        WorkloadError: Weights that do not fit the model.
+    """
+    seed = checked_seed(seed)
+    indices = curvature_examples(workload, examples, seed)
+    if matrix not in MATRICES:
+        raise ArgumentError(f"matrix must be one of {', '.join(MATRICES)}", got=matrix)
+    chosen = chosen_device(device)
+    with isolated(derive(seed, "weights"), chosen):
+        model = loaded(workload.model(), state).to(chosen)
+        return MATRICES[matrix](workload, model, indices, seed=derive(seed, "curvature")), chosen
+
+
+def counting(report: Report, operator: Operator, expected: int) -> Callable[[], None]:
+    """Tells before each product how many there were; after the first one, what all of them are going to take.
+
+    Args:
+        report: Where to.
+        operator: Whose products.
+        expected: How many there are going to be.
+    """
+    began = time.perf_counter()
+
+    def goes_on() -> None:
+        done = operator.products
+        each = (time.perf_counter() - began) / done if done else 0.0
+        report.update(
+            label=f"products over {operator.examples:,} examples",
+            done=min(done, expected),
+            total=expected,
+            seconds_left=each * max(0, expected - done) if done else None,
+        )
+
+    return goes_on
 
 
 class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from batchscope.errors import ArgumentError
+from batchscope.measure.arguments import checked_whole
 from batchscope.measure.running_statistics import take_statistics, tracking_norms
 from batchscope.measure.state import loaded
 from batchscope.progress import Reporter, reporter
@@ -90,13 +91,10 @@ def landscape(
     seed, chosen = checked_seed(seed), chosen_device(device)
     given: list[State] = [states] if isinstance(states, Mapping) else list(states)
     shape = _checked_shape(shape, len(given))
-    count = POINTS[shape] if points is None else points
-    if type(count) is not int or count < 2:
-        raise ArgumentError("points must be a whole number of at least 2", got=points)
+    count = checked_whole("points", POINTS[shape] if points is None else points, least=2)
     if reach is not None and not (len(reach) == 2 and all(map(math.isfinite, reach)) and reach[0] < reach[1]):
         raise ArgumentError("reach must be two finite numbers, the smaller one first", got=reach)
-    if type(examples) is not int or examples < 1:
-        raise ArgumentError("examples must be a whole number of at least 1", got=examples)
+    checked_whole("examples", examples)
     names = tuple(labels) if labels is not None else tuple(str(k + 1) for k in range(len(given)))
     if len(names) != len(given):
         raise ArgumentError("labels must be as many as states", got=f"{len(names)} for {len(given)}")

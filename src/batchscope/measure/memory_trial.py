@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from batchscope.measure.arguments import drawn_examples
 from batchscope.seeding import derive, isolated
 from batchscope.training.modes import evaluating
 from batchscope.training.step import TrainingStep
@@ -44,8 +45,7 @@ class LongestExamples:
             return take(self.workload.train, (self.indices * repeats)[:size], self.workload.collate)
 
     def _longest_first(self) -> list[int]:
-        generator = torch.Generator().manual_seed(derive(self._seed, "longest examples"))
-        drawn = torch.randperm(self.workload.training_examples, generator=generator)[:MOST_SCANNED].tolist()
+        drawn = drawn_examples(self.workload, MOST_SCANNED, derive(self._seed, "longest examples"))
         dataset: Any = self.workload.train
         lengths: dict[int, int] = {}
         until = time.perf_counter() + SCAN_SECONDS

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import GradientMoments, NoiseEstimate, estimate_noise, moments_from_parts, paired_rows
+from batchscope.measure.arguments import drawn_examples
 from batchscope.measure.per_example import GradientRows
 from batchscope.measure.preconditioner import preconditioner
 from batchscope.measure.state import loaded
@@ -84,8 +85,7 @@ def gradient_noise(
     if not isinstance(examples, int) or isinstance(examples, bool) or examples < LEAST_ROWS:
         raise ArgumentError(f"examples must be a whole number of at least {LEAST_ROWS}", got=examples)
     chosen = chosen_device(device)
-    generator = torch.Generator().manual_seed(derive(seed, "noise examples"))
-    indices = torch.randperm(workload.training_examples, generator=generator)[:examples].tolist()
+    indices = drawn_examples(workload, examples, derive(seed, "noise examples"))
     with isolated(derive(seed, "weights"), chosen):
         model = loaded(workload.model(), state).to(chosen)
     rows = GradientRows(workload, model)

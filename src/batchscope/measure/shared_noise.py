@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from batchscope.errors import ArgumentError
 from batchscope.fit.noise_series import from_two_sizes
+from batchscope.measure.arguments import checked_whole
 from batchscope.measure.sample import Sample
 from batchscope.measure.window import Window
 from batchscope.records import Interval
@@ -55,9 +55,7 @@ class SharedNoise:
         every: int = EVERY,
         half_life: float | None = HALF_LIFE,
     ) -> None:
-        if type(every) is not int or every < 1:
-            raise ArgumentError("every must be a whole number of at least 1", got=every)
-        self.every, self.updates = every, 0
+        self.every, self.updates = checked_whole("every", every), 0
         self.window = Window(half_life)
 
     @property

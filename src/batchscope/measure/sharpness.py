@@ -23,6 +23,8 @@ from scipy.optimize import Bounds, minimize
 
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.intervals import mean_interval
+from batchscope.measure.arguments import checked_whole
+from batchscope.measure.curvature_operators import curvature_examples
 from batchscope.measure.loss_surface import LossSurface
 from batchscope.measure.subspace import Subspace
 from batchscope.progress import Reporter, reporter
@@ -35,7 +37,6 @@ from batchscope.workload.workload import Workload
 
 Floats = NDArray[np.float64]
 
-EXAMPLES = 4096
 # A search begins this share of the box away from its centre, in a random direction: at a minimum the gradient says
 # nothing of where to go.
 AWAY = 0.05
@@ -97,13 +98,11 @@ def sharpness(
         raise ArgumentError(
             "the box of filters lies in all of weight space", got=f"subspace={subspace}", mend="leave subspace out"
         )
-    repeats = (2 if subspace is None else 5) if repeats is None else _whole("repeats", repeats)
-    iterations = _whole("iterations", iterations)
-    count = EXAMPLES if examples is None else _whole("examples", examples)
-    generator = torch.Generator().manual_seed(derive(seed, "curvature examples"))
-    indices = torch.randperm(workload.training_examples, generator=generator)[:count].tolist()
+    repeats = (2 if subspace is None else 5) if repeats is None else checked_whole("repeats", repeats)
+    iterations = checked_whole("iterations", iterations)
+    indices = curvature_examples(workload, examples, seed)
     surface = LossSurface(workload, state, indices, seed=seed, device=chosen)
-    if subspace is not None and not 1 <= _whole("subspace", subspace) <= surface.dimensions:
+    if subspace is not None and not 1 <= checked_whole("subspace", subspace) <= surface.dimensions:
         raise ArgumentError(f"a subspace has at most the model's {surface.dimensions:,} dimensions", got=subspace)
     centre = surface.value(surface.start)
     if not math.isfinite(centre):
@@ -218,9 +217,3 @@ def filter_sizes(surface: LossSurface) -> Floats:
         rows = weights.reshape(shape[0], -1)
         parts.append(np.repeat(np.sqrt(np.square(rows).mean(1)), rows.shape[1]))
     return np.concatenate(parts)
-
-
-def _whole(name: str, value: int) -> int:
-    if type(value) is not int or value < 1:
-        raise ArgumentError(f"{name} must be a whole number of at least 1", got=value)
-    return value

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from batchscope.errors import ArgumentError, RunError, WorkloadError
 from batchscope.fit.noise import estimate_noise, moments_of
+from batchscope.measure.arguments import checked_whole, drawn_examples
 from batchscope.measure.hooks import hook
 from batchscope.measure.noise import LEAST_ROWS
 from batchscope.measure.state import loaded
@@ -77,8 +78,7 @@ def gradient_noise_in_groups(
     began = time.perf_counter()
     seed = checked_seed(seed)
     for name, value in (("group_size", group_size), ("replicas", replicas)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(f"{name} must be a whole number of at least 1", got=value)
+        checked_whole(name, value)
     if source == "data-parallel ranks" and not dist.is_initialized():
         raise RunError("ranks must be in a process group", got="none here", mend="start them with torchrun")
     chosen = chosen_device(device)
@@ -120,8 +120,7 @@ def gradient_noise_in_groups(
 
 
 def _groups(workload: Workload, examples: int, size: int, seed: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(derive(seed, "noise examples"))
-    indices = torch.randperm(workload.training_examples, generator=generator)[:examples].tolist()
+    indices = drawn_examples(workload, examples, derive(seed, "noise examples"))
     groups = [indices[i : i + size] for i in range(0, len(indices) - size + 1, size)]
     if len(groups) < LEAST_ROWS:
         raise ArgumentError(

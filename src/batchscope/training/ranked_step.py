@@ -46,8 +46,9 @@ class RankedStep(MicroBatchingStep):
 
     Gradients are summed in flat buffers of 32 MiB, each a copy of many. With the first go the loss, the ‖∇L_r‖² that an
     observer wants to see, and three numbers more, so that all ranks do the same after each update: whether one was
-    asked to stop, whether one failed, and whether one has gradients for other parameters than before. On CUDA these go through gloo beside it, and no rank waits for its
-    device. Numbers of 16 bits are summed as 32 bits; a parameter that no rank has a gradient for keeps none.
+    asked to stop, whether one failed, and whether one has gradients for other parameters than before. On CUDA these go
+    through gloo beside it, and no rank waits for its device. Numbers of 16 bits are summed as 32 bits; a parameter that
+    no rank has a gradient for keeps none.
 
     A rank whose memory ends cuts its own share; where that can't be done all end.
 
