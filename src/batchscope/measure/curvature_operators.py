@@ -26,13 +26,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.measure.arguments import checked_whole, drawn_examples
+from batchscope.measure.flat import batches_read_once, flattened, parts_of
 from batchscope.measure.state import loaded
 from batchscope.progress import Report
 from batchscope.records import CurvatureMatrix
 from batchscope.seeding import derive, isolated
 from batchscope.training.modes import evaluating
 from batchscope.training.train import checked_seed, chosen_device
-from batchscope.workload.batches import take, to_device
+from batchscope.workload.batches import to_device
 from batchscope.workload.workload import Batch, Workload
 
 Floats = NDArray[np.float64]
@@ -78,11 +79,7 @@ class Operator(ABC):
             )
         self.device = self.trained[0].device
         self.examples = len(indices)
-        self._batches: list[tuple[int, Batch]] = []
-        with isolated(derive(seed, "dataset"), self.device):  # read once, so that random augmentation stands still
-            for start in range(0, len(indices), BATCH_SIZE):
-                part = list(indices[start : start + BATCH_SIZE])
-                self._batches.append((len(part), take(workload.train, part, workload.collate)))
+        self._batches = batches_read_once(workload, indices, BATCH_SIZE, seed=seed, device=self.device)
         self.parameters = sum(parameter.numel() for parameter in self.trained)
         self.products = 0
         self.epsilon = max(torch.finfo(parameter.dtype).eps for parameter in self.trained)
@@ -96,8 +93,7 @@ class Operator(ABC):
         Raises:
             WorkloadError: It is not finite.
         """
-        flat = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float64).reshape(-1))
-        vectors, total = self._split(flat), torch.zeros(self.parameters, dtype=torch.float64)
+        vectors, total = parts_of(vector, self.trained), np.zeros(self.parameters)
         with torch.enable_grad(), self._as_function():
             for k, (count, batch) in enumerate(self._batches):
                 graph = self._held[k] or self._built(batch)
@@ -105,14 +101,13 @@ class Operator(ABC):
                 parts = self._product(graph, vectors, keep=keep)
                 if keep:
                     self._held[k] = graph
-                total += self._flat(parts) * (count / self.examples)
+                total += flattened(parts, self.trained) * (count / self.examples)
         self.products += 1
-        if not torch.isfinite(total).all():
+        if not np.isfinite(total).all():
             raise WorkloadError(
                 "second derivatives must be finite", got="one that is not", mend="measure at weights that train"
             )
-        result: Floats = total.numpy()
-        return result
+        return total
 
     def release(self) -> None:
         """Let go of the graphs that are held."""
@@ -163,16 +158,6 @@ class Operator(ABC):
             return False
         self._left -= wanted
         return True
-
-    def _split(self, flat: Tensor) -> list[Tensor]:
-        parts = torch.split(flat, [parameter.numel() for parameter in self.trained])
-        return [part.view_as(p).to(p.device, p.dtype) for part, p in zip(parts, self.trained, strict=True)]
-
-    def _flat(self, parts: Sequence[Tensor | None]) -> Tensor:
-        pairs = zip(parts, self.trained, strict=True)
-        return (
-            torch.cat([(torch.zeros_like(p) if part is None else part).flatten() for part, p in pairs]).cpu().double()
-        )
 
 
 class Hessian(Operator):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from batchscope.errors import ArgumentError
 from batchscope.measure.arguments import checked_whole
+from batchscope.measure.flat import filters, flattened, put
 from batchscope.measure.running_statistics import take_statistics, tracking_norms
 from batchscope.measure.state import loaded
 from batchscope.progress import Reporter, reporter
@@ -165,17 +166,11 @@ class _Place:
 
     def weights_of(self, state: State) -> Floats:
         """All parameters of a state, flat."""
-        parts = [state[name].detach().flatten().cpu().double() for name in self._parameters]
-        flat: Floats = torch.cat(parts).numpy()
-        return flat
+        return flattened([state[name] for name in self._parameters], list(self._parameters.values()))
 
     def evaluated(self, weights: Floats) -> tuple[float, float, float, float]:
         """Loss and score on training and on validation examples."""
-        sizes = [parameter.numel() for parameter in self._parameters.values()]
-        parts = torch.split(torch.from_numpy(weights), sizes)
-        with torch.no_grad():
-            for parameter, part in zip(self._parameters.values(), parts, strict=True):
-                parameter.copy_(part.view_as(parameter))
+        put(weights, list(self._parameters.values()))
         take_statistics(self.model, self.training, seed=derive(self.seed, "statistics"))
         return (*evaluate(self.model, self.training), *evaluate(self.model, self.validation))
 
@@ -243,15 +238,9 @@ def filter_normalised(direction: Floats, weights: Floats, shapes: Sequence[tuple
         [1.2, 1.6, 0.0]
     """
     found = np.zeros_like(direction)
-    first = 0
-    for shape in shapes:
-        count = math.prod(shape)
-        own = slice(first, first + count)
-        first += count
-        if len(shape) < 2:
-            continue
-        rows, lengths = direction[own].reshape(shape[0], -1), np.linalg.norm(weights[own].reshape(shape[0], -1), axis=1)
-        norms = np.linalg.norm(rows, axis=1)
+    pairs = zip(filters(direction, shapes), filters(weights, shapes), strict=True)
+    for (own, rows), (_, wanted) in pairs:
+        norms, lengths = (np.linalg.norm(part, axis=1) for part in (rows, wanted))
         found[own] = (rows * (lengths / np.where(norms > 0, norms, 1.0))[:, None]).reshape(-1)
     return found
 

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchscope.measure.flat import batches_read_once, flattened, put
 from batchscope.measure.state import loaded
 from batchscope.seeding import derive, isolated
 from batchscope.training.modes import evaluating
-from batchscope.workload.batches import take, to_device
+from batchscope.workload.batches import to_device
 from batchscope.workload.workload import Batch, Workload
 
 Floats = NDArray[np.float64]
@@ -58,14 +59,10 @@ class LossSurface:
         with isolated(derive(seed, "weights"), device):
             self.model = loaded(workload.model(), state).to(device)
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._batches: list[tuple[float, Batch]] = []
-        with isolated(derive(seed, "dataset"), device):  # read once, so that random augmentation stands still
-            for first in range(0, len(indices), BATCH_SIZE):
-                part = list(indices[first : first + BATCH_SIZE])
-                batch = to_device(take(workload.train, part, workload.collate), device)
-                self._batches.append((len(part) / len(indices), batch))
+        read = batches_read_once(workload, indices, BATCH_SIZE, seed=seed, device=device)
+        self._batches = [(count / len(indices), to_device(batch, device)) for count, batch in read]
         self.shapes = [tuple(parameter.shape) for parameter in self._trained]
-        self.start = self._flat([parameter.detach() for parameter in self._trained])
+        self.start = flattened(self._trained, self._trained)
         self.evaluations = 0
 
     @property
@@ -94,28 +91,16 @@ class LossSurface:
                 loss = self._loss(batch)
                 parts = torch.autograd.grad(loss, self._trained, allow_unused=True)
                 value += share * float(loss.detach())
-                filled = [
-                    torch.zeros_like(p) if part is None else part for part, p in zip(parts, self._trained, strict=True)
-                ]
-                gradient += share * self._flat(filled)
+                gradient += share * flattened(parts, self._trained)
         return value, gradient
 
     @contextlib.contextmanager
     def _at(self, weights: Floats) -> Iterator[None]:
         self.evaluations += 1
-        sizes = [parameter.numel() for parameter in self._trained]
-        parts = torch.split(torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float64)), sizes)
-        with torch.no_grad():
-            for parameter, part in zip(self._trained, parts, strict=True):
-                parameter.copy_(part.view_as(parameter))
+        put(weights, self._trained)
         with evaluating(self.model), isolated(self.seed, self.device):
             yield
 
     def _loss(self, batch: Batch) -> Tensor:
         output, target = self.workload.output_and_target(self.model, batch)
         return self.workload.loss(output, target)
-
-    @staticmethod
-    def _flat(parts: Sequence[Tensor]) -> Floats:
-        flat: Floats = torch.cat([part.flatten() for part in parts]).cpu().double().numpy()
-        return flat

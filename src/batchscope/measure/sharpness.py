@@ -25,6 +25,7 @@ from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.intervals import mean_interval
 from batchscope.measure.arguments import checked_whole
 from batchscope.measure.curvature_operators import curvature_examples
+from batchscope.measure.flat import filters
 from batchscope.measure.loss_surface import LossSurface
 from batchscope.measure.subspace import Subspace
 from batchscope.progress import Reporter, reporter
@@ -205,15 +206,7 @@ def filter_sizes(surface: LossSurface) -> Floats:
     Args:
         surface: Its starting weights are taken.
     """
-    parts = []
-    first = 0
-    for shape in surface.shapes:
-        count = math.prod(shape)
-        weights = surface.start[first : first + count]
-        first += count
-        if len(shape) < 2:
-            parts.append(np.zeros(count))
-            continue
-        rows = weights.reshape(shape[0], -1)
-        parts.append(np.repeat(np.sqrt(np.square(rows).mean(1)), rows.shape[1]))
-    return np.concatenate(parts)
+    found = np.zeros_like(surface.start)
+    for own, rows in filters(surface.start, surface.shapes):
+        found[own] = np.repeat(np.sqrt(np.square(rows).mean(1)), rows.shape[1])
+    return found
