@@ -78,7 +78,9 @@ def seconds_of(schedule: Schedule, examples: float, step_seconds: Callable[[int]
     return total
 
 
-def examples_to_target(task: Task, workload: bs.Workload, contender: Contender, most: int, **options: Any) -> float:
+def examples_to_target(
+    task: Task, workload: bs.Workload, contender: Contender, most: int, *, averaging: float | None, seed: int
+) -> float:
     """Examples until the first evaluation at the target; infinite where there is none."""
     plan = bs.Plan(
         batch_size=contender.schedule.phases[0].batch_size,
@@ -86,9 +88,9 @@ def examples_to_target(task: Task, workload: bs.Workload, contender: Contender, 
         examples=most,
         target=task.target,
         schedule=contender.schedule,
-        averaging=options["averaging"],
+        averaging=averaging,
     )
-    run = bs.train(workload, plan, seed=options["seed"], evaluate_every=task.evaluate_every)
+    run = bs.train(workload, plan, seed=seed, evaluate_every=task.evaluate_every)
     return next((point.examples for point in run.curve if point.score >= task.target), math.inf)
 
 

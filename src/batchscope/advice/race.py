@@ -23,6 +23,7 @@ from batchscope.advice.clock import Clock
 from batchscope.advice.heat import Entrant, Heat
 from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
+from batchscope.advice.opening import LEAST_LANES, next_size, size_beside_the_first
 from batchscope.advice.outlook import LEAST_POINTS, Outlook, find_outlook
 from batchscope.advice.pilot import PILOT_POINTS, coarse_rates, find_order
 from batchscope.advice.update_times import UpdateTimes
@@ -46,7 +47,6 @@ OPENING_SHARE = 0.5
 WELL_SEEN, WELL_TRAINED = 7, 100
 # Before that, a run is taken to take as long as this share of the draws say at most.
 LONG_RUN = 0.75
-LEAST_LANES, MOST_LANES = 3, 6
 # A winner that is trained on has so many times the examples that the law gives it, and so many passes at least.
 PATIENCE, PATIENT_EPOCHS = 3.0, 3
 MOST_SEEDS = 3
@@ -400,64 +400,37 @@ class Race:
 
     def _open(self) -> bool:
         """Open the lane that is most likely to be the best among those not tried, where that can be afforded."""
-        raced = list(self.lanes)
-        fresh = [s for s in self.sizes if all(abs(math.log2(s / other)) > 0.99 for other in raced)]
-        if not fresh or len(raced) >= MOST_LANES:
-            return False
-        outlook = self.outlook
-        if outlook is None:
-            first = self.lanes[raced[0]]
-            if first.reached is None and (len(raced) > 1 or first.points < PILOT_POINTS):
-                return False
-            near = dict.fromkeys(fresh, 0.0)
-        else:
-            near = outlook.near_best()
-        affordable = [s for s in fresh if self._opening_seconds(s) <= OPENING_SHARE * self._left]
-        # Some distance away a lane says more about the law than next to one that is there already.
-        far = [s for s in affordable if len(raced) >= LEAST_LANES or all(abs(math.log2(s / o)) > 1.9 for o in raced)]
-        if not far:
-            return False
-        if self.goal.kind == "examples":
-            # Smaller batches never need more examples; the question is how large one may be.
-            size = max(far, key=lambda s: (round(near[s], 1), s))
-        else:
-            # Of two as far from the pilot the larger one: its examples are never dearer.
-            size = max(far, key=lambda s: (near[s], -round(abs(math.log2(s / self.pilot)), 3), s))
-        if len(raced) >= LEAST_LANES and near[size] <= max(near[other] for other in raced):
-            return False
-        self._open_lane(size)
-        return True
+        near = None if self.outlook is None else self.outlook.near_best()
+        size = next_size(
+            self.lanes,
+            self.sizes,
+            self._is_affordable,
+            near,
+            pilot=self.pilot,
+            by_examples=self.goal.kind == "examples",
+        )
+        return self._open_lane(size)
 
     def _open_beside_the_first(self) -> bool:
         """Race a neighbour of the batch size that reached the target first, as long as there is time for it."""
-        there = {size: lane.reached.points[-1].seconds for size, lane in self.lanes.items() if lane.reached is not None}
-        if not there or len(self.lanes) >= MOST_LANES:
-            return False
-        first = min(there, key=lambda size: there[size])
-        beside = [
-            size
-            for size in self.sizes
-            if size not in self.lanes
-            and 0.9 < abs(math.log2(size / first)) < 1.1
-            and self._opening_seconds(size) + len(LANE_RATES) * there[first] <= OPENING_SHARE * self._left
-        ]
-        if not beside:
-            return False
         near = {} if self.outlook is None else self.outlook.near_best()
-        self._open_lane(max(beside, key=lambda size: near.get(size, 0.0)))
-        return True
+        return self._open_lane(size_beside_the_first(self.lanes, self.sizes, self._is_affordable, near))
 
-    def _open_lane(self, size: int) -> None:
+    def _open_lane(self, size: int | None) -> bool:
+        if size is None:
+            return False
         seen = max(lane.examples for lane in self.lanes.values())
         rate = self.rates.predict(size, max(seen, 1)).value or self.prepared.workload.learning_rate
         self.tell(f"opening batch size {size:,}")
         self.lanes[size] = Lane(size, self.make_heat, [rate * f for f in LANE_RATES])
+        return True
 
-    def _opening_seconds(self, batch_size: int) -> float:
-        """What it takes a new lane to catch up on the virtual clock, as far as that can be told beforehand."""
+    def _is_affordable(self, size: int, further_seconds: float) -> bool:
+        """Whether a lane can be opened, brought level with the others, and trained further on the virtual clock."""
         behind = min((lane.virtual_seconds for lane in self.lanes.values() if lane.live), default=0.0)
-        first = 6 * self.seconds_per_update(batch_size)
-        return 1.0 + len(LANE_RATES) * max(behind, first)
+        first = 6 * self.seconds_per_update(size)
+        seconds = 1.0 + len(LANE_RATES) * (max(behind, first) + further_seconds)
+        return seconds <= OPENING_SHARE * self._left
 
     def _see_further(self) -> None:
         """Train the likeliest candidate on by itself: a curve that was at the goal says more than any law of it."""
