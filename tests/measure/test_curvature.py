@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
-from batchscope.errors import ArgumentError, WorkloadError
+from batchscope.errors import ArgumentError, RunError, WorkloadError
 from batchscope.measure.curvature import (
     curvature_bound,
     hessian_eigenvalues,
@@ -368,3 +368,9 @@ def test_no_bound_where_there_is_none() -> None:
     assert curvature_bound(torch.optim.Adam(weights), 1.0) is None
     assert curvature_bound(torch.optim.SGD(weights, lr=0.1), -1.0) is None
     assert curvature_bound(torch.optim.SGD(weights, lr=0.1), float("nan")) is None
+
+
+def test_eigenvalues_that_do_not_converge_are_said_to(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchscope.measure.eigenvalues.MOST_RESTARTS", 1)
+    with pytest.raises(RunError, match="converge"):
+        hessian_eigenvalues(make("mlp"), k=3, tolerance=1e-14)

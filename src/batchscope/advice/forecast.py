@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscope.advice.outlook import LIKELY, Outlook
+from batchscope.advice.outlook import LIKELY, Outlook, quantiles
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.records import ForecastPoint, Interval
 
@@ -57,12 +57,8 @@ def interval(draws: Floats, level: float = LEVEL) -> Interval:
     if np.isfinite(draws).mean() < LIKELY:
         finite = draws[np.isfinite(draws)]
         return Interval.unresolved(level, low=float(np.quantile(finite, tail)) if len(finite) else None)
-    ordered = np.sort(draws)  # infinities last, which quantile() would turn into nan
-
-    def at(share: float) -> float:
-        return float(ordered[min(len(ordered) - 1, max(0, round(share * (len(ordered) - 1))))])
-
-    return Interval(at(0.5), at(tail), at(1 - tail), level)
+    low, middle, high = quantiles(draws, tail, 0.5, 1 - tail)
+    return Interval(middle, low, high, level)
 
 
 def forecast_points(outlook: Outlook, size: int, goal_examples: float, times: UpdateTimes) -> tuple[ForecastPoint, ...]:

@@ -138,6 +138,21 @@ class Outlook:
         return np.asarray(np.minimum(self.regrets, 100 * self.tolerance).mean(axis=1))
 
 
+def quantiles(draws: Floats, *shares: float) -> list[float]:
+    """The draws at some shares of them, in order; infinities come last, which numpy's own would turn into nan.
+
+    Args:
+        draws: At least one.
+        shares: From 0 to 1.
+
+    Examples:
+        >>> quantiles(np.array([3.0, np.inf, 1.0]), 0.0, 0.5, 1.0)
+        [1.0, 3.0, inf]
+    """
+    ordered = np.sort(draws)
+    return [float(ordered[round(share * (len(ordered) - 1))]) for share in shares]
+
+
 def find_outlook(
     goal: Goal,
     losses: Sequence[Curve],

@@ -24,7 +24,7 @@ from batchscope.advice.heat import Entrant, Heat
 from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
 from batchscope.advice.opening import LEAST_LANES, next_size, size_beside_the_first
-from batchscope.advice.outlook import LEAST_POINTS, Outlook, find_outlook
+from batchscope.advice.outlook import LEAST_POINTS, Outlook, find_outlook, quantiles
 from batchscope.advice.pilot import PILOT_POINTS, coarse_rates, find_order
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.errors import RunError
@@ -314,9 +314,8 @@ class Race:
             known = self._well_seen()
             # Of what the plan takes; until a candidate has gone far, of what it well may take.
             plan = self.outlook if known or not self.as_they_stand else self._fitted(planned=True) or self.outlook
-            seconds = np.sort(plan.seconds[plan.sizes.index(plan.best())])
-            at = round((0.5 if known else LONG_RUN) * (len(seconds) - 1))
-            self.clock.allow(float(seconds[at]), known=known)
+            [seconds] = quantiles(plan.seconds[plan.sizes.index(plan.best())], 0.5 if known else LONG_RUN)
+            self.clock.allow(seconds, known=known)
         self._looked = self.clock.spent
         self._look_seconds = self._looked - began
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from batchscope.errors import ArgumentError
+from batchscope.errors import ArgumentError, RunError
 from batchscope.measure.arguments import checked_whole
 from batchscope.measure.curvature_operators import counting, operator_at
 from batchscope.measure.eigenvalues import top_eigenpairs
@@ -87,6 +87,7 @@ def hessian_eigenvalues(
         ArgumentError: A number that makes no sense.
         WorkloadError: Weights that do not fit the model, derivatives that are not finite, or a loss that differs from
             one call to the next.
+        RunError: No eigenvalue met the tolerance.
 
     Examples:
         >>> import batchscope as bs
@@ -108,6 +109,10 @@ def hessian_eigenvalues(
             goes_on=goes_on,
         )
     operator.release()
+    if not len(found.values):
+        raise RunError(
+            "an eigenvalue must converge", got=f"none in {operator.products:,} products", mend="give a larger tolerance"
+        )
     # Residuals are of products as they are computed, whose own rounding they don't see.
     reach = np.append(found.residuals + PRODUCT_EPS * operator.epsilon * np.abs(found.values).max(), 0.0)
     gaps = np.append(-np.diff(found.values), math.inf)

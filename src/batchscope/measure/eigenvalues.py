@@ -96,7 +96,7 @@ def top_eigenpairs(
 
     if size <= max(DENSE, count + 1):
         dense = np.stack([product(column) for column in np.eye(size)], axis=1)
-        values, vectors = np.linalg.eigh((dense + dense.T) / 2)
+        values, vectors = np.linalg.eigh(_symmetric(dense))
         values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
         residuals = np.linalg.norm(dense @ vectors - values * vectors, axis=0)
         return Eigenpairs(values, vectors, residuals, (True,) * count)
