@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
-    bench-forecasts bench-advice ground-truth gpu
+    bench-forecasts bench-best-rates bench-advice ground-truth gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
 demo: $(CORE)
@@ -84,6 +84,10 @@ bench-curvature: $(BENCH)
 # learning curves cut off on the way and forecast from there by the race's law
 bench-forecasts: $(DEV)
 	$(BIN)/python benchmarks/forecasts.py
+
+# the best learning rate of long runs, foretold from their beginnings; from what ground-truth leaves in build/
+bench-best-rates: $(DEV)
+	$(BIN)/python benchmarks/best_rates.py
 
 # updates of trials per second as replicas over one after the other, on one core
 bench-replicas: $(BENCH)

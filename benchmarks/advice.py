@@ -15,7 +15,7 @@ Beside it, by the first of these, stand batch 32 at the reference's rate, Lightn
 finder, the batch size of most examples a second, Optuna with TPE and Hyperband for as long as the advice took, and the
 noise scale as the batch size. "≥" marks a setting beyond what the ground truth tried: it is at least that bad.
 
-    python benchmarks/advice.py [--workloads digits …] [--references 3] [--seeds 2] [--rounds 1]
+    python benchmarks/advice.py [--workloads digits …] [--references 3] [--seeds 2] [--rounds 1] [--resume]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rich.table import Table
 import batchscope as bs
 from advice_pickers import PICKERS, Question, at_reference
 from batchscope.provenance import fingerprint
-from cases import keep, machine
+from cases import RowByRow, keep, machine
 from ground_truth_table import TABLES, Bounded, GroundTruth, Setting
 from workloads import TASKS, Task
 
@@ -303,14 +303,20 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=3, help="how many of the three")
     parser.add_argument("--seeds", type=int, default=2, help="of trainings with each plan; more where they are short")
     parser.add_argument("--rounds", type=int, default=1, help="of all of it, each with another seed")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of a run that was stopped, and go on")
     arguments = parser.parse_args()
     console = Console(width=150)
-    rows: list[Row] = []
+    kept = RowByRow("advice", resume=arguments.resume)
+    rows = kept.rows
+    done = {(row["workload"], row["seed"], row["number"]) for row in rows}
     names = [name for name in arguments.workloads if (TABLES / f"{name}.json").exists()]
     for name in set(arguments.workloads) - set(names):
         console.print(f"{name} is left out: it has no ground truth yet; make ground-truth")
     for seed in range(arguments.rounds):
         for name in names:
+            missing = [number for number in range(arguments.references) if (name, seed, number) not in done]
+            if not missing:
+                continue
             task, truth = TASKS[name], GroundTruth.load(name)
             workload = task.make()
             if fingerprint(workload) != truth.provenance["workload_fingerprint"]:
@@ -319,9 +325,10 @@ def main() -> None:
                 )
             sizes = truth.batch_sizes
             times = bs.step_times(workload, batch_sizes=sizes, seconds=TIMING_SECONDS * len(sizes), seed=seed)
-            for reference in references(truth)[: arguments.references]:
-                rows.append(measured(task, truth, times, reference, seed=seed, seeds=arguments.seeds))
-                console.print(f"{name} from {_said(reference)}: {rows[-1]['conclusion']}")
+            for number in missing:
+                row = measured(task, truth, times, references(truth)[number], seed=seed, seeds=arguments.seeds)
+                kept.add({"number": number, **row})
+                console.print(f"{name} from {_said(rows[-1]['reference'])}: {rows[-1]['conclusion']}")
     if not rows:
         return
     console.print(shown(rows), shown_beside(rows))

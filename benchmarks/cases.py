@@ -16,6 +16,7 @@ from torch import Tensor
 from batchscope.workload import Workload, load_workload
 
 RESULTS = Path(__file__).parent / "results"
+BUILD = Path(__file__).parents[1] / "build"
 
 
 def case(name: str) -> Workload:
@@ -55,3 +56,30 @@ def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+class RowByRow:
+    """The rows of a benchmark that takes long, kept as they come, so that one that was stopped can be gone on with.
+
+    Args:
+        name: The benchmark's.
+        resume: Whether to begin with the rows that are there; otherwise they are thrown away.
+
+    Attributes:
+        rows: All so far.
+    """
+
+    def __init__(self, name: str, *, resume: bool) -> None:
+        self.path = BUILD / f"bench-{name}.jsonl"
+        self.path.parent.mkdir(exist_ok=True)
+        if not resume:
+            self.path.unlink(missing_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep one more."""
+        text = json.dumps(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+        self.rows.append(json.loads(text))

@@ -206,18 +206,24 @@ def test_training_from_nothing_goes_on_from_the_race(digits: Workload) -> None:
     assert float((model.eval()(x).argmax(-1) == y).double().mean()) == pytest.approx(found.best_score, abs=0.006)
 
 
-def test_a_target_that_is_late_is_tried_at_half_the_learning_rate(
+def test_a_target_that_is_late_is_gone_on_with_at_smaller_rates_and_given_up_in_the_end(
     digits: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A winner without any patience: it is given up at once, and what it has learned is gone on with.
-    monkeypatch.setattr("batchscope.advice.race.PATIENCE", 0.0)
-    monkeypatch.setattr("batchscope.advice.race.PATIENT_EPOCHS", 2)
-    found = train_from_nothing(digits, target=0.985, budget_seconds=2.0)
+    monkeypatch.setattr("batchscope.advice.auto.PATIENCE", 20.0)
+    monkeypatch.setattr("batchscope.advice.auto.PATIENT_EPOCHS", 4)
+    monkeypatch.setattr("batchscope.advice.race.Race.horizon_examples", lambda race, size: 2000.0)
+    found = train_from_nothing(digits, target=0.9999, budget_seconds=3.0)
+    assert found.outcome == "finished"
     assert found.message is not None
-    assert "late at learning rate" in found.message
-    assert found.outcome in ("reached", "finished")
-    # It goes on from weights that know digits already.
-    assert found.curve[0].score > 0.9
+    assert "expected after 2,000 examples" in found.message
+    rates = [point.learning_rate for point in found.curve]
+    assert rates[-1] < 0.6 * rates[0]
+    assert 40_000 <= found.examples < 60_000
+
+
+def test_a_budget_that_ends_before_anything_was_judged_still_trains(digits: Workload) -> None:
+    found = train_from_nothing(digits, target=0.9, budget_seconds=1.0)
+    assert found.reached
 
 
 def test_training_from_nothing_says_why_it_cannot(make: Make) -> None:

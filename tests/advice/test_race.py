@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from batchscope import Workload
+from batchscope.advice.anytime import AnytimeRate
 from batchscope.advice.clock import LEAST_SECONDS, Clock
 from batchscope.advice.heat import Heat
 from batchscope.advice.judge import Judge
@@ -17,7 +19,7 @@ from batchscope.advice.lane import Lane
 from batchscope.advice.outlook import find_outlook
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.fit.learning_curve import Curve
-from batchscope.records import Goal, Interval, Provenance, StepTimeLaw, StepTimePoint, StepTimes
+from batchscope.records import Goal, Interval, Provenance, RacePoint, StepTimeLaw, StepTimePoint, StepTimes
 from batchscope.training.evaluation import evaluate
 from batchscope.training.loop import Prepared
 
@@ -111,6 +113,67 @@ def test_the_winner_is_trained_on_and_its_weights_are_what_was_evaluated(make: M
         model.load_state_dict(result.state)
         prepared = Prepared(make(), torch.device("cpu"))
         assert evaluate(model, prepared.validation)[0] == pytest.approx(result.curve[-1].validation_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_winner_goes_on_at_another_rate_that_falls_beyond_its_horizon(make: Make, stacked: bool) -> None:
+    own = heat(make, [0.02, 0.1], stacked=stacked)
+    own.advance()
+    began = own.examples
+    result = own.finish(own.entrants[1], lambda: False, learning_rate=0.08, rate=AnytimeRate(300.0))
+    rates = {point.examples: point.learning_rate for point in result.curve if point.examples > began}
+    early = [rate for examples, rate in rates.items() if examples <= 300]
+    assert early
+    assert early == pytest.approx([0.08] * len(early))
+    places = sorted(rates)
+    # The rate of an evaluation is that of the update before it, set at the evaluation before.
+    for before, place in itertools.pairwise(place for place in places if place > 300):
+        assert rates[place] <= 0.08 * math.sqrt(300 / before) * (1 + 1e-6)
+    assert rates[places[-1]] < 0.06
+
+
+def test_stacked_or_not_the_winner_goes_on_alike(make: Make) -> None:
+    ends = []
+    for stacked in (False, True):
+        own = heat(make, [0.02, 0.1], stacked=stacked)
+        own.advance()
+        result = own.finish(own.entrants[1], lambda: False, learning_rate=0.05, rate=AnytimeRate(200.0))
+        ends.append([(point.examples, point.validation_loss, point.learning_rate) for point in result.curve[-4:]])
+    assert ends[0] == [pytest.approx(point, rel=1e-3) for point in ends[1]]
+
+
+def test_a_rate_falls_faster_where_the_loss_gets_no_less() -> None:
+    def point(examples: int, loss: float) -> RacePoint:
+        return RacePoint(examples=examples, iterations=1, seconds=0.0, loss=loss, score=0.0)
+
+    falling, stuck = [point(e, 100 / e) for e in range(100, 3000, 100)], [point(e, 1.0) for e in range(100, 3000, 100)]
+    rate = AnytimeRate(400.0)
+    assert [rate.after(falling[: n + 1]) for n in range(4)] == [1.0] * 4
+    assert rate.after(falling[:16]) == pytest.approx(0.5)
+    halved = AnytimeRate(400.0)
+    found = [halved.after(stuck[: n + 1]) for n in range(len(stuck))]
+    # At 600, 900, 1,400 and 2,100 half as many examples again had gone by.
+    assert found[6] == pytest.approx(0.5 * math.sqrt(400 / 700))
+    assert found[-1] == pytest.approx(0.5**4 * math.sqrt(400 / 2900))
+
+
+def test_a_lane_keeps_the_best_rate_and_the_one_foretold_where_each_costs_as_much(make: Make) -> None:
+    lane = Lane(5, lambda size, rates, seed: heat(make, list(rates), stacked=False), [0.001, 0.01, 0.1])
+    for _ in range(3):
+        lane.advance()
+    lane.narrow(0.012)
+    assert len(lane.live) == 3  # nothing is known yet
+    for _ in range(3):
+        lane.advance()
+    best = lane.best
+    assert best is not None
+    lane.narrow(0.0009)
+    assert {e.learning_rate for e in lane.live} == {0.001, best.learning_rate}
+    together = Lane(5, lambda size, rates, seed: heat(make, list(rates)), [0.001, 0.01, 0.1])
+    for _ in range(6):
+        together.advance()
+    together.narrow(0.0009)
+    assert len(together.live) == 3
 
 
 def test_a_lane_finds_its_valley_across_heats_and_drops_what_lies_far(make: Make) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from batchscope.advice.anytime import AnytimeRate
 from batchscope.advice.contest import contest
 from batchscope.advice.reasons import no_answer
 from batchscope.errors import RunError
 from batchscope.progress import Reporter
-from batchscope.records import Plan, TrainResult
-from batchscope.training.averaging import POWER
+from batchscope.records import TrainResult
 from batchscope.training.interruption import stop_requests
-from batchscope.training.loop import Run
-from batchscope.training.start import Start
 from batchscope.workload.workload import Workload
 
-# A target that stays out of reach at one learning rate is tried at half of it, so many times.
-MOST_HALVINGS = 4
+# A target counts as out of reach after so many times the examples predicted, and so many passes over the data.
+PATIENCE, PATIENT_EPOCHS = 16.0, 10
 
 
 def train_from_nothing(
@@ -39,8 +38,9 @@ def train_from_nothing(
 
     The race of :func:`batchscope.advise` is run as far as its budget goes. Of the candidates that it trained, the one
     with the least time left to the goal goes on from its weights, its optimiser's state, its place in the data and the
-    average of its weights. Where a target is not reached in three times the examples that were predicted, and three
-    passes over the data, training goes on from the averaged weights at half the learning rate, up to four times.
+    average of its weights, at the learning rate that the whole way wants where that is smaller than what did best so
+    far. Where a target is not reached in the examples that were predicted, the rate falls with 1/√examples, and by half
+    where the loss gets no less; it is given up after 16 times as many, and 10 passes over the data.
 
     Args:
         workload: What is to be trained.
@@ -93,25 +93,20 @@ def train_from_nothing(
             said = no_answer(held.findings, race.outlook)
             raise RunError("training from nothing needs a setting to train with", got="none", mend=said)
         heat, entrant = race.nearest_to_the_goal()
-        held.tell(f"training with batch size {heat.batch_size:,}, learning rate {entrant.learning_rate:.3g}")
-        most = race.patience_examples(heat.batch_size)
-        result = heat.finish(entrant, lambda: stop.requested, most_examples=most)
-        rates = [entrant.learning_rate]
-        while target is not None and result.outcome == "finished" and len(rates) <= MOST_HALVINGS:
-            rates.append(rates[-1] / 2)
-            held.tell(f"the target is late: on with learning rate {rates[-1]:.3g}")
-            plan = Plan(heat.batch_size, rates[-1], examples=round(most), target=target, averaging=POWER)
-            start = Start(result.state, {}) if result.state else None
-            result = replace(
-                Run(race.prepared, plan, seed=seed, start=start, evaluate_training=False, measure_memory=False)(),
-                message=_late(rates),
-            )
+        horizon = race.horizon_examples(heat.batch_size)
+        # Rates that look best soon are too large for all of the way.
+        rate = min(entrant.learning_rate, race.foretold_rate(heat.batch_size) or math.inf)
+        held.tell(f"training with batch size {heat.batch_size:,}, learning rate {rate:.3g}")
+        most = math.inf if target is None else max(PATIENCE * horizon, PATIENT_EPOCHS * workload.training_examples)
+        falling = AnytimeRate(horizon)
+        result = heat.finish(entrant, lambda: stop.requested, learning_rate=rate, rate=falling, most_examples=most)
+        if target is not None and result.outcome == "finished":
+            result = replace(result, message=_late(rate, falling.factor, horizon))
     return replace(result, total_seconds=time.perf_counter() - began)
 
 
-def _late(rates: Sequence[float]) -> str:
-    tried = ", ".join(f"{rate:.3g}" for rate in rates[:-1])
+def _late(rate: float, factor: float, horizon: float) -> str:
     return (
-        f"the target was late at learning rate {tried}; it went on from those weights at {rates[-1]:.3g}, and what is "
-        f"counted here, time in all apart, is that last part"
+        f"the target was not reached: it was expected after {horizon:,.0f} examples, and from there on the learning "
+        f"rate fell from {rate:.3g} to {factor * rate:.3g}"
     )

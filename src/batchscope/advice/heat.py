@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from batchscope.advice.anytime import AnytimeRate
 from batchscope.advice.judge import Judge
 from batchscope.advice.singles import Singles
 from batchscope.errors import RunError
@@ -106,6 +107,7 @@ class Heat:
         if not self.judges_both_ways:
             for entrant in self.entrants:
                 entrant.planned = entrant.points
+        self._offsets: tuple[float, float] | None = None  # the judge's own
         self.seconds_spent = 0.0
         self.examples_spent = 0
         began = time.perf_counter()
@@ -193,12 +195,22 @@ class Heat:
         """A candidate's weights as they stand; None where they were let go of."""
         return self._runs.state_of(self.entrants.index(entrant))
 
-    def finish(self, entrant: Entrant, stopped: Callable[[], bool], *, most_examples: float = math.inf) -> TrainResult:
+    def finish(
+        self,
+        entrant: Entrant,
+        stopped: Callable[[], bool],
+        *,
+        learning_rate: float | None = None,
+        rate: AnytimeRate | None = None,
+        most_examples: float = math.inf,
+    ) -> TrainResult:
         """Train a candidate to its end, the others given up.
 
         Args:
             entrant: Which.
             stopped: Asked between two evaluations whether to end.
+            learning_rate: What it goes on with; None: with its own.
+            rate: What that is multiplied by as it goes on; None: by one.
             most_examples: Where it ends, at the first evaluation from there on, if it has not got to its goal.
 
         Returns:
@@ -209,8 +221,16 @@ class Heat:
         # From here on by all of the validation set, and to the goal itself; looked at so often that little is overshot,
         # and no more than evaluating is worth.
         self._ratio, self._gap = FINAL_RATIO, round(FINAL_SHARE * self.judge.prepared.workload.validation_examples)
+        self._offsets = (0.0, 0.0)
+        already = len(entrant.planned)
         self._runs.judge_anew(self.judge.prepared.validation, self.target)
+        present = entrant.learning_rate
+        full = learning_rate or present
         while k in self._runs.live and not stopped() and entrant.planned[-1].examples < most_examples:
+            wanted = full if rate is None else full * rate.after(entrant.planned[already:])
+            if wanted != present:
+                self._runs.multiply_rates(wanted / present)
+                present = wanted
             self._runs.advance()
         self._runs.stop([k], "interrupted" if stopped() else "finished")
         result = self._runs.results[k]
@@ -282,10 +302,11 @@ class Heat:
                     entrant.points.append(self._seen(point, *found[k]))
 
     def _seen(self, point: CurvePoint | RacePoint, loss: float, score: float) -> RacePoint:
+        offsets = self._offsets or (self.judge.loss_offset, self.judge.score_offset)
         return RacePoint(
             examples=point.examples,
             iterations=point.iterations,
             seconds=point.iterations * self.seconds_per_update,
-            loss=loss + self.judge.loss_offset,
-            score=score + self.judge.score_offset,
+            loss=loss + offsets[0],
+            score=score + offsets[1],
         )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from batchscope.advice.heat import Entrant, Heat
 from batchscope.fit.learning_curve import Curve
-from batchscope.fit.rate_drift import Bottom
+from batchscope.fit.rate_drift import Bottom, along_one_run
 from batchscope.fit.valley import valley_bottom
 from batchscope.records import RacePoint
 
@@ -19,9 +18,8 @@ FAR_OCTAVES = 1.6
 CLEARLY_WORSE = 0.05
 # Weights as they stand are noisy: their losses are averaged over so many of the last places, where those are known.
 NOISY_PLACES = 3
-# Of the places of a lane those within this factor of the last one tell how its best rate drifts; what is noise in one
-# is noise in the next, so that each counts as this much of a place of its own.
-LAST_PLACES, INDEPENDENCE = 8.0, 0.4
+# After so many evaluations a valley has been seen.
+NARROWED_POINTS = 4
 # How well the bottom of a valley is known: a share of the spacing of its rates, and more where it lies at the edge.
 BOTTOM_SPREAD, EDGE_SPREAD = 0.35, 1.0
 
@@ -142,11 +140,8 @@ class Lane:
 
     def bottoms(self) -> list[Bottom]:
         """The bottoms of the valleys on the way, each known as well as it adds to the others."""
-        common = self._common_places()
-        places = [place for place in common if place * LAST_PLACES >= common[-1]]
-        found = [bottom for place in places if (bottom := self.bottom(place)) is not None]
-        shared = math.sqrt(len(found) / (1 + INDEPENDENCE * (len(found) - 1))) if found else 1.0
-        return [replace(bottom, spread=shared * bottom.spread) for bottom, _ in found]
+        found = [bottom for place in self._common_places() if (bottom := self.bottom(place)) is not None]
+        return along_one_run([bottom for bottom, _ in found])
 
     def bottom(self, place: int | None = None) -> tuple[Bottom, str | None] | None:
         """The bottom of the valley, and at which edge of the rates it lies, if at one; None before any evaluation.
@@ -209,6 +204,22 @@ class Lane:
             # A stack in one pass is traced anew when it shrinks, which is worth it for half of it.
             if far and (heat.in_turn or 2 * len(far) >= len(heat.live)):
                 heat.drop(far, f"the best rate at batch size {self.batch_size:,} lies about {bottom:.3g}")
+
+    def narrow(self, foretold: float) -> None:
+        """Keep the best rate and the one nearest to what all of the way wants, where each costs as much as the first.
+
+        Args:
+            foretold: The rate that is expected to be the best in the end.
+        """
+        best = self.best
+        if best is None or self.points < NARROWED_POINTS or any(not heat.in_turn for heat in self.heats):
+            return
+        nearest = min(self.live, key=lambda e: abs(math.log(e.learning_rate / foretold)), default=None)
+        for heat in self.heats:
+            heat.drop(
+                [e for e in heat.live if e is not best and e is not nearest],
+                f"{best.learning_rate:.3g} did better so far, and {foretold:.3g} is foretold to do so in the end",
+            )
 
     def drop(self, reason: str) -> None:
         """Give up the batch size."""

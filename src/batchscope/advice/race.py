@@ -24,7 +24,7 @@ from batchscope.advice.heat import Entrant, Heat
 from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
 from batchscope.advice.opening import LEAST_LANES, next_size, size_beside_the_first
-from batchscope.advice.outlook import LEAST_POINTS, Outlook, find_outlook, quantiles
+from batchscope.advice.outlook import LEAST_POINTS, SOME_WAY, Outlook, find_outlook, quantiles
 from batchscope.advice.pilot import PILOT_POINTS, coarse_rates, find_order
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.errors import RunError
@@ -46,9 +46,7 @@ OPENING_SHARE = 0.5
 # A curve of so many evaluations and updates says how long a training run will take.
 WELL_SEEN, WELL_TRAINED = 7, 100
 # Before that, a run is taken to take as long as this share of the draws say at most.
-LONG_RUN = 0.75
-# A winner that is trained on has so many times the examples that the law gives it, and so many passes at least.
-PATIENCE, PATIENT_EPOCHS = 3.0, 3
+LONG_RUN = 0.9
 MOST_SEEDS = 3
 # The laws are fitted again when training has gone on for this many times what that takes.
 LOOK_AGAIN = 6.0
@@ -176,6 +174,10 @@ class Race:
         for size, lane in self.lanes.items():
             leading = lane.leading
             if leading is None:
+                # None was judged yet: the one in the middle, which is where the pilot saw the bottom.
+                beginning = lane.heats[0]
+                if beginning.live:
+                    found.append((math.inf, beginning, beginning.live[len(beginning.live) // 2]))
                 continue
             heat, best = leading
             if best.ended == "reached":
@@ -192,29 +194,36 @@ class Race:
         _, heat, best = min(found, key=lambda item: item[0])
         return heat, best
 
-    def patience_examples(self, batch_size: int) -> float:
-        """After how many examples a target that was not reached calls for something else; infinite without a target.
+    def horizon_examples(self, batch_size: int) -> float:
+        """How many examples a run is expected to take in all; no fewer than any candidate has taken.
 
         Args:
             batch_size: Of the run.
         """
         if self.goal.kind != "target":
-            return math.inf
-        least = float(PATIENT_EPOCHS * self.prepared.workload.training_examples)
+            return float(self.budget_examples(batch_size))
+        seen = float(max(1, *(lane.examples for lane in self.lanes.values())))
         if self.outlook is None:
-            return least
+            return SOME_WAY * seen
         needed = float(np.median(self.outlook.examples[self.outlook.sizes.index(batch_size)]))
-        return max(least, PATIENCE * needed) if math.isfinite(needed) else least
+        return max(needed, seen) if math.isfinite(needed) else SOME_WAY * seen
 
     @property
     def rates(self) -> RateDrift:
         """The law of the best rates, from the valleys so far."""
         bottoms = [bottom for lane in self.lanes.values() for bottom in lane.bottoms()]
-        critical = math.inf if self.outlook is None else float(np.median(self.outlook.loss.critical))
-        # A critical batch size below what was raced would put bottoms that were seen upon each other; and it is known
-        # to no better than a factor of two or so, of which the larger does less harm.
-        least = 2.0 * min(b.batch_size for b in bottoms)
-        return fit_rate_drift(bottoms, exponent=self.exponent, saturation=max(2.0 * critical, least))
+        curve = None if self.outlook is None else self.outlook.loss
+        return fit_rate_drift(bottoms, exponent=self.exponent, curve=curve, seed=self.seed)
+
+    def foretold_rate(self, batch_size: int) -> float | None:
+        """The rate that all of the way to the goal is expected to want; None before any valley was seen.
+
+        Args:
+            batch_size: Of the run.
+        """
+        if not any(lane.points for lane in self.lanes.values()):
+            return None
+        return self.rates.predict(batch_size, self.horizon_examples(batch_size)).value
 
     def budget_examples(self, batch_size: int) -> int:
         """Where a run of a batch size would end."""
@@ -276,7 +285,8 @@ class Race:
 
     def _fine_pilot(self, bottom: float) -> None:
         size = self.pilot
-        if self.clock.left <= 0 or self.stopped():
+        late = self.clock.left <= 0 and not self.to_train  # one is needed to go on with
+        if late or self.stopped():
             return
         self.lanes[size] = fine = Lane(size, self.make_heat, [bottom * f for f in LANE_RATES])
         while fine.points < PILOT_POINTS and fine.live and self.clock.left > 0 and not self.stopped():
@@ -365,6 +375,9 @@ class Race:
             return False
         behind = min(live, key=self._how_far)
         behind.drop_far_rates()
+        foretold = self.foretold_rate(behind.batch_size)
+        if foretold is not None:
+            behind.narrow(foretold)
         self.tell(self._standing(behind))
         behind.advance()
         return True

@@ -83,6 +83,11 @@ class Singles:
                 self.results[k] = replace(result, state=self.state_of(k, averaged=True))
                 self.live.discard(k)
 
+    def multiply_rates(self, factor: float) -> None:
+        """From now on the learning rates of the live runs are so many times what they were."""
+        for k in self.live:
+            self._runs[k].multiply_rates(factor)
+
     def stop(self, runs: Collection[int], outcome: Outcome) -> None:
         """End some."""
         for k in self.live.intersection(runs):

@@ -99,6 +99,18 @@ class OptimizerSettings:
         for group, full_rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             set_rate(group, full_rate * factor)
 
+    def multiply_rates(self, factor: float) -> None:
+        """From now on every rate, that of later phases too, is so many times what it was.
+
+        Args:
+            factor: A positive number.
+        """
+        for first in self._first:
+            first["lr"] = float(first["lr"]) * factor
+        self.full_rates = [rate * factor for rate in self.full_rates]
+        for group in self.optimizer.param_groups:
+            set_rate(group, float(group["lr"]) * factor)
+
     def state_dict(self) -> dict[str, Any]:
         """The first settings, as plain values."""
         return {"batch_size": self.batch_size, "first": [dict(first) for first in self._first]}

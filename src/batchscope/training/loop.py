@@ -260,6 +260,14 @@ class Run:
         ended = self.course.ending()
         return None if ended is None else self._result(ended)
 
+    def multiply_rates(self, factor: float) -> None:
+        """From now on its learning rate is so many times what it was, or what its schedule says.
+
+        Args:
+            factor: A positive number.
+        """
+        self.settings.multiply_rates(factor)
+
     def stopped(self, outcome: Outcome) -> TrainResult:
         """End it between two evaluations.
 

@@ -171,6 +171,14 @@ class Replicas:
             with self._at_work():
                 self._evaluate()
 
+    def multiply_rates(self, factor: float) -> None:
+        """From the next round on all learning rates are so many times what they were.
+
+        Args:
+            factor: A positive number.
+        """
+        self.stack.optimizer.multiply_rates(factor)
+
     def stop(self, runs: Collection[int], outcome: Outcome) -> None:
         """End some runs between two rounds.
 

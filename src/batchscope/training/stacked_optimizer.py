@@ -104,10 +104,15 @@ class StackedOptimizer:
             for optimizer in self._optimizers:
                 optimizer.step()
 
+    def multiply_rates(self, factor: float) -> None:
+        """From now on every full rate is so many times what it was."""
+        self._full_rates = [[rate * factor for rate in rates] for rates in self._full_rates]
+        self.set_rate_factor(self._factor)
+
     def set_rate_factor(self, factor: float) -> None:
-        """Set every rate to a part of what it was in the beginning."""
+        """Set every rate to a part of the full one."""
+        self._factor = factor
         if self._rates is not None:
-            self._factor = factor
             full = [rate for rates in self._full_rates for rate in rates]
             self._rates.copy_(torch.tensor(full, dtype=self._rates.dtype) * factor, non_blocking=True)
             return
