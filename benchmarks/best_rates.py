@@ -51,7 +51,8 @@ def recorded(name: str, batch_size: int) -> Valleys:
                     at = found.setdefault(trial.seed, {}).setdefault(point.examples, {})
                     if point.examples:
                         at[float(f"{trial.learning_rate:.4g}")] = loss if math.isfinite(loss) else math.inf
-    return {seed: {e: v for e, v in places.items() if len(v) >= LEAST_RATES} for seed, places in found.items()}
+    seen = {seed: {e: v for e, v in places.items() if len(v) >= LEAST_RATES} for seed, places in found.items()}
+    return {seed: places for seed, places in seen.items() if places} if all(seen.get(seed) for seed in SEEDS) else {}
 
 
 def best_rate(valley: dict[float, float]) -> tuple[float, bool]:

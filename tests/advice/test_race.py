@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import types
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from batchscope import Workload
 from batchscope.advice.anytime import AnytimeRate
@@ -17,9 +19,19 @@ from batchscope.advice.heat import Heat
 from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
 from batchscope.advice.outlook import find_outlook
+from batchscope.advice.race import Race
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.fit.learning_curve import Curve
-from batchscope.records import Goal, Interval, Provenance, RacePoint, StepTimeLaw, StepTimePoint, StepTimes
+from batchscope.records import (
+    Goal,
+    Interval,
+    NoiseMeasurement,
+    Provenance,
+    RacePoint,
+    StepTimeLaw,
+    StepTimePoint,
+    StepTimes,
+)
 from batchscope.training.evaluation import evaluate
 from batchscope.training.loop import Prepared
 
@@ -378,3 +390,33 @@ def test_the_last_word_is_by_all_of_the_validation_set(make: Make) -> None:
         model.load_state_dict(result.state)
         assert evaluate(model, prepared.validation)[1] == pytest.approx(result.curve[-1].score, abs=1e-3)
         assert result.curve[-1].score >= 0.85
+
+
+@pytest.mark.parametrize(("low", "high", "known"), [(20.0, 80.0, True), (5.0, math.inf, True), (None, None, False)])
+def test_the_noise_scale_where_the_pilot_stands_says_about_where_the_critical_batch_size_lies(
+    make: Make, low: float | None, high: float | None, known: bool
+) -> None:
+    prepared = Prepared(make(), torch.device("cpu"))
+    scale = Interval.unresolved(0.95) if low is None else Interval(40.0, low, high, 0.95)
+    asked: list[float] = []
+
+    def measure(state: dict[str, Tensor], seconds: float) -> NoiseMeasurement | None:
+        assert set(state) == set(prepared.workload.model().state_dict())
+        asked.append(seconds)
+        return types.SimpleNamespace(noise_scale=scale)  # type: ignore[return-value]
+
+    times = UpdateTimes(step_times({5: 0.001, 20: 0.002}), largest_micro_batch=None)
+    race = Race(
+        prepared, Goal("target", 0.999), (5, 20), times, exponent=1.0, clock=Clock(1.5), seed=0,
+        measure_noise=measure, tell=lambda label: None, stopped=lambda: False,
+    )  # fmt: skip
+    race.run()
+    assert asked
+    assert all(0 < seconds < 1.5 for seconds in asked)
+    prior = race.critical
+    assert (prior is not None) == known
+    if prior is not None:
+        assert prior.batch_size == 40.0
+        own = math.log(4) / (2 * 1.96)
+        assert prior.spread == pytest.approx(math.hypot(0.8, own) if high == 80.0 else 1.6, rel=1e-3)
+        assert prior.examples > 0

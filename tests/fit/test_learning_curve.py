@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchscope.errors import ArgumentError
-from batchscope.fit.learning_curve import Curve, LearningCurve, fit_learning_curve
+from batchscope.fit.learning_curve import CriticalPrior, Curve, LearningCurve, fit_learning_curve
 
 
 def truth(batch_size: float, examples: np.ndarray, *, critical: float = 200.0, growth: float = 0.4) -> np.ndarray:
@@ -83,6 +83,17 @@ def test_a_score_takes_over_what_the_loss_says_about_batch_sizes() -> None:
     assert np.median(score.values(1024, 64_000.0)) == pytest.approx(
         float(0.5 * truth(1024, np.array(64_000.0)) - 1), abs=0.01
     )
+
+
+def test_what_is_known_of_the_critical_batch_size_counts_where_the_curves_say_little() -> None:
+    alone = curves((64,), 32_000)  # one batch size says nothing about others
+    said = fit_learning_curve(alone, critical=CriticalPrior(8_000.0, 50.0, 0.1)).critical_batch_size(8_000.0)
+    assert quantiles(said)[1] == pytest.approx(50.0, rel=0.1)
+    unknown = quantiles(fit_learning_curve(alone).critical_batch_size(8_000.0))
+    assert unknown[2] / unknown[0] > 50
+    # Curves of many sizes overrule what is known vaguely: the truth at 64,000 examples is 200.
+    wrong = fit_learning_curve(curves((16, 64, 256, 1024), 64_000), critical=CriticalPrior(64_000.0, 50.0, 1.0))
+    assert quantiles(wrong.critical_batch_size(64_000.0))[1] == pytest.approx(200, rel=0.3)
 
 
 def test_the_same_seed_gives_the_same_draws() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from batchscope.advice.arguments import checked_goal, checked_sizes, default_sizes
 from batchscope.advice.clock import Clock
@@ -34,7 +35,7 @@ from batchscope.workload.workload import Workload
 STEP_TIMES, MEMORY = (0.08, 0.5), (0.06, 0.4)
 # Longer updates are worked out from shorter ones.
 LONGEST_UPDATE = 0.025
-NOISE_EXAMPLES = 256
+NOISE_EXAMPLES, LEAST_NOISE_EXAMPLES, NOISE_COST = 256, 64, 2.0
 PACE_SHARE = 0.1
 # Left of the budget for seeing the winner further, for judging the present setting, and for the noise.
 RESERVE = 0.2
@@ -132,6 +133,13 @@ def contest(
                 "fastest depends on them: ask again when it is quiet."
             )
         sizes = wanted or default_sizes(workload, measured, least)
+
+        def measure_noise(state: dict[str, Any], seconds: float) -> NoiseMeasurement | None:
+            # A gradient of a single example takes longer than its share of a batch's.
+            affordable = seconds * measured.most_examples_per_second / NOISE_COST
+            examples = round(min(max(affordable, LEAST_NOISE_EXAMPLES), NOISE_EXAMPLES))
+            return _noise(workload, state, examples, seed=seed, device=chosen, stop=stop)
+
         race = Race(
             Prepared(workload, chosen, workers=workers),
             goal,
@@ -142,6 +150,7 @@ def contest(
             seed=seed,
             reserve=0.0 if to_train else RESERVE,
             to_train=to_train,
+            measure_noise=measure_noise,
             tell=_teller(report, clock),
             stopped=lambda: stop.requested,
         )
@@ -150,7 +159,8 @@ def contest(
         spending.append(Spending("race", clock.spent - before, race.examples))
         if race.unstacked is not None:
             warnings.append(f"Candidates were trained in single runs, which takes longer: {race.unstacked}.")
-        noise = None if to_train else _noise(race, seed, chosen, stop)
+        state = None if to_train else race.state_of_best()
+        noise = None if state is None else measure_noise(state, math.inf)
         findings = Findings(
             workload=summarise(workload),
             goal=goal,
@@ -264,17 +274,17 @@ def _pace(race: Race, clock: Clock, batch_size: int, learning_rate: float) -> Pa
     return pace(race.prepared, batch_size, learning_rate, seed=race.seed)
 
 
-def _noise(race: Race, seed: int, device: object, stop: StopRequest) -> NoiseMeasurement | None:
-    """The noise scale where the race's best candidate stands."""
-    state = race.state_of_best()
-    if state is None or stop.requested:
+def _noise(
+    workload: Workload, state: dict[str, Any], examples: int, *, seed: int, device: object, stop: StopRequest
+) -> NoiseMeasurement | None:
+    """The noise scale at some weights; None where it cannot be measured."""
+    if stop.requested:
         return None
-    workload = race.prepared.workload
     try:
         return gradient_noise(
             workload,
             state,
-            examples=min(NOISE_EXAMPLES, workload.training_examples),
+            examples=min(examples, workload.training_examples),
             seed=derive(seed, "advice") % 2**31,
             device=str(device),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscope.fit.learning_curve import Curve, LearningCurve, fit_learning_curve
+from batchscope.fit.learning_curve import CriticalPrior, Curve, LearningCurve, fit_learning_curve
 from batchscope.records import Goal
 
 Floats = NDArray[np.float64]
@@ -161,6 +161,7 @@ def find_outlook(
     seconds_per_update: Callable[[int], float],
     *,
     relative_error: Callable[[int], float] = lambda batch_size: 0.0,
+    critical: CriticalPrior | None = None,
     seed: int = 0,
 ) -> Outlook | None:
     """Fit the laws to what the race has seen, and work out every batch size.
@@ -172,6 +173,7 @@ def find_outlook(
         sizes: Batch sizes to work out, ascending.
         seconds_per_update: Time of an update of a batch size.
         relative_error: How well that is known, as a share of it.
+        critical: What is known of the critical batch size beside the curves.
         seed: Of the draws.
 
     Returns:
@@ -181,7 +183,7 @@ def find_outlook(
         return None
     if any(_flat(curves) for curves in (losses, scores)):
         return None
-    loss = fit_learning_curve(losses, seed=seed)
+    loss = fit_learning_curve(losses, critical=critical, seed=seed)
     score = fit_learning_curve(scores, shared=loss, seed=seed + 1)
     rows: list[tuple[Floats, ...]] = []
     generator = np.random.default_rng(seed)

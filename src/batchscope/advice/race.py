@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from batchscope.advice.outlook import LEAST_POINTS, SOME_WAY, Outlook, find_outl
 from batchscope.advice.pilot import PILOT_POINTS, coarse_rates, find_order
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.errors import RunError
+from batchscope.fit.learning_curve import CriticalPrior
 from batchscope.fit.rate_drift import RateDrift, fit_rate_drift
-from batchscope.records import Goal, Plan
+from batchscope.records import Goal, NoiseMeasurement, Plan
 from batchscope.training.loop import MOST_EPOCHS, Prepared
 from batchscope.training.ways import refusal
 
@@ -46,8 +48,11 @@ OPENING_SHARE = 0.5
 # A curve of so many evaluations and updates says how long a training run will take.
 WELL_SEEN, WELL_TRAINED = 7, 100
 # Before that, a run is taken to take as long as this share of the draws say at most.
-LONG_RUN = 0.9
+LONG_RUN = 0.8
 MOST_SEEDS = 3
+# The critical batch size is the noise scale to within so many e-folds: on the benchmarks' networks, at the beginning of
+# training, 0.6, and there are outliers. Measuring it may take this share of the least that the budget is.
+NOISE_SPREAD, NOISE_SHARE = 0.8, 0.06
 # The laws are fitted again when training has gone on for this many times what that takes.
 LOOK_AGAIN = 6.0
 # Of what is kept of the budget, the part that goes to seeing the likeliest candidate further on.
@@ -67,12 +72,14 @@ class Race:
         seed: Of everything random.
         reserve: Share of the budget that is kept for judging the present setting.
         to_train: Whether the winner is to be trained on.
+        measure_noise: Measures the gradient noise at some weights, within some seconds; None where that fails.
         tell: Told what goes on.
         stopped: Asked between two rounds whether to end.
 
     Attributes:
         lanes: By batch size.
         outlook: What the curves say now; None before they say anything.
+        critical: What the gradient noise says of the critical batch size; None where it could not be measured.
         forecast: What they say of plans, which end with averaged weights; made at the end.
         as_they_stand: Whether candidates are judged by their weights themselves, and not by the averages.
         pilot: The batch size that found the first rate.
@@ -92,13 +99,15 @@ class Race:
         seed: int,
         reserve: float = 0.0,
         to_train: bool = False,
+        measure_noise: Callable[[dict[str, Any], float], NoiseMeasurement | None] = lambda state, seconds: None,
         tell: Callable[[str], None],
         stopped: Callable[[], bool],
     ) -> None:
         self.prepared, self.goal, self.clock = prepared, goal, clock
         self.sizes, self.times, self.seconds_per_update = tuple(sizes), times, times.seconds
         self.exponent, self.seed, self.reserve, self.tell, self.stopped = exponent, seed, reserve, tell, stopped
-        self.to_train = to_train
+        self.to_train, self.measure_noise = to_train, measure_noise
+        self.critical: CriticalPrior | None = None
         self.as_they_stand = goal.kind == "target" and not to_train
         seen = max((point.batch_size for point in times.measured.points if point.step_seconds.value), default=None)
         held = seen if seen is None else times.micro_batch_size(seen)
@@ -293,6 +302,22 @@ class Race:
             self.tell(f"learning rates near {bottom:.3g}")
             fine.advance()
         self._calibrate()
+        self._measure_noise()
+
+    def _measure_noise(self) -> None:
+        """Let the gradient noise where the pilot stands say about where the critical batch size lies."""
+        found = self._best_heat()
+        state = None if found is None else found[0].state_of(found[1])
+        if found is None or state is None or not found[1].points or self.stopped():
+            return
+        self.tell("gradient noise")
+        noise = self.measure_noise(state, NOISE_SHARE * self.clock.sure_seconds)
+        scale = None if noise is None else noise.noise_scale
+        if scale is None or not scale.value or not scale.low or not scale.high:
+            return
+        own = math.log(scale.high / scale.low) / (2 * NormalDist().inv_cdf((1 + scale.level) / 2))
+        spread = math.hypot(NOISE_SPREAD, own) if math.isfinite(own) else 2 * NOISE_SPREAD
+        self.critical = CriticalPrior(found[1].points[-1].examples, scale.value, spread)
 
     def _calibrate(self) -> None:
         """Find out by how much the judge is off, on the best candidate of the likeliest batch size."""
@@ -341,6 +366,7 @@ class Race:
             self.sizes,
             self.times.seconds,
             relative_error=self.times.relative_error,
+            critical=self.critical,
             seed=self.seed,
         )
 

@@ -135,11 +135,33 @@ class LearningCurve:
         return np.asarray(np.sqrt(low * high))
 
 
-def fit_learning_curve(curves: Sequence[Curve], *, shared: LearningCurve | None = None, seed: int = 0) -> LearningCurve:
+@dataclass(frozen=True)
+class CriticalPrior:
+    """What is known of the critical batch size beside the curves.
+
+    Attributes:
+        examples: Where on the way.
+        batch_size: B_c there, its median.
+        spread: A standard deviation in e-folds.
+    """
+
+    examples: float
+    batch_size: float
+    spread: float
+
+
+def fit_learning_curve(
+    curves: Sequence[Curve],
+    *,
+    critical: CriticalPrior | None = None,
+    shared: LearningCurve | None = None,
+    seed: int = 0,
+) -> LearningCurve:
     """Fit the law to curves of several batch sizes.
 
     Args:
         curves: Each at a learning rate that suits its batch size.
+        critical: What is known of B_c beside them; None: nothing.
         shared: A law already fitted to another quantity of the same runs, as the loss, whose B_c and growth are taken
             over, draw by draw; None: these curves determine them.
         seed: Of the draws.
@@ -177,7 +199,7 @@ def fit_learning_curve(curves: Sequence[Curve], *, shared: LearningCurve | None 
         chosen = generator.integers(shared.draws, size=WALKERS)
         given = np.stack([np.log(shared.critical[chosen]), shared.growth[chosen]], axis=1)
         most = shared.reference_examples
-    middle = float(np.exp(np.log(sizes).mean()))
+    known = critical or CriticalPrior(most, 4 * float(np.exp(np.log(sizes).mean())), CRITICAL_SPREAD)
 
     def residuals(theta: Floats) -> Floats:
         y_r, gap, b, critical, q = (theta[:, i : i + 1] for i in range(5))
@@ -191,13 +213,15 @@ def fit_learning_curve(curves: Sequence[Curve], *, shared: LearningCurve | None 
             squares = INDEPENDENCE * (residuals(theta) ** 2).sum(axis=1)
         fit = -(INDEPENDENCE * len(values) + PRIOR_POINTS) / 2 * np.log(PRIOR_POINTS + squares)
         prior = ((theta[:, 1] - np.log(recent)) / GAP_SPREAD) ** 2 + ((theta[:, 2] - EXPONENT[0]) / EXPONENT[1]) ** 2
-        prior += ((theta[:, 3] - np.log(4 * middle)) / CRITICAL_SPREAD) ** 2
+        at_known = theta[:, 3] + theta[:, 4] * np.log(known.examples / most)
+        prior += ((at_known - np.log(known.batch_size)) / known.spread) ** 2
         prior += ((theta[:, 4] - GROWTH[0]) / GROWTH[1]) ** 2
         density = fit - prior / 2
         return np.where(np.isfinite(density) & (theta[:, 4] > -0.2), density, -np.inf)
 
-    start = np.array([lowest, np.log(recent), EXPONENT[0], np.log(4 * middle), GROWTH[0]])
-    scales = np.array([recent / 4, 0.5, 0.3, 1.0, 0.2])
+    at_most = np.log(known.batch_size) - GROWTH[0] * np.log(known.examples / most)
+    start = np.array([lowest, np.log(recent), EXPONENT[0], at_most, GROWTH[0]])
+    scales = np.array([recent / 4, 0.5, 0.3, min(1.0, known.spread), 0.2])
     walkers = start + scales * generator.standard_normal((WALKERS, 5))
     if given is not None:
         walkers[:, 3:] = given
