@@ -31,7 +31,7 @@ ORDER = (
     "measure",
     "study",
     "advice",
-    "claims",
+    "folklore",
     "report",
     "integrations",
     "cli",

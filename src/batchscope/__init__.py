@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     # Arithmetic on what was measured before
     from batchscope.fit import fit_tradeoff, replan
 
+    # The folklore, tested
+    from batchscope.folklore import claims
+
     # Single measurements, the probe of them all, and what goes into a person's own loop
     from batchscope.measure import (
         GradientNoise,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
         Advice,
         AllReduceLaw,
         BranchedRuns,
+        Claims,
         Comparison,
         HessianEigenvalues,
         HessianTrace,
@@ -102,6 +106,8 @@ _HOMES = {
     "fit_tradeoff": "batchscope.fit",
     # Training
     "train": "batchscope.study",
+    # The folklore, tested
+    "claims": "batchscope.folklore",
     # Single measurements
     "all_reduce_law": "batchscope.measure",
     "branched_runs": "batchscope.measure",
@@ -122,6 +128,7 @@ _HOMES = {
     "Advice": "batchscope.records",
     "AllReduceLaw": "batchscope.records",
     "BranchedRuns": "batchscope.records",
+    "Claims": "batchscope.records",
     "Comparison": "batchscope.records",
     "HessianEigenvalues": "batchscope.records",
     "HessianTrace": "batchscope.records",
@@ -161,6 +168,7 @@ __all__ = [
     "BatchSizeScheduler",
     "BatchscopeError",
     "BranchedRuns",
+    "Claims",
     "Comparison",
     "DataError",
     "GradientNoise",
@@ -192,6 +200,7 @@ __all__ = [
     "advise",
     "all_reduce_law",
     "branched_runs",
+    "claims",
     "compare",
     "find_max_batch_size",
     "fit_tradeoff",

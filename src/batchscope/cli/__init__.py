@@ -13,6 +13,7 @@ import typer
 
 from batchscope.cli.advise import advise
 from batchscope.cli.by_ranks import by_ranks
+from batchscope.cli.claims import claims
 from batchscope.cli.compare import compare
 from batchscope.cli.ending import ending_well
 from batchscope.cli.export import export
@@ -31,7 +32,7 @@ app = typer.Typer(
     help="Which batch size, how many iterations, which learning rate, at what cost: measured on your own case.",
 )
 
-for verb in (advise, compare, by_ranks(train), probe, sweep, fit, export, workloads, report):
+for verb in (advise, compare, by_ranks(train), probe, sweep, claims, fit, export, workloads, report):
     app.command()(ending_well(verb))
 
 

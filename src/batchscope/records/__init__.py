@@ -13,6 +13,7 @@ from batchscope.records.advice import (
 )
 from batchscope.records.base import Record, decode, encode, load, write_atomically
 from batchscope.records.branches import Branch, BranchedRuns
+from batchscope.records.claims import Claims, Finding, Picture, Series, TestedClaim, Verdict
 from batchscope.records.communication import AllReduceLaw, AllReducePoint
 from batchscope.records.comparison import (
     Comparison,
@@ -57,6 +58,7 @@ __all__ = [
     "AllReducePoint",
     "Branch",
     "BranchedRuns",
+    "Claims",
     "Comparison",
     "ComparisonRow",
     "Coupling",
@@ -65,6 +67,7 @@ __all__ = [
     "Difference",
     "Edge",
     "Engine",
+    "Finding",
     "ForecastPoint",
     "FrontierRow",
     "Goal",
@@ -91,6 +94,7 @@ __all__ = [
     "Outcome",
     "PathPoint",
     "Phase",
+    "Picture",
     "Plan",
     "PresentSetting",
     "Probe",
@@ -109,6 +113,7 @@ __all__ = [
     "Record",
     "Replanned",
     "Schedule",
+    "Series",
     "Shape",
     "Sharpness",
     "SharpnessBox",
@@ -121,12 +126,14 @@ __all__ = [
     "Sweep",
     "SweepBest",
     "SweepTrial",
+    "TestedClaim",
     "TimePoint",
     "TimeToTarget",
     "TradeoffLaw",
     "TradeoffPoint",
     "TrainResult",
     "TrialOutcome",
+    "Verdict",
     "WorkloadSummary",
     "decode",
     "encode",

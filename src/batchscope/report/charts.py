@@ -9,6 +9,7 @@ from batchscope.errors import ArgumentError, require
 from batchscope.records import (
     Advice,
     BranchedRuns,
+    Claims,
     Comparison,
     Landscape,
     MemoryUse,
@@ -25,6 +26,8 @@ from batchscope.records import (
 from batchscope.report import (
     advice_charts,
     advice_race_charts,
+    claims_charts,
+    claims_content,
     comparison_charts,
     curvature_charts,
     curvature_content,
@@ -140,6 +143,8 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
     Raises:
         ArgumentError: There is no such chart.
     """
+    if isinstance(record, Claims):
+        return _of_claim(record, name)
     if name not in TITLES:
         raise ArgumentError(f"a chart is one of {', '.join(TITLES)}", got=name)
     spec: Spec | None = None
@@ -169,6 +174,16 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
     return None if spec is None else {**spec, "width": "container", "description": TITLES[name]}
 
 
+def _of_claim(record: Claims, name: str) -> Spec | None:
+    """The chart of one claim, which is called by the claim's name."""
+    claim = next((own for own in record.claims if f"{claims_content.PREFIX}{own.name}" == name), None)
+    if claim is None:
+        every = ", ".join(f"{claims_content.PREFIX}{own.name}" for own in record.claims)
+        raise ArgumentError(f"a chart of these claims is one of {every or 'none'}", got=name)
+    spec = claims_charts.picture(claim)
+    return None if spec is None else {**spec, "width": "container", "description": claim.said}
+
+
 def names(record: Record) -> tuple[str, ...]:
     """The charts that have something to show for a record."""
     return tuple(every(record))
@@ -176,7 +191,8 @@ def names(record: Record) -> tuple[str, ...]:
 
 def every(record: Record, *, legend: bool = True) -> dict[str, Spec]:
     """All charts that have something to show for a record, by name, as :func:`specification` gives each."""
-    specs = {name: specification(record, name, legend=legend) for name in TITLES}
+    own = [f"{claims_content.PREFIX}{claim.name}" for claim in record.claims] if isinstance(record, Claims) else TITLES
+    specs = {name: specification(record, name, legend=legend) for name in own}
     return {name: spec for name, spec in specs.items() if spec is not None}
 
 
@@ -184,7 +200,9 @@ def rows_to_colour(record: Record) -> int:
     """How many colours the record's charts need."""
     if isinstance(record, Comparison):
         return len(record.rows)
-    coloured = Probe | probe_content.Part | Sweep | TradeoffLaw | Advice | curvature_content.Curvature | Landscape
+    coloured = (
+        Probe | probe_content.Part | Sweep | TradeoffLaw | Advice | curvature_content.Curvature | Landscape | Claims
+    )
     return marks.COLOURS if isinstance(record, coloured) else 1
 
 
@@ -243,7 +261,7 @@ def _image(record: Record, name: str, theme: palette.Theme, width: int) -> tuple
     wanted = ("final_scores", "trade_off") if name == OVERVIEW else (name,)
     each = (width - 60) // 2 if name == OVERVIEW else width
     parts = [
-        {**spec, "width": each, "title": TITLES[part]}
+        {**spec, "width": each, "title": TITLES.get(part, spec["description"])}
         for part in wanted
         if (spec := specification(record, part)) is not None
     ]

@@ -13,6 +13,7 @@ from typing import Any
 from batchscope.errors import require
 from batchscope.records import (
     Advice,
+    Claims,
     Comparison,
     Landscape,
     MonitoredNoise,
@@ -26,6 +27,7 @@ from batchscope.records import (
 from batchscope.report import (
     advice_content,
     charts,
+    claims_content,
     curvature_content,
     curves,
     landscape_content,
@@ -70,6 +72,8 @@ def render(record: Record) -> str:
         content = curvature_content.of_curvature(record, specs)
     elif isinstance(record, Landscape):
         content = landscape_content.of_landscape(record, specs)
+    elif isinstance(record, Claims):
+        content = claims_content.of_claims(record, specs)
     elif isinstance(record, MonitoredNoise):
         content = probe_content.of_monitor(record)
     elif isinstance(record, Sweep):

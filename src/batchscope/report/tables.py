@@ -14,6 +14,7 @@ from rich.text import Text
 from batchscope.records import (
     Advice,
     BranchedRuns,
+    Claims,
     Comparison,
     Landscape,
     MemoryUse,
@@ -30,6 +31,7 @@ from batchscope.records import (
 )
 from batchscope.report import (
     advice_sheets,
+    claims_content,
     curvature_content,
     landscape_content,
     probe_content,
@@ -70,6 +72,8 @@ def render(record: Record) -> RenderableType:
         return _PartTable(record)
     if isinstance(record, curvature_content.Curvature | Landscape):
         return _CurvatureTable(record)
+    if isinstance(record, Claims):
+        return _ClaimsTable(record)
     if isinstance(record, MonitoredNoise):
         return _pairs("Gradient noise of your own loop", probe_sheets.monitored_facts(record))
     if isinstance(record, Sweep):
@@ -194,6 +198,25 @@ class _CurvatureTable:
         if table is not None:
             yield from _sheet(table, console, options)
         yield _pairs(record.workload, facts)
+        yield _aside(_origin(record))
+
+
+class _ClaimsTable:
+    """The claims: how many hold, and what decides each."""
+
+    def __init__(self, record: Claims) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        record = self.record
+        yield from _said(record.conclusion)
+        yield Text()
+        yield from _sheet(claims_content.sheet(record), console, options)
+        for claim in record.claims:
+            yield Text(f"{claim.said} {claim.verdict[0].upper()}{claim.verdict[1:]}.", style="bold")
+            yield Text(claim.explanation)
+        yield Text()
+        yield _pairs(record.workload.name, claims_content.facts(record))
         yield _aside(_origin(record))
 
 
@@ -343,7 +366,8 @@ def _origin(
     | Sweep
     | Advice
     | curvature_content.Curvature
-    | Landscape,
+    | Landscape
+    | Claims,
 ) -> str:
     origin = record.provenance
     return (

@@ -1,0 +1,5 @@
+"""What people say about batch size, one file a claim: what is said, how it is tested, the verdict."""
+
+from batchscope.folklore.claims import CLAIMS, claims
+
+__all__ = ["CLAIMS", "claims"]
