@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from batchscope import Workload
 from batchscope.advice import advise, clock, train_from_nothing
 from batchscope.advice.race import Race
 from batchscope.errors import ArgumentError, RunError
+from batchscope.fit.learning_curve import LearningCurve
 from batchscope.records import Advice
 
 Make = Callable[..., Workload]
@@ -192,6 +194,29 @@ def test_a_budget_that_is_too_small_asks_for_more(make: Make) -> None:
 def test_what_makes_no_sense_is_refused(make: Make, wrong: dict[str, Any], rule: str) -> None:
     with pytest.raises(ArgumentError, match=rule):
         advise(make(), **wrong)
+
+
+def test_a_target_whose_time_nobody_can_tell_has_a_setting_all_the_same(
+    digits: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Most draws do not get there; one in four does.
+    def unlikely(law: LearningCurve, batch_size: float, value: float) -> Any:
+        found = examples_to(law, batch_size, value)
+        return np.where(np.arange(len(found)) % 4 == 0, np.where(np.isfinite(found), found, 1e6), np.inf)
+
+    examples_to = LearningCurve.examples_to
+    monkeypatch.setattr(LearningCurve, "examples_to", unlikely)
+    found = advise(digits, target=0.995, budget_seconds=3.0)
+    assert found.batch_size is not None
+    assert found.learning_rate is not None
+    assert found.iterations is None
+    assert found.predicted_seconds.value is None
+    assert found.plan is not None
+    assert found.plan.target == 0.995
+    assert found.plan.budget_examples is None
+    assert "does not tell how long" in found.conclusion
+    assert found.reasons
+    found.table()
 
 
 def test_training_from_nothing_goes_on_from_the_race(digits: Workload) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batchscope import Workload
 from batchscope.advice.anytime import AnytimeRate
-from batchscope.advice.clock import LEAST_SECONDS, Clock
+from batchscope.advice.clock import LEAST_SECONDS, MOST_SECONDS_IN_THE_DARK, Clock
 from batchscope.advice.heat import Heat
 from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
@@ -332,7 +332,7 @@ def test_the_budget_follows_the_training_run_unless_it_was_given() -> None:
     free.allow(math.inf, known=True)
     assert free.limit == LEAST_SECONDS
     # Before a curve says something, all of what it may take, and never more than in the dark.
-    for seconds, limit in ((2.0, LEAST_SECONDS), (30.0, 30.0), (400.0, 60.0)):
+    for seconds, limit in ((2.0, LEAST_SECONDS), (20.0, 20.0), (400.0, MOST_SECONDS_IN_THE_DARK)):
         free.allow(seconds, known=False)
         assert free.limit == limit
 

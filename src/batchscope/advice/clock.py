@@ -9,7 +9,7 @@ from time import perf_counter as now
 # What the advice may cost: this share of a training run, and no less than so many seconds.
 BUDGET_SHARE, LEAST_SECONDS = 0.25, 8.0
 # Until a training run's length can be told, the advice goes on for this long.
-MOST_SECONDS_IN_THE_DARK = 60.0
+MOST_SECONDS_IN_THE_DARK = 30.0
 
 
 @dataclass

@@ -511,7 +511,9 @@ class Race:
                 break
 
     def _repeat(self) -> None:
-        """With what is left of the budget, train the best rates again from other weights."""
+        """With what is left of a budget that is known, train the best rates again from other weights."""
+        if self.clock.seconds is None and not self._well_seen():
+            return
         while self.outlook is not None and not self.stopped():
             near = self.outlook.near_best()
             open_to = [

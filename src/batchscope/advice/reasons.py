@@ -42,6 +42,24 @@ def short_answer(advice: Advice) -> str:
     return f"{answer} {_against_present(advice)}".strip()
 
 
+def without_an_end(advice: Advice, findings: Findings) -> str:
+    """What to use towards a target of which most draws do not say when it is reached."""
+    low = advice.predicted_seconds.low
+    least = "" if low is None else f", {seconds(low)} at least"
+    budget = math.ceil(2 * findings.race.clock.spent)
+    return (
+        f"Use batch size {advice.batch_size:,}, learning rate {advice.learning_rate:.3g} with averaged weights until "
+        f"{advice.goal.value:g} is reached: what was seen does not tell how long that takes{least}. "
+        f"--budget {budget} would tell more. {_against_present(advice)}"
+    ).strip()
+
+
+def few_reasons(advice: Advice, findings: Findings) -> tuple[str, ...]:
+    """What there is to say without an end."""
+    said = (_throughput(advice, findings), _cost(advice))
+    return tuple(sentence for sentence in said if sentence)
+
+
 def _took(interval: Interval) -> str:
     if interval.value is None:
         return "an unknown time"

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from batchscope.advice.forecast import LEVEL, critical_size, forecast_points, interval, predicted, scaled
 from batchscope.advice.heat import Entrant
-from batchscope.advice.outlook import LEAST_POINTS, Outlook
+from batchscope.advice.outlook import LEAST_POINTS, SOME_WAY, Outlook
 from batchscope.advice.pace import Pace
 from batchscope.advice.race import Race
-from batchscope.advice.reasons import no_answer, reasons, short_answer
+from batchscope.advice.reasons import few_reasons, no_answer, reasons, short_answer, without_an_end
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.fit.learning_curve import Curve, fit_learning_curve
 from batchscope.fit.memory import predicted_bytes
@@ -39,6 +41,8 @@ from batchscope.training.averaging import POWER
 PATIENCE = 2.0
 # A batch size was raced when its curve has this many points.
 LEAST_RACED_POINTS = 2
+# A target that this share of the draws reach is worth training towards, though nobody can say how long that takes.
+NOT_UNLIKELY = 0.1
 BY_AVERAGE = (
     "by the validation loss of the average of their weights, in which an update counts by the 8th power of the "
     "examples seen: what a cooldown at that moment would reach"
@@ -113,6 +117,9 @@ def recommend(findings: Findings) -> Advice:
     row = next(row for row in frontier if row.batch_size == size)
     rate = row.learning_rate.value
     if row.examples.value is None or rate is None:
+        share = float(np.isfinite(forecast.examples[outlook.sizes.index(size)]).mean())
+        if rate is not None and goal.kind == "target" and share >= NOT_UNLIKELY:
+            return _without_an_end(findings, outlook, advice, row, rate)
         return replace(advice, conclusion=no_answer(findings, outlook))
     iterations = max(1, math.ceil(row.examples.value / size))
     own = findings.pace(size, rate)
@@ -144,6 +151,31 @@ def recommend(findings: Findings) -> Advice:
         cost_seconds=race.clock.spent,
     )
     return replace(advice, conclusion=short_answer(advice), reasons=tuple(reasons(advice, findings, forecast)))
+
+
+def _without_an_end(findings: Findings, outlook: Outlook, advice: Advice, row: FrontierRow, rate: float) -> Advice:
+    """A setting for a target that may well be reached, though most draws do not say when."""
+    size = row.batch_size
+    advice = replace(
+        advice,
+        batch_size=size,
+        micro_batch_size=row.micro_batch_size,
+        accumulation_steps=row.accumulation_steps,
+        learning_rate=rate,
+        predicted_seconds=Interval.unresolved(LEVEL, low=row.seconds.low),
+        predicted_score=row.score,
+        peak_memory_bytes=row.peak_memory_bytes,
+        present=_present(findings, outlook),
+        race=_candidates(findings.race, size),
+        plan=Plan(
+            batch_size=size,
+            learning_rate=rate,
+            target=findings.goal.value,
+            micro_batch_size=None if row.accumulation_steps == 1 else row.micro_batch_size,
+            averaging=POWER,
+        ),
+    )
+    return replace(advice, conclusion=without_an_end(advice, findings), reasons=few_reasons(advice, findings))
 
 
 def _as_seen(findings: Findings, advice: Advice) -> Advice:
@@ -268,7 +300,7 @@ def _frontier(findings: Findings, outlook: Outlook, forecast: Outlook) -> tuple[
         examples, seconds = interval(forecast.examples[i]), interval(forecast.seconds[i])
         step = times.interval(size)
         needed = examples.value
-        ahead = needed if needed is not None else forecast.loss.reference_examples
+        ahead = needed if needed is not None else SOME_WAY * forecast.loss.reference_examples
         # The best rate depends on how far the weights themselves have to go.
         far = interval(outlook.examples[i]).value or ahead
         rows.append(

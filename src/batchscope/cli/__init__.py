@@ -18,8 +18,10 @@ from batchscope.cli.compare import compare
 from batchscope.cli.ending import ending_well
 from batchscope.cli.export import export
 from batchscope.cli.fit import fit
+from batchscope.cli.landscape import landscape
 from batchscope.cli.probe import probe
 from batchscope.cli.report import report
+from batchscope.cli.sharpness import sharpness
 from batchscope.cli.sweep import sweep
 from batchscope.cli.train import train
 from batchscope.cli.workloads import workloads
@@ -32,7 +34,20 @@ app = typer.Typer(
     help="Which batch size, how many iterations, which learning rate, at what cost: measured on your own case.",
 )
 
-for verb in (advise, compare, by_ranks(train), probe, sweep, claims, fit, export, workloads, report):
+for verb in (
+    advise,
+    compare,
+    by_ranks(train),
+    probe,
+    sweep,
+    sharpness,
+    landscape,
+    claims,
+    fit,
+    export,
+    workloads,
+    report,
+):
     app.command()(ending_well(verb))
 
 

@@ -126,6 +126,31 @@ def save_weights(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, safetensors.save(_owned({k: v for k, v in state.items() if isinstance(v, Tensor)})))
 
 
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, as :func:`save_weights` writes it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A state dict on the CPU.
+
+    Raises:
+        StorageError: There is no such file, or it is no safetensors file.
+        MissingPackageError: safetensors is not installed.
+    """
+    safetensors = require("safetensors.torch", "read weights", "safetensors")
+    try:
+        found: dict[str, Tensor] = safetensors.load(path.read_bytes())
+    except OSError as error:
+        raise StorageError("weights must be a file that can be read", got=f"{path}: {error.strerror}") from error
+    except Exception as error:
+        raise StorageError(
+            "weights must be a safetensors file", got=str(path), mend="write them with batchscope train --weights"
+        ) from error
+    return found
+
+
 def _owned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU: tied weights share memory, which the format refuses."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
