@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from batchscope.study import compare, sweep, train
 
     # For people who keep their own loop
-    from batchscope.training import BatchSizeScheduler
+    from batchscope.training import BatchSizeScheduler, ghost_batch_norm
 
     # What is trained
     from batchscope.workload import Workload, load_workload
@@ -123,6 +123,7 @@ _HOMES = {
     "BatchSizeScheduler": "batchscope.training",
     "GradientNoise": "batchscope.measure",
     "find_max_batch_size": "batchscope.measure",
+    "ghost_batch_norm": "batchscope.training",
     "rescale": "batchscope.schedule",
     # Records
     "Advice": "batchscope.records",
@@ -204,6 +205,7 @@ __all__ = [
     "compare",
     "find_max_batch_size",
     "fit_tradeoff",
+    "ghost_batch_norm",
     "gradient_noise",
     "hessian_eigenvalues",
     "hessian_trace",

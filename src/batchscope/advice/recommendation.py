@@ -38,7 +38,7 @@ from batchscope.study import words
 from batchscope.training.averaging import POWER
 
 # A training run may take this many times as long as predicted before it gives up.
-PATIENCE = 2.0
+PATIENCE, MOST_PATIENCE = 2.0, 10.0
 # A batch size was raced when its curve has this many points.
 LEAST_RACED_POINTS = 2
 # A target that this share of the draws reach is worth training towards, though nobody can say how long that takes.
@@ -272,8 +272,9 @@ def _in_reach(race: Race, outlook: Outlook) -> list[int]:
 def _plan(goal: Goal, size: int, row: FrontierRow, rate: float, iterations: int) -> Plan:
     micro = None if row.accumulation_steps == 1 else row.micro_batch_size
     if goal.kind == "target":
-        high = row.examples.high if row.examples.high and math.isfinite(row.examples.high) else 0.0
-        most = max(PATIENCE * iterations * size, 1.2 * min(high, 10.0 * iterations * size))
+        # Where nobody can say how long it may take, it is not given up early.
+        high = row.examples.high or math.inf
+        most = max(PATIENCE * iterations * size, 1.2 * min(high, MOST_PATIENCE * iterations * size))
         return Plan(
             batch_size=size,
             learning_rate=rate,

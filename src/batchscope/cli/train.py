@@ -78,6 +78,18 @@ def train(
     checkpoint: Annotated[
         Path | None, typer.Option(help="File to save to, and to resume from where it exists.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Begin with the weights of this safetensors file, as of a small batch.")
+    ] = None,
+    ghost_batch_norm: Annotated[
+        int | None, typer.Option(help="Let batch norm see so many examples at once, however large the batch.")
+    ] = None,
+    inner_steps: Annotated[
+        int | None, typer.Option(help="Steps on each batch, as in conservative training; 1, if left out.")
+    ] = None,
+    proximity: Annotated[
+        float | None, typer.Option(help="How much --inner-steps are held back to where they begin; 0, if left out.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Write the best weights to this safetensors file.")] = None,
     noise: Annotated[
         bool, typer.Option("--noise", help="Measure the gradient noise scale on the way, in at most 3% of the time.")
@@ -94,11 +106,14 @@ def train(
 ) -> int:
     """Train a workload once, stop in time, and keep the best weights."""
     from batchscope.study import train as run
-    from batchscope.training.checkpoint import save_weights
+    from batchscope.training.checkpoint import load_weights, save_weights
+    from batchscope.training.ghost_norm import ghost_batch_norm as with_ghosts
 
     check_writable(json, report, weights, checkpoint, reads=plan)
     advice, saved = (None, None) if plan is None else _saved_plan(plan)
     chosen = load_named(workload, data, load_timeout)
+    if ghost_batch_norm is not None:
+        chosen = with_ghosts(chosen, ghost_batch_norm)
     given = {
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -113,10 +128,18 @@ def train(
         "patience": patience,
         "tolerance": tolerance,
         "averaging": averaging,
+        "inner_steps": inner_steps,
+        "proximity": proximity,
     }
     asked = {name: value for name, value in given.items() if value is not None}
     if auto:
-        others = {"plan": plan, "schedule": schedule, "evaluate_every": evaluate_every, "checkpoint": checkpoint}
+        others = {
+            "plan": plan,
+            "schedule": schedule,
+            "evaluate_every": evaluate_every,
+            "checkpoint": checkpoint,
+            "start": start,
+        }
         _check_auto([*asked, *(name for name, value in others.items() if value is not None)], noise=noise)
         from batchscope.advice import train_from_nothing
 
@@ -148,6 +171,7 @@ def train(
             checkpoint=checkpoint,
             workers=workers,
             progress=not quiet,
+            start=None if start is None else load_weights(start),
         )
     show(result, json, report, quiet=quiet)
     if advice is not None and not quiet:

@@ -30,6 +30,7 @@ from batchscope.records.landscape import Landscape, LandscapeKind, LandscapePoin
 from batchscope.records.learning_rate import RangePoint, RangeTest
 from batchscope.records.memory import LimitSource, MemoryLaw, MemoryMeter, MemoryPoint, MemoryUse
 from batchscope.records.noise import GradientError, MonitoredNoise, NoiseMeasurement, NoiseSource
+from batchscope.records.paper import PaperRow, PaperStudy
 from batchscope.records.plan import Order, Plan, Shape
 from batchscope.records.probe import Limits, NoisePoint, Probe, Replanned
 from batchscope.records.provenance import Provenance
@@ -92,6 +93,8 @@ __all__ = [
     "NoiseSource",
     "Order",
     "Outcome",
+    "PaperRow",
+    "PaperStudy",
     "PathPoint",
     "Phase",
     "Picture",

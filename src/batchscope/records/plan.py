@@ -43,6 +43,9 @@ class Plan(Record):
         cooldown: The share of the budget's examples in which ``shape="cooldown"`` falls.
         averaging: Evaluations, the target and the best weights are of the average of the weights on the way, weighted
             by the examples seen to this power; 8 is a good one. None: of the weights as they stand.
+        inner_steps: Steps of the optimiser on each batch; more than one is conservative training.
+        proximity: λ of conservative training: the steps on a batch go towards the least of L + λ/2·‖w − w_k‖², with w_k
+            where they begin.
 
     Examples:
         >>> Plan(batch_size=64, learning_rate=0.1, iterations=1000).budget_examples
@@ -69,6 +72,8 @@ class Plan(Record):
     warmup_examples: int = 0
     cooldown: float = 0.2
     averaging: float | None = None
+    inner_steps: int = 1
+    proximity: float = 0.0
 
     def __post_init__(self) -> None:
         checked_count("batch_size", self.batch_size, 1)
@@ -107,6 +112,14 @@ class Plan(Record):
             checked_number("averaging", self.averaging)
             if self.averaging < 0:
                 raise PlanError("averaging must be a power of at least 0", got=self.averaging, mend="try 8")
+        checked_count("inner_steps", self.inner_steps, 1)
+        checked_number("proximity", self.proximity)
+        if self.proximity < 0 or (self.proximity > 0 and self.inner_steps == 1):
+            raise PlanError(
+                "proximity must be at least 0, and holds back the steps after the first on each batch",
+                got=f"proximity={self.proximity:g}, inner_steps={self.inner_steps}",
+                mend="give inner_steps=3 as well",
+            )
         if self.patience is not None:
             mend = "the first bad evaluation says nothing yet; give 2 or more"
             checked_count("patience", self.patience, 2, mend=mend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from batchscope.errors import ArgumentError, require
@@ -14,6 +14,7 @@ from batchscope.records import (
     Landscape,
     MemoryUse,
     NoiseMeasurement,
+    PaperStudy,
     Probe,
     RangeTest,
     Record,
@@ -35,6 +36,7 @@ from batchscope.report import (
     landscape_charts,
     marks,
     palette,
+    paper_content,
     probe_charts,
     probe_content,
     probe_gradient_charts,
@@ -145,6 +147,8 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
     """
     if isinstance(record, Claims):
         return _of_claim(record, name)
+    if isinstance(record, PaperStudy):
+        return _of_paper(record, name)
     if name not in TITLES:
         raise ArgumentError(f"a chart is one of {', '.join(TITLES)}", got=name)
     spec: Spec | None = None
@@ -180,8 +184,19 @@ def _of_claim(record: Claims, name: str) -> Spec | None:
     if claim is None:
         every = ", ".join(f"{claims_content.PREFIX}{own.name}" for own in record.claims)
         raise ArgumentError(f"a chart of these claims is one of {every or 'none'}", got=name)
-    spec = claims_charts.picture(claim)
+    spec = None if claim.picture is None else claims_charts.picture(claim.picture)
     return None if spec is None else {**spec, "width": "container", "description": claim.said}
+
+
+def _of_paper(record: PaperStudy, name: str) -> Spec | None:
+    """A picture of a paper's study, or the line between two solutions."""
+    if name not in paper_content.names(record):
+        raise ArgumentError(f"a chart of this paper is one of {', '.join(paper_content.names(record))}", got=name)
+    if name == paper_content.LINE:
+        spec = None if record.line is None else landscape_charts.loss_along_line(record.line)
+    else:
+        spec = claims_charts.picture(record.pictures[paper_content.names(record).index(name)])
+    return None if spec is None else {**spec, "width": "container", "description": paper_content.title_of(record, name)}
 
 
 def names(record: Record) -> tuple[str, ...]:
@@ -191,7 +206,11 @@ def names(record: Record) -> tuple[str, ...]:
 
 def every(record: Record, *, legend: bool = True) -> dict[str, Spec]:
     """All charts that have something to show for a record, by name, as :func:`specification` gives each."""
-    own = [f"{claims_content.PREFIX}{claim.name}" for claim in record.claims] if isinstance(record, Claims) else TITLES
+    own: Iterable[str] = TITLES
+    if isinstance(record, Claims):
+        own = [f"{claims_content.PREFIX}{claim.name}" for claim in record.claims]
+    elif isinstance(record, PaperStudy):
+        own = paper_content.names(record)
     specs = {name: specification(record, name, legend=legend) for name in own}
     return {name: spec for name, spec in specs.items() if spec is not None}
 
@@ -201,7 +220,15 @@ def rows_to_colour(record: Record) -> int:
     if isinstance(record, Comparison):
         return len(record.rows)
     coloured = (
-        Probe | probe_content.Part | Sweep | TradeoffLaw | Advice | curvature_content.Curvature | Landscape | Claims
+        Probe
+        | probe_content.Part
+        | Sweep
+        | TradeoffLaw
+        | Advice
+        | curvature_content.Curvature
+        | Landscape
+        | Claims
+        | PaperStudy
     )
     return marks.COLOURS if isinstance(record, coloured) else 1
 

@@ -1,19 +1,16 @@
-"""The chart of a claim: what its experiment saw, with intervals."""
+"""The chart of an experiment: what it saw, with intervals."""
 
 from __future__ import annotations
 
-from batchscope.records import TestedClaim
+from batchscope.records import Picture
 from batchscope.report import formatting as f
 from batchscope.report.marks import AMBER, BLUE, RED, TEAL, Point, Spec, altair, colours, domain_around, done, size_axis
 
 _ORDER = (BLUE, AMBER, TEAL, RED)
 
 
-def picture(claim: TestedClaim) -> Spec | None:
+def picture(drawn: Picture) -> Spec | None:
     """Points with their intervals, joined where they belong together."""
-    drawn = claim.picture
-    if drawn is None:
-        return None
     alt = altair()
     data: list[Point] = []
     for series in drawn.series[: len(_ORDER)]:

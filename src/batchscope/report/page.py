@@ -17,6 +17,7 @@ from batchscope.records import (
     Comparison,
     Landscape,
     MonitoredNoise,
+    PaperStudy,
     Probe,
     Record,
     Sweep,
@@ -32,6 +33,7 @@ from batchscope.report import (
     curves,
     landscape_content,
     palette,
+    paper_content,
     probe_content,
     sheets,
     sweep_content,
@@ -74,6 +76,8 @@ def render(record: Record) -> str:
         content = landscape_content.of_landscape(record, specs)
     elif isinstance(record, Claims):
         content = claims_content.of_claims(record, specs)
+    elif isinstance(record, PaperStudy):
+        content = paper_content.of_paper(record, specs)
     elif isinstance(record, MonitoredNoise):
         content = probe_content.of_monitor(record)
     elif isinstance(record, Sweep):

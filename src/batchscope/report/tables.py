@@ -20,6 +20,7 @@ from batchscope.records import (
     MemoryUse,
     MonitoredNoise,
     NoiseMeasurement,
+    PaperStudy,
     Plan,
     Probe,
     Record,
@@ -34,6 +35,7 @@ from batchscope.report import (
     claims_content,
     curvature_content,
     landscape_content,
+    paper_content,
     probe_content,
     probe_sheets,
     sheets,
@@ -74,6 +76,8 @@ def render(record: Record) -> RenderableType:
         return _CurvatureTable(record)
     if isinstance(record, Claims):
         return _ClaimsTable(record)
+    if isinstance(record, PaperStudy):
+        return _PaperTable(record)
     if isinstance(record, MonitoredNoise):
         return _pairs("Gradient noise of your own loop", probe_sheets.monitored_facts(record))
     if isinstance(record, Sweep):
@@ -217,6 +221,23 @@ class _ClaimsTable:
             yield Text(claim.explanation)
         yield Text()
         yield _pairs(record.workload.name, claims_content.facts(record))
+        yield _aside(_origin(record))
+
+
+class _PaperTable:
+    """A paper's table beside ours, and in what the set-ups differ."""
+
+    def __init__(self, record: PaperStudy) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        record = self.record
+        yield from _said(record.conclusion)
+        yield _aside(record.reference)
+        yield Text()
+        yield from _sheet(paper_content.sheet(record), console, options)
+        for deviation in record.deviations:
+            yield _aside(f"Other than in the paper: {deviation}")
         yield _aside(_origin(record))
 
 
@@ -367,7 +388,8 @@ def _origin(
     | Advice
     | curvature_content.Curvature
     | Landscape
-    | Claims,
+    | Claims
+    | PaperStudy,
 ) -> str:
     origin = record.provenance
     return (

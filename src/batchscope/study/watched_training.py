@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -35,6 +37,7 @@ def train(
     checkpoint_every_seconds: float = 60.0,
     workers: int | None = None,
     progress: bool | Reporter = False,
+    start: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train a workload with a plan.
 
@@ -53,6 +56,8 @@ def train(
         checkpoint_every_seconds: Least time between two saves.
         workers: Processes that read a Dataset; None: as many as pay. Results do not depend on it.
         progress: True shows progress on stderr; or a function that is told of every step.
+        start: Weights to begin with, a state dict of the model, as those that a small batch ended with; None: fresh
+            ones. A checkpoint goes before it.
 
     Returns:
         The result; its ``state`` holds the weights at the best validation score.
@@ -84,6 +89,7 @@ def train(
         workers=workers,
         progress=progress,
         observer=noise_observer(plan, noise=noise, seed=seed),
+        start=start,
     )
 
 

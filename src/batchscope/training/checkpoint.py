@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from batchscope.errors import StorageError, require
+from batchscope.errors import ArgumentError, StorageError, require
 from batchscope.records import CurvePoint, Schedule, decode, encode, write_atomically
 from batchscope.seeding import random_state
 from batchscope.training.averaging import WeightAverage
@@ -136,16 +136,16 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         A state dict on the CPU.
 
     Raises:
-        StorageError: There is no such file, or it is no safetensors file.
+        ArgumentError: There is no such file, or it is no safetensors file.
         MissingPackageError: safetensors is not installed.
     """
     safetensors = require("safetensors.torch", "read weights", "safetensors")
     try:
         found: dict[str, Tensor] = safetensors.load(path.read_bytes())
     except OSError as error:
-        raise StorageError("weights must be a file that can be read", got=f"{path}: {error.strerror}") from error
+        raise ArgumentError("weights must be a file that can be read", got=f"{path}: {error.strerror}") from error
     except Exception as error:
-        raise StorageError(
+        raise ArgumentError(
             "weights must be a safetensors file", got=str(path), mend="write them with batchscope train --weights"
         ) from error
     return found

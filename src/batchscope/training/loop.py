@@ -23,6 +23,7 @@ from batchscope.seeding import derive, isolated, random_state, set_random_state
 from batchscope.training import checkpoint
 from batchscope.training.averaging import WeightAverage
 from batchscope.training.checkpoint import Progress
+from batchscope.training.conservative import ConservativeStep
 from batchscope.training.course import Course
 from batchscope.training.evaluation import EvaluationData, evaluate
 from batchscope.training.feed import Feed, TrainingData
@@ -494,13 +495,17 @@ class Run:
         return derive(self.seed, "training")
 
     def _make_step(self) -> MicroBatchingStep:
-        return MicroBatchingStep(
+        kind = MicroBatchingStep if self.plan.inner_steps == 1 else ConservativeStep
+        step = kind(
             self.workload,
             self.model,
             self.optimizer,
             micro_batch_size=self.plan.micro_batch_size,
             cut_to=self.progress.micro_batch_size,
         )
+        if isinstance(step, ConservativeStep):
+            step.inner_steps, step.proximity = self.plan.inner_steps, self.plan.proximity
+        return step
 
     def _noise(self, observer: Observer) -> Interval:
         """What a measured schedule goes by."""

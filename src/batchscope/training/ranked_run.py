@@ -138,6 +138,10 @@ class RankedRun(Run):
                 got=type(self.observer).__name__,
                 mend="give observer=batchscope.measure.shared_noise.SharedNoise",
             )
+        if self.plan.inner_steps > 1:
+            raise PlanError(
+                "conservative training is for one process", got=f"inner_steps={self.plan.inner_steps} on several ranks"
+            )
         step = RankedStep(
             self.workload,
             self.model,

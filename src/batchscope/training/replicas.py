@@ -345,6 +345,12 @@ def _common(plans: Sequence[Plan], seeds: Sequence[int]) -> Plan:
                     "the plans of a stack may differ in the learning rate alone",
                     got=f"{name} {getattr(first, name)!r} and {value!r}",
                 )
+    if first.inner_steps > 1:
+        raise PlanError(
+            "runs of a stack make one step on each batch",
+            got=f"inner_steps={first.inner_steps}",
+            mend="train the runs by themselves",
+        )
     if first.schedule is not None:
         raise PlanError(
             "a stack keeps its batch size",

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from batchscope.errors import WorkloadError, first_line
+
 
 @dataclass(frozen=True, eq=False)
 class Start:
@@ -58,8 +60,16 @@ class Start:
         Args:
             model: Its weights and buffers are overwritten.
             optimizer: Its state is replaced; its settings stay.
+
+        Raises:
+            WorkloadError: The weights are another model's.
         """
-        model.load_state_dict(self.model)
+        try:
+            model.load_state_dict(self.model)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise WorkloadError(
+                "weights to begin with must be a state dict of this workload's model", got=first_line(error)
+            ) from error
         parameters = _parameters(optimizer)
         for i, state in self.optimizer.items():
             optimizer.state[parameters[i]] = copy.deepcopy(state)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ from batchscope.training.observer import MakeObserver
 from batchscope.training.rank_places import rank_here
 from batchscope.training.ranked_run import RankedRun
 from batchscope.training.ranks import together
+from batchscope.training.start import Start
 from batchscope.workload.workload import Workload
 
 
@@ -30,6 +33,7 @@ def train(
     workers: int | None = None,
     progress: bool | Reporter = False,
     observer: MakeObserver | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train a workload with a plan; :func:`batchscope.train` is this, and can measure the noise scale besides.
 
@@ -49,6 +53,7 @@ def train(
         workers: Processes that read a Dataset; None: as many as pay. Results do not depend on it.
         progress: True shows progress on stderr; or a function that is told of every step.
         observer: Makes what watches the updates, and measures the noise scale that a measured schedule follows.
+        start: Weights to begin with, a state dict of the model; None: fresh ones. A checkpoint goes before it.
 
     Returns:
         The result; its ``state`` holds the weights at the best validation score.
@@ -89,6 +94,7 @@ def train(
             )
 
         file = None if checkpoint is None else Path(checkpoint)
+        begin = None if start is None else Start(dict(start), {})
         if ranks is None:
             return Run(
                 prepared,
@@ -99,6 +105,7 @@ def train(
                 checkpoint_every_seconds=checkpoint_every_seconds,
                 on_evaluation=on_evaluation,
                 observer=observer,
+                start=begin,
             )()
         ranks.use(prepared.device)
         return RankedRun(
@@ -111,6 +118,7 @@ def train(
             checkpoint_every_seconds=checkpoint_every_seconds,
             on_evaluation=on_evaluation,
             observer=observer,
+            start=begin,
         )()
 
 

@@ -41,6 +41,8 @@ class Workload:
             text and the like. None: ``(model(x), y)``.
         collate: Makes a batch of a list of examples of a Dataset. None: torch's default.
         name: A name for tables and pages. None: "workload".
+        augment: ``augment(batch)`` returns the batch as training is to see it, drawn anew each time from torch's global
+            generator; nothing but training calls it. None: as it comes.
 
     Raises:
         WorkloadError: Something that cannot be trained, said with the value found and the mend.
@@ -72,6 +74,7 @@ class Workload:
     forward: Forward | None = None
     collate: Callable[[list[Any]], Batch] | None = None
     name: str | None = None
+    augment: Callable[[Batch], Batch] | None = None
 
     def __post_init__(self) -> None:
         from batchscope.workload.checks import check
@@ -106,6 +109,8 @@ class Workload:
         Raises:
             WorkloadError: The batch is not ``(x, y)`` and there is no ``forward``.
         """
+        if self.augment is not None and model.training:
+            batch = self.augment(batch)
         if self.forward is not None:
             return self.forward(model, batch)
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:

@@ -1,0 +1,182 @@
+"""Keskar et al. 2016, On large-batch training for deep learning: generalisation gap and sharp minima, arXiv 1609.04836.
+
+Tables 2 and 3 and figure 3: test accuracy and sharpness of small and large batches, and the line between where they
+end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from batchscope.folklore.papers.bench import Bench, Findings, over_seeds
+from batchscope.folklore.verdicts import paired, paired_ratio
+from batchscope.measure.curvature import hessian_eigenvalues
+from batchscope.measure.landscape import landscape
+from batchscope.measure.sharpness import sharpness
+from batchscope.records import Interval, Plan
+from batchscope.records.claims import Finding, Picture, Series
+from batchscope.records.paper import PaperRow
+from batchscope.workload import load_workload, optimizers
+from batchscope.workload.workload import Workload
+
+REFERENCE = (
+    "N. S. Keskar, D. Mudigere, J. Nocedal, M. Smelyanskiy, P. T. P. Tang: On Large-Batch Training for Deep Learning: "
+    "Generalization Gap and Sharp Minima. ICLR 2017, arXiv 1609.04836"
+)
+SMALL, SHARE, RATE = 256, 0.1, 1e-3
+EPSILON, SUBSPACE = 1e-3, 100
+EXAMPLES, HESSIAN_EXAMPLES, MOST_EPOCHS = 12_000, 1024, 60
+# Test accuracy in per cent and φ with ε = 1e-3 in all of weight space, small batch and large.
+PUBLISHED = {"F1": ((98.03, 97.81), (1.2, 205.0)), "C1": ((80.04, 77.26), (28.6, 707.0))}
+
+
+class F1(nn.Module):
+    """Five layers of 512 with batch norm and ReLU, as in the paper: 1,462,794 parameters on 28×28 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width in (784, 512, 512, 512, 512):
+            layers += [nn.Linear(width, 512), nn.BatchNorm1d(512), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(512, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits N×10 of images N×1×28×28."""
+        out: Tensor = self.layers(x)
+        return out
+
+
+class C1(nn.Module):
+    """Two 5×5 convolutions with batch norm and pooling, two hidden layers, dropout: AlexNet, a quarter as wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 16, 5, padding=2), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),
+            nn.Conv2d(16, 16, 5, padding=2), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),
+            nn.Flatten(),
+            nn.Linear(16 * 7 * 7, 96), nn.BatchNorm1d(96), nn.ReLU(), nn.Dropout(0.5),
+            nn.Linear(96, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Dropout(0.5),
+            nn.Linear(48, 10),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits N×10 of images N×1×28×28."""
+        out: Tensor = self.layers(x)
+        return out
+
+
+def workload_of(network: type[nn.Module], data: str | None, examples: int) -> Workload:
+    """The network on part of Fashion-MNIST, with Adam as the paper has it."""
+    whole = load_workload("fashion", data=data)
+    if not isinstance(whole.train, tuple):
+        raise TypeError("fashion must hold tensors")
+    part = tuple(tensor[:examples] for tensor in whole.train)
+    return dataclasses.replace(
+        whole,
+        model=network,
+        train=part,
+        optimizer=optimizers.adam,
+        learning_rate=RATE,
+        batch_size=SMALL,
+        name=f"{network.__name__} on fashion",
+    )
+
+
+def reproduce(bench: Bench) -> Findings:
+    """Train both networks with batch 256 and a tenth of the data, at the same rate, for as long as the budget has."""
+    findings = Findings()
+    networks = (F1, C1)
+    large = round(SHARE * EXAMPLES)
+    runs = len(networks) * 2 * len(bench.seeds)
+    for network in networks:
+        workload = findings.workload = workload_of(network, bench.data, EXAMPLES)
+        epochs = bench.epochs(workload, SMALL, RATE, 2 * runs, MOST_EPOCHS)
+        trained = {
+            size: bench.train(workload, Plan(size, RATE, examples=epochs * workload.training_examples))
+            for size in (SMALL, large)
+        }
+        name = network.__name__
+        scores = {size: [100 * (run.final_score or 0.0) for run, _ in own] for size, own in trained.items()}
+        phi: dict[int, list[float | None]] = {}
+        inside: dict[int, list[float | None]] = {}
+        eigenvalues: dict[int, list[float | None]] = {}
+        for size, own in trained.items():
+            bench.tell(f"{name}: sharpness where batch {size:,} ends")
+            states = [state for _, state in own]
+            phi[size] = [_phi(bench, workload, state, None) for state in states]
+            inside[size] = [_phi(bench, workload, state, SUBSPACE) for state in states]
+            eigenvalues[size] = [_eigenvalue(bench, workload, state) for state in states]
+        for k, (size, label) in enumerate(((SMALL, "small"), (large, "large"))):
+            setting = f"{name}, {label} batch ({size:,})"
+            accuracy, published_phi = PUBLISHED[name][0][k], PUBLISHED[name][1][k]
+            whole, part = (
+                f"φ, ε = {EPSILON:g}, all of weight space",
+                f"φ, ε = {EPSILON:g}, {SUBSPACE} random directions",
+            )
+            findings.rows += [
+                PaperRow(setting, "test accuracy, %", accuracy, over_seeds(scores[size])),
+                PaperRow(setting, whole, published_phi, over_seeds(phi[size])),
+                PaperRow(setting, part, None, over_seeds(inside[size])),
+                PaperRow(setting, "largest eigenvalue of the Hessian", None, over_seeds(eigenvalues[size])),
+            ]
+        gap = paired(scores[SMALL], scores[large])
+        sharper, steeper = paired_ratio(phi[large], phi[SMALL]), paired_ratio(eigenvalues[large], eigenvalues[SMALL])
+        findings.effects += [
+            Finding(f"{name}: accuracy of the small batch minus the large, points", gap),
+            Finding(f"{name}: φ of the large batch over the small", sharper),
+            Finding(f"{name}: largest eigenvalue, large over small", steeper),
+        ]
+        findings.pictures.append(
+            Picture(
+                "batch size",
+                f"{name}: test accuracy, %",
+                (
+                    Series("here", (float(SMALL), float(large)), tuple(over_seeds(scores[s]) for s in (SMALL, large))),
+                    Series("the paper", (float(SMALL), float(large)), tuple(map(_known, PUBLISHED[name][0]))),
+                ),
+            )
+        )
+        findings.deviations.append(
+            f"{name} is trained for {epochs} passes over {workload.training_examples:,} images, and not until its loss "
+            f"stops improving"
+        )
+        if findings.line is None:
+            bench.tell(f"{name}: the line between the two")
+            ends = [trained[size][0][1] for size in (SMALL, large)]
+            labels = [f"batch {SMALL}", f"batch {large:,}"]
+            findings.line = landscape(workload, ends, labels=labels, examples=2048, device=bench.device)
+    findings.deviations += [
+        f"Fashion-MNIST, {EXAMPLES:,} of its 60,000 training images, in place of MNIST (F1) and CIFAR-10 (C1)",
+        "C1 has a quarter of the paper's width, and one input channel",
+        f"sharpness and eigenvalues over {HESSIAN_EXAMPLES:,} training images; φ by one search from near the weights",
+        "evidence against: Dinh et al. 2017 (φ changes under rescaling), Hoffer et al. 2017 (tuned rates and as many "
+        "updates close the gap), Andriushchenko et al. 2023 (sharpness hardly goes with generalisation)",
+    ]
+    return findings
+
+
+def _phi(bench: Bench, workload: Workload, state: Mapping[str, Any], subspace: int | None) -> float:
+    return sharpness(
+        workload,
+        state,
+        EPSILON,
+        subspace,
+        repeats=1 if subspace is None else 5,
+        examples=HESSIAN_EXAMPLES,
+        device=bench.device,
+    ).value
+
+
+def _eigenvalue(bench: Bench, workload: Workload, state: Mapping[str, Any]) -> float:
+    return hessian_eigenvalues(
+        workload, state, 1, tolerance=1e-2, examples=HESSIAN_EXAMPLES, device=bench.device
+    ).values[0]
+
+
+def _known(value: float) -> Interval:
+    return Interval(value, None, None)

@@ -1,0 +1,90 @@
+"""Papers measured again: their own numbers kept apart from ours, and every way to end."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import batchscope as bs
+from batchscope.errors import ArgumentError
+from batchscope.folklore.papers import PAPERS, keskar2016, mccandlish2018, paper, smith2017
+from batchscope.folklore.papers.tradeoff import slope_of
+from batchscope.progress import ProgressEvent
+from batchscope.records import Interval, PaperStudy
+from batchscope.report import charts
+
+
+def test_the_updates_of_smith_s_schedules_come_out_as_published() -> None:
+    examples = smith2017.THEIR_EPOCHS * smith2017.THEIR_EXAMPLES
+    for way in smith2017.WAYS:
+        assert way.schedule(examples, 5120).updates(examples) == way.updates
+
+
+def test_the_networks_are_of_the_size_that_is_said() -> None:
+    def parameters(network: torch.nn.Module) -> int:
+        return sum(p.numel() for p in network.parameters())
+
+    assert parameters(keskar2016.F1()) == 1_462_794
+    assert keskar2016.C1()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert keskar2016.F1()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_published_ratios_are_those_of_the_table() -> None:
+    # Across its tasks the critical batch size is a fifth to two thirds of the noise scale.
+    ratios = [critical / noise for critical, noise in mccandlish2018.PUBLISHED.values()]
+    assert min(ratios) == pytest.approx(500 / 4000)
+    assert max(ratios) == pytest.approx(100 / 150)
+
+
+def test_a_slope_of_perfect_scaling_is_minus_one() -> None:
+    lines = [(size, Interval(1024 / size, None, None)) for size in (4, 8, 16)]
+    assert slope_of(lines, 0, 2) == pytest.approx(-1)
+    assert slope_of([(4, Interval.unresolved(0.95)), (8, Interval(1.0, None, None))], 0, 1) is None
+
+
+@pytest.fixture(scope="module")
+def found() -> PaperStudy:
+    return paper("mccandlish2018", seeds=2)
+
+
+def test_the_trade_off_on_digits_is_measured_beside_the_paper_s(found: PaperStudy, tmp_path: Path) -> None:
+    assert [row.published for row in found.rows[:2]] == [200 / 900, 500 / 4000]
+    assert all(row.measured.value is None for row in found.rows[:5])
+    critical, noise = found.effects[0].value, found.effects[1].value
+    assert critical.value is not None
+    assert 20 < critical.value < 1000
+    assert noise.value is not None
+    assert noise.value > 1
+    assert found.rows[-1].measured.value == pytest.approx(critical.value / noise.value)
+    assert found.deviations
+    assert bs.load(found.to_json(tmp_path / "paper.json")) == found
+    page = found.report(tmp_path / "paper.html").read_text(encoding="utf-8")
+    assert "McCandlish" in page
+    assert charts.names(found) == ("picture-1",)
+    with pytest.raises(ArgumentError, match="a chart of this paper"):
+        charts.specification(found, "race")
+
+
+def test_what_was_asked_for_is_checked() -> None:
+    with pytest.raises(ArgumentError, match="a paper is one of keskar2016"):
+        paper("newton1687")
+    with pytest.raises(ArgumentError, match="at least two seeds"):
+        paper("smith2017", seeds=1)
+    with pytest.raises(ArgumentError, match="a budget"):
+        paper("smith2017", budget_seconds=math.nan)
+    assert set(PAPERS) == {"keskar2016", "smith2017", "mishkin2016", "shallue2019", "mccandlish2018"}
+
+
+def test_stopped_on_the_way_it_says_so() -> None:
+    def stop(event: ProgressEvent) -> None:
+        if event.label:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    found = paper("shallue2019", seeds=2, progress=stop)
+    assert found.interrupted
+    assert "stopped" in found.conclusion
