@@ -30,7 +30,7 @@ class _Ghost(nn.modules.batchnorm._BatchNorm):
         count = len(input) // self.ghost_size
         sizes = [self.ghost_size] * (count - 1) + [len(input) - self.ghost_size * (count - 1)]
         normalise = super().forward
-        return torch.cat([normalise(part) for part in input.split(sizes)])
+        return torch.cat([normalise(part) for part in torch.split(input, sizes)])
 
 
 class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):
