@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import batchscope as bs
 from batchscope.errors import ArgumentError
-from batchscope.folklore.papers import PAPERS, keskar2016, mccandlish2018, paper, smith2017
+from batchscope.folklore.papers import PAPERS, keskar2016, mccandlish2018, mishkin2016, paper, smith2017
 from batchscope.folklore.papers.tradeoff import slope_of
 from batchscope.progress import ProgressEvent
 from batchscope.records import Interval, PaperStudy
 from batchscope.report import charts
+from batchscope.workload.fashion import DEBIAN
 
 
 def test_the_updates_of_smith_s_schedules_come_out_as_published() -> None:
@@ -45,6 +48,27 @@ def test_a_slope_of_perfect_scaling_is_minus_one() -> None:
     lines = [(size, Interval(1024 / size, None, None)) for size in (4, 8, 16)]
     assert slope_of(lines, 0, 2) == pytest.approx(-1)
     assert slope_of([(4, Interval.unresolved(0.95)), (8, Interval(1.0, None, None))], 0, 1) is None
+
+
+@pytest.mark.parametrize(("module", "rows"), [(keskar2016, 16), (mishkin2016, 12), (smith2017, 10)])
+def test_papers_on_fashion_come_to_their_tables(
+    module: Any, rows: int, monkeypatch: pytest.MonkeyPatch, wanted: Callable[[bool, str], None]
+) -> None:
+    wanted(DEBIAN.is_dir(), "dataset-fashion-mnist")
+    monkeypatch.setattr(module, "EXAMPLES", 3200)
+    monkeypatch.setattr(module, "MOST_EPOCHS", 1)
+    for few in ("HESSIAN_EXAMPLES", "SUBSPACE"):
+        if hasattr(module, few):
+            monkeypatch.setattr(module, few, 32)
+    found = paper(module.__name__.rpartition(".")[2], seeds=2, budget_seconds=5.0)
+    assert not found.interrupted
+    assert len(found.rows) == rows
+    assert found.effects
+    assert found.deviations
+    assert charts.names(found)[:2] == ("picture-1", "picture-2")
+    assert (found.line is not None) == (module is keskar2016)
+    for row in found.rows:
+        assert row.measured.value is not None, row
 
 
 @pytest.fixture(scope="module")

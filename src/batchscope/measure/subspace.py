@@ -11,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 Floats = NDArray[np.float64]
 
 # Columns are held in memory up to this many bytes, and drawn anew for every product beyond.
-HELD_BYTES = 1 << 30
+HELD_BYTES = 2 << 30
 BLOCK_BYTES = 64 << 20
 
 
