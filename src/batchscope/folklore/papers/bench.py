@@ -93,7 +93,16 @@ class Bench:
     def _run(self, prepared: Prepared, plan: Plan, seed: int) -> tuple[TrainResult, Mapping[str, Any]]:
         if self.stopped():
             raise StoppedError("the person must let it finish", got="a request to stop")
-        run = Run(prepared, plan, seed=seed, keep_best_weights=False, measure_memory=False)
+        # Evaluated at its end alone, since nothing else is looked at.
+        run = Run(
+            prepared,
+            plan,
+            seed=seed,
+            evaluate_every=plan.budget_examples,
+            keep_best_weights=False,
+            evaluate_training=False,
+            measure_memory=False,
+        )
         result = run()
         if result.outcome == "interrupted":
             raise StoppedError("the person must let it finish", got="a request to stop")
