@@ -124,6 +124,7 @@ def conclude(effects: Sequence[Finding]) -> str:
     """The effects in words, each with its sign as far as that can be told.
 
     Examples:
+        >>> from batchscope.records import Interval
         >>> conclude([Finding("small minus large", Interval(2.0, 1.0, 3.0))])
         'Small minus large: 2 (1 to 3).'
     """
