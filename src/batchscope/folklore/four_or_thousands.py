@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchscope.folklore.claim import Claim, Outcome
 from batchscope.folklore.lab import LARGEST, Lab, Rates
 from batchscope.folklore.verdicts import FAILS, HOLDS, of_effect, paired
-from batchscope.records.claims import Finding, Picture, Series
+from batchscope.records.claims import Finding, Picture
 
 TUNED_AND_FIXED: tuple[Rates, Rates] = ("tuned", "fixed")
 
@@ -24,9 +24,8 @@ def test(lab: Lab) -> Outcome:
         HOLDS: f"Batch {few} scores higher, with {counts}.",
         FAILS: f"With {counts}, batch {few} scores no higher by more than {least:.2g}.",
     }.get(verdict, f"Seeds differ by more than the two sizes do, with {counts}.")
-    sizes = (float(few), float(many))
     series = tuple(
-        Series(name, sizes, tuple(lab.score_interval(lab.plan(int(size), rates)) for size in sizes))
+        lab.score_series(name, (few, many), rates)
         for rates, name in zip(
             TUNED_AND_FIXED, ("each at its best rate", f"both at {lab.workload.learning_rate:.3g}"), strict=True
         )

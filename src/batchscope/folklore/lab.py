@@ -12,10 +12,8 @@ from typing import Any, Literal
 
 from batchscope.errors import BatchscopeError
 from batchscope.fit import mean_interval
-from batchscope.measure.arguments import drawn_examples
-from batchscope.measure.loss_surface import LossSurface
 from batchscope.measure.step_time import step_times
-from batchscope.records import Interval, Plan, StepTimes, TrainResult
+from batchscope.records import Interval, Plan, Series, StepTimes, TrainResult
 from batchscope.seeding import derive, isolated
 from batchscope.study.search import search_learning_rate
 from batchscope.training.loop import Prepared, Run
@@ -24,7 +22,7 @@ from batchscope.workload.workload import Workload
 
 Rates = Literal["tuned", "fixed", "rescaled"]
 
-SMALL, MIDDLE, LARGE, LARGEST, SMALLEST = 8, 32, 128, 4096, 4
+SMALLEST, MIDDLE, LARGE, LARGEST = 4, 32, 128, 4096
 # Keskar's large batch is a tenth of the training examples; a quarter where there are few.
 LARGE_SHARE, LARGE_SHARE_OF_FEW, FEW = 0.1, 0.25, 10_000
 # A run is as long as the budget allows, between these many passes over the data.
@@ -225,10 +223,17 @@ class Lab:
         """The mean final score over seeds."""
         return mean_interval([score for score in self.scores(plan) if score is not None])
 
-    def surface(self, state: Mapping[str, Any], count: int, *, stream: str = "examples") -> LossSurface:
-        """The training loss on some drawn examples, at some weights."""
-        drawn = drawn_examples(self.workload, count, derive(self.seed, "claims", stream))
-        return LossSurface(self.workload, state, drawn, seed=self.seed, device=self.prepared.device)
+    def score_series(self, name: str, batch_sizes: Sequence[int], rates: Rates = "tuned", **changes: Any) -> Series:
+        """Mean final scores over batch sizes, for a chart.
+
+        Args:
+            name: What they are called.
+            batch_sizes: Where they lie.
+            rates: As for :meth:`plan`.
+            changes: Likewise.
+        """
+        values = tuple(self.score_interval(self.plan(size, rates, **changes)) for size in batch_sizes)
+        return Series(name, tuple(map(float, batch_sizes)), values)
 
     @property
     def _search_seed(self) -> int:

@@ -6,7 +6,7 @@ from batchscope.errors import PlanError
 from batchscope.folklore.claim import Claim, Outcome
 from batchscope.folklore.lab import Lab, Rates
 from batchscope.folklore.verdicts import FAILS, HOLDS, UNTOLD, of_effect, paired
-from batchscope.records.claims import Finding, Picture, Series
+from batchscope.records.claims import Finding, Picture
 
 FIXED_AND_RESCALED: tuple[Rates, Rates] = ("fixed", "rescaled")
 
@@ -41,7 +41,7 @@ def test(lab: Lab) -> Outcome:
     }.get(verdict, "Seeds differ by more than rescaling changes.")
     sizes = sorted({small, 128, large})
     series = tuple(
-        Series(name, tuple(map(float, sizes)), tuple(lab.score_interval(lab.plan(size, rates)) for size in sizes))
+        lab.score_series(name, sizes, rates)
         for rates, name in zip(FIXED_AND_RESCALED, ("one rate for all", "rescaled"), strict=True)
     )
     return Outcome(experiment, verdict, explanation, findings, Picture("batch size", "final score", series))

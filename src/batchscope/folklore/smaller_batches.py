@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchscope.folklore.claim import Claim, Outcome
 from batchscope.folklore.lab import Lab, Rates
 from batchscope.folklore.verdicts import FAILS, HOLDS, of_effect, paired
-from batchscope.records.claims import Finding, Picture, Series
+from batchscope.records.claims import Finding, Picture
 
 TUNED_AND_FIXED: tuple[Rates, Rates] = ("tuned", "fixed")
 
@@ -28,7 +28,7 @@ def test(lab: Lab) -> Outcome:
     if verdict != HOLDS and same_rate == HOLDS:
         explanation += " At one rate for both it does: that is the rate's doing."
     series = tuple(
-        Series(name, tuple(map(float, sizes)), tuple(lab.score_interval(lab.plan(size, rates)) for size in sizes))
+        lab.score_series(name, sizes, rates)
         for rates, name in zip(
             TUNED_AND_FIXED, ("each at its best rate", f"all at {lab.workload.learning_rate:.3g}"), strict=True
         )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
-from batchscope.fit import ratio_interval
 from batchscope.folklore.claim import Claim, Outcome
 from batchscope.folklore.lab import Lab
-from batchscope.folklore.time_to_score import common_score, seconds_to
+from batchscope.folklore.time_to_score import common_score, mean_seconds, seconds_to
 from batchscope.folklore.verdicts import FAILS, HOLDS, log_of, of_effect, paired_ratio
 from batchscope.records.claims import Finding, Picture, Series
 
@@ -21,7 +18,7 @@ def test(lab: Lab) -> Outcome:
     runs = {size: lab.train(lab.plan(size)) for size in sizes}
     target = common_score(list(runs.values()))
     taken = {size: [seconds_to(lab, run, target) for run in own] for size, own in runs.items()}
-    means = {size: ratio_interval([math.log(s) for s in own if s]) for size, own in taken.items()}
+    means = {size: mean_seconds(own) for size, own in taken.items()}
     known = {size: mean.value for size, mean in means.items() if mean.value is not None}
     inside = min((s for s in known if s in ADVISED), key=lambda s: known[s])
     below = min((s for s in known if s < ADVISED[0]), key=lambda s: known[s])

@@ -6,7 +6,7 @@ from batchscope.errors import BatchscopeError
 from batchscope.folklore.claim import Claim, Outcome
 from batchscope.folklore.lab import Lab, StoppedError
 from batchscope.folklore.verdicts import FAILS, HOLDS, UNTOLD, of_effect, paired
-from batchscope.records.claims import Finding, Picture, Series
+from batchscope.records.claims import Finding, Picture
 
 
 def test(lab: Lab) -> Outcome:
@@ -34,13 +34,9 @@ def test(lab: Lab) -> Outcome:
         HOLDS: "Stratified, the two sizes lie closer together.",
         FAILS: f"Stratified, the two sizes lie no closer together, to within {least:.2g}.",
     }.get(verdict, "Seeds differ by more than the arrangement changes.")
-    series = tuple(
-        Series(
-            order,
-            (float(small), float(large)),
-            tuple(lab.score_interval(lab.plan(size, order=order)) for size in (small, large)),
-        )
-        for order in ("shuffled", "stratified")
+    series = (
+        lab.score_series("shuffled", (small, large)),
+        lab.score_series("stratified", (small, large), order="stratified"),
     )
     return Outcome(
         experiment,

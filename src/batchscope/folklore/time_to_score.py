@@ -28,7 +28,7 @@ def test(lab: Lab) -> Outcome:
         HOLDS: f"Batch {lab.small} is there sooner than {lab.large:,} on this machine.",
         FAILS: f"Batch {lab.large:,} is there no later than {lab.small}: its updates are fewer, and cost little more.",
     }.get(verdict, "Seeds differ by more than the two do.")
-    heights = tuple(_mean(taken[size]) for size in sizes)
+    heights = tuple(mean_seconds(taken[size]) for size in sizes)
     series = Series(f"to {target:.4g}", tuple(map(float, sizes)), heights)
     return Outcome(
         f"Batch {', '.join(f'{size:,}' for size in sizes)}, each at its best rate, to a score of {target:.4g}, which "
@@ -56,7 +56,8 @@ def seconds_to(lab: Lab, run: Trained, target: float) -> float | None:
     return max(1, there.iterations) * lab.seconds_per_update(run.result.plan.batch_size)
 
 
-def _mean(values: Sequence[float | None]) -> Interval:
+def mean_seconds(values: Sequence[float | None]) -> Interval:
+    """The geometric mean over seeds; runs that do not get there are left out."""
     return ratio_interval([math.log(value) for value in values if value])
 
 
