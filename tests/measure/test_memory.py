@@ -24,6 +24,7 @@ from batchscope.measure.child import CannotForkError, ChildResult, can_fork, in_
 from batchscope.measure.memory import memory_use
 from batchscope.measure.memory_meter import ResidentPeak, _left_in_control_groups, available_memory, limited_data
 from batchscope.measure.memory_trial import FreshTraining, LongestExamples
+from batchscope.training.heap import kept_heap
 from batchscope.training.meters import status_bytes
 
 Make = Callable[..., Workload]
@@ -100,7 +101,9 @@ def test_nothing_that_fits_is_a_result(make: Make) -> None:
 def test_a_child_and_this_process_agree(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     forked = memory_use(wide(make), micro_batch_sizes=[2400, 4000], device="cpu")
     monkeypatch.setattr(memory_module, "can_fork", lambda: False)
-    here = memory_use(wide(make), micro_batch_sizes=[2400, 4000], device="cpu")
+    # In a child, whose heap is clean: what the tests before left free on this one would be used again.
+    here = in_child(lambda: memory_use(wide(make), micro_batch_sizes=[2400, 4000], device="cpu")).value
+    assert here is not None
     assert here.meter == "resident memory of this process"
     for one, other in zip(forked.points, here.points, strict=True):
         assert one.peak_bytes == pytest.approx(other.peak_bytes, rel=0.1)
@@ -349,6 +352,34 @@ def test_growth_is_measured_to_a_mebibyte(mebibytes: int) -> None:
     del holes[::2]
     assert in_child(work).value == pytest.approx(mebibytes * MIB, abs=MIB)
     del holes
+
+
+@needs_fork
+def test_peaks_do_not_depend_on_what_ran_before(make: Make) -> None:
+    """Free blocks far larger than the tensors measured, between ones in use, in a process that keeps what is freed."""
+
+    def peaks() -> list[int]:
+        return [point.peak_bytes for point in memory_use(wide(make), micro_batch_sizes=[2400, 4000]).points]
+
+    expected = peaks()
+    with kept_heap():
+        blocks = [torch.ones(size * MIB // 4) for size in (60, 1, 60, 1, 60, 1)]
+        del blocks[::2]
+        kept = peaks()
+    after = peaks()
+    assert kept == pytest.approx(expected, rel=0.02)
+    assert after == pytest.approx(expected, rel=0.02)
+    del blocks
+
+
+@needs_fork
+def test_free_heap_does_not_slip_past_a_limit() -> None:
+    with kept_heap():
+        blocks = [torch.ones(size * MIB // 4) for size in (60, 1, 60, 1)]
+        del blocks[::2]
+        assert in_child(lambda: torch.ones(40 * MIB // 4).sum().item(), limit_bytes=20 * MIB).ending == "out of memory"
+        assert in_child(lambda: torch.ones(10 * MIB // 4).sum().item(), limit_bytes=20 * MIB).ending == "done"
+    del blocks
 
 
 @needs_linux

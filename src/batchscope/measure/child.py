@@ -27,7 +27,8 @@ from typing import Generic, Literal, NoReturn, TypeVar
 import torch
 
 from batchscope.errors import first_line
-from batchscope.measure.memory_meter import limited_data, occupy_heap_top
+from batchscope.measure.memory_meter import limited_data
+from batchscope.training.heap import occupy_free_heap
 from batchscope.training.memory import is_out_of_memory
 from batchscope.training.meters import trim_heap
 
@@ -130,7 +131,7 @@ def _run(work: Callable[[], object], pipe: int, limit_bytes: int | None) -> NoRe
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)
         _volunteer()
-        occupy_heap_top()
+        occupy_free_heap()
         with limited_data(limit_bytes):
             try:
                 message = ("done", work())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import sys
 from collections.abc import Iterator
@@ -139,32 +138,6 @@ def limited_data(limit_bytes: int | None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (before, most))
-
-
-def occupy_heap_top() -> None:
-    """Take what free heap :func:`trim_heap` could not hand back, in a process that is about to be measured and to end.
-
-    The top of glibc's heap is handed back only while the heap can grow in place, which a large reservation of address
-    space by some other library prevents. Growth into it would neither show nor be limited.
-    """
-    if sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError, AttributeError):  # another C library, or a glibc before 2.33
-        libc = ctypes.CDLL(None)
-        libc.mallinfo2.restype = _MallInfo
-        libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-        top = libc.mallinfo2().keepcost
-        if top > 1 << 20:
-            libc.malloc(top - (64 << 10))  # fits, so it is cut from there; never to be freed
-
-
-class _MallInfo(ctypes.Structure):
-    """``struct mallinfo2`` of glibc; ``keepcost`` is the size of the heap's free top."""
-
-    _fields_ = [
-        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
-        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
-    ]
 
 
 def _file_bytes() -> int:
