@@ -16,6 +16,7 @@ import torch
 import batchscope as bs
 from batchscope.errors import ArgumentError
 from batchscope.folklore.papers import PAPERS, keskar2016, mccandlish2018, mishkin2016, paper, smith2017
+from batchscope.folklore.papers.bench import Bench
 from batchscope.folklore.papers.tradeoff import slope_of
 from batchscope.measure.child import in_child
 from batchscope.progress import ProgressEvent
@@ -51,6 +52,17 @@ def test_the_networks_are_of_the_size_that_is_said() -> None:
     assert parameters(keskar2016.F1()) == 1_462_794
     assert keskar2016.C1()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert keskar2016.F1()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_on_a_gpu_all_data_and_the_paper_s_width_are_taken(wanted: Callable[[bool, str], None]) -> None:
+    wanted(DEBIAN.is_dir(), "dataset-fashion-mnist")
+    small, large = (
+        Bench(torch.device(device), (0, 1), 60.0, None, lambda text: None, lambda: False) for device in ("cpu", "cuda")
+    )
+    sizes = [keskar2016.workload_of("F1", keskar2016.F1, bench).training_examples for bench in (small, large)]
+    assert sizes == [12_000, 60_000]
+    widths = [keskar2016.networks_of(bench)["C1"]().layers[0].out_channels for bench in (small, large)]  # type: ignore[index,union-attr]
+    assert widths == [16, 64]
 
 
 def test_published_ratios_are_those_of_the_table() -> None:

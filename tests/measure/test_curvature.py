@@ -371,6 +371,6 @@ def test_no_bound_where_there_is_none() -> None:
 
 
 def test_eigenvalues_that_do_not_converge_are_said_to(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchscope.measure.eigenvalues.MOST_RESTARTS", 1)
+    monkeypatch.setattr("batchscope.measure.eigenvalues.MOST_PRODUCTS", 5)
     with pytest.raises(RunError, match="converge"):
         hessian_eigenvalues(make("mlp"), k=3, tolerance=1e-14)

@@ -9,6 +9,7 @@ import torch
 
 from batchscope.errors import ArgumentError, BatchscopeError
 from batchscope.folklore import (
+    as_many_updates,
     central_limit,
     four_or_thousands,
     full_gradient,
@@ -41,6 +42,7 @@ CLAIMS: dict[str, Claim] = {
     for claim in (
         smaller_batches.CLAIM,
         rescaled_rates.CLAIM,
+        as_many_updates.CLAIM,
         sharper_minima.CLAIM,
         gradient_error.CLAIM,
         full_gradient.CLAIM,

@@ -16,8 +16,10 @@ from batchscope.measure.step_time import step_times
 from batchscope.records import Interval, Plan, Series, StepTimes, TrainResult
 from batchscope.seeding import derive, isolated
 from batchscope.study.search import search_learning_rate
+from batchscope.training.ghost_norm import ghost_batch_norm
 from batchscope.training.loop import Prepared, Run
 from batchscope.training.micro_batching import least_batch_size
+from batchscope.training.start import Start
 from batchscope.workload.workload import Workload
 
 Rates = Literal["tuned", "fixed", "rescaled"]
@@ -28,7 +30,7 @@ LARGE_SHARE, LARGE_SHARE_OF_FEW, FEW = 0.1, 0.25, 10_000
 # A run is as long as the budget allows, between these many passes over the data.
 MOST_EPOCHS, LEAST_EPOCHS = 20.0, 0.25
 # About so many runs of that length come together over all claims, besides what small batches take beyond large ones.
-RUNS = 110
+RUNS = 140
 # A difference of score below this share of what training gains would not be noticed.
 NOTICEABLE = 0.01
 TIMING_SECONDS = 4.0
@@ -49,6 +51,22 @@ class Trained:
 
     result: TrainResult
     state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What is done for a large batch besides its plan.
+
+    Attributes:
+        after: The run whose weights it begins with; None: fresh ones.
+        ghost_size: Examples that batch norms see at once; None: all of the batch.
+    """
+
+    after: Plan | None = None
+    ghost_size: int | None = None
+
+
+NO_REMEDY = Remedy()
 
 
 class Lab:
@@ -81,8 +99,10 @@ class Lab:
     ) -> None:
         self.prepared, self.seeds, self.seed, self.workers = prepared, tuple(seeds), seed, workers
         self.tell, self.stopped = tell, stopped
+        self.budget_seconds = budget_seconds
         self.runs = 0
-        self._trained: dict[tuple[Plan, int], Trained] = {}
+        self._trained: dict[tuple[Plan, int, Remedy], Trained] = {}
+        self._with_ghosts: dict[int, Prepared] = {}
         self._rates: dict[int, float] = {}
         self._states: dict[tuple[Plan, int], list[Mapping[str, Any]]] = {}
         n = self.workload.training_examples
@@ -163,17 +183,33 @@ class Lab:
             self._rates[batch_size] = found.learning_rate
         return self._rates[batch_size]
 
-    def train(self, plan: Plan) -> list[Trained]:
+    def train(self, plan: Plan, remedy: Remedy = NO_REMEDY) -> list[Trained]:
         """Runs of a plan, one for each seed, made once.
+
+        Args:
+            plan: What to train with.
+            remedy: What is done for a large batch besides.
 
         Raises:
             StoppedError: The person asked to stop.
+            WorkloadError: The model has no batch norm for ghost batches.
         """
-        for seed in self.seeds:
-            if (plan, seed) not in self._trained:
+        begun = None if remedy.after is None else self.train(remedy.after)
+        prepared = self._prepared(remedy.ghost_size)
+        for k, seed in enumerate(self.seeds):
+            if (plan, seed, remedy) not in self._trained:
                 self.tell(f"batch size {plan.batch_size:,}, rate {plan.learning_rate:.3g}")
-                self._trained[plan, seed] = self._run(plan, seed)
-        return [self._trained[plan, seed] for seed in self.seeds]
+                start = None if begun is None else Start(dict(begun[k].state), {})
+                self._trained[plan, seed, remedy] = self._run(plan, seed, prepared, start)
+        return [self._trained[plan, seed, remedy] for seed in self.seeds]
+
+    def _prepared(self, ghost_size: int | None) -> Prepared:
+        if ghost_size is None:
+            return self.prepared
+        if ghost_size not in self._with_ghosts:
+            workload = ghost_batch_norm(self.workload, ghost_size)
+            self._with_ghosts[ghost_size] = Prepared(workload, self.prepared.device, workers=self.workers)
+        return self._with_ghosts[ghost_size]
 
     def states_along(self, plan: Plan, parts: int) -> list[Mapping[str, Any]]:
         """Weights at the end of each part of a run with the first seed, made once.
@@ -205,10 +241,10 @@ class Lab:
             self._states[plan, parts] = states
         return self._states[plan, parts]
 
-    def scores(self, plan: Plan) -> list[float | None]:
+    def scores(self, plan: Plan, remedy: Remedy = NO_REMEDY) -> list[float | None]:
         """Final scores, one for each seed; the score at the beginning where a run diverged."""
         found: list[float | None] = []
-        for run in self.train(plan):
+        for run in self.train(plan, remedy):
             ended = run.result.final_score
             found.append(run.result.curve[0].score if ended is None or not math.isfinite(ended) else ended)
         return found
@@ -239,12 +275,18 @@ class Lab:
     def _search_seed(self) -> int:
         return derive(self.seed, "claims", "search") % 2**31
 
-    def _run(self, plan: Plan, seed: int) -> Trained:
+    def _run(self, plan: Plan, seed: int, prepared: Prepared | None = None, start: Start | None = None) -> Trained:
         if self.stopped():
             raise StoppedError("the person must let it finish", got="a request to stop")
         self.runs += 1
         run = Run(
-            self.prepared, plan, seed=seed, keep_best_weights=False, evaluate_training=False, measure_memory=False
+            prepared or self.prepared,
+            plan,
+            seed=seed,
+            start=start,
+            keep_best_weights=False,
+            evaluate_training=False,
+            measure_memory=False,
         )
         result = run()
         if result.outcome == "interrupted":

@@ -65,9 +65,9 @@ def hessian_eigenvalues(
 ) -> HessianEigenvalues:
     """The k largest eigenvalues of the Hessian of the mean training loss, with vectors and true residuals.
 
-    Implicitly restarted Lanczos (Lehoucq, Sorensen and Yang 1998) on exact products. Equal eigenvalues, which it can
-    leave out, are looked for by themselves. The model is in evaluation mode: dropout is off, and batch norm uses its
-    running statistics.
+    Lanczos' method, restarted thickly (Wu and Simon 2000), on exact products. Equal eigenvalues, which it can leave
+    out, are looked for by themselves. The model is in evaluation mode: dropout is off, and batch norm uses its running
+    statistics.
 
     Args:
         workload: What is trained.
@@ -106,10 +106,11 @@ def hessian_eigenvalues(
             k,
             tolerance=tolerance,
             generator=np.random.default_rng(derive(seed, "first vector")),
+            rounding=operator.epsilon,
             goes_on=goes_on,
         )
     operator.release()
-    if not len(found.values):
+    if not any(found.converged):
         raise RunError(
             "an eigenvalue must converge", got=f"none in {operator.products:,} products", mend="give a larger tolerance"
         )
@@ -168,10 +169,10 @@ def largest_eigenvalue(
     _check_tolerance(tolerance)
     operator, _ = operator_at(workload, state, "hessian", examples, seed=seed, device=device)
     generator = np.random.default_rng(derive(seed, "first vector"))
-    found = top_eigenpairs(operator, 1, tolerance=tolerance, generator=generator, checked=False)
+    found = top_eigenpairs(
+        operator, 1, tolerance=tolerance, generator=generator, checked=False, rounding=operator.epsilon
+    )
     operator.release()
-    if not len(found.values):
-        return Eigenvalue(math.nan, math.nan, converged=False, products=operator.products, examples=operator.examples)
     return Eigenvalue(
         float(found.values[0]), float(found.residuals[0]), found.converged[0], operator.products, operator.examples
     )

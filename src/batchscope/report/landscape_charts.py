@@ -66,7 +66,8 @@ def loss_along_line(record: Landscape) -> Spec | None:
     ends = [{"along": float(k), "text": label} for k, label in enumerate(record.labels)]
     marked = alt.Chart(alt.Data(values=ends if record.shape == "line" else ends[:1])).encode(x=across)
     rules = marked.mark_rule(strokeDash=[2, 3])
-    lettering = marked.mark_text(align="left", baseline="top", dx=5, dy=2).encode(y=alt.value(0), text="text:N")
+    # Above the frame, where no curve can run through it.
+    lettering = marked.mark_text(baseline="bottom", dy=-4).encode(y=alt.value(0), text="text:N")
     return done(alt.layer(*layers, rules, lettering).resolve_scale(y="independent"), height=340)
 
 

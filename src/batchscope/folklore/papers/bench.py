@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,25 @@ class Bench:
     data: str | None
     tell: Callable[[str], None]
     stopped: Callable[[], bool]
+
+    @property
+    def large(self) -> bool:
+        """Whether the larger form is made, all of the data and networks as wide as the paper's: on a GPU."""
+        return self.device.type == "cuda"
+
+    def fashion(self, load: Callable[..., Workload], examples: int) -> Workload:
+        """Fashion-MNIST with its first so many training examples, or all of them in the larger form.
+
+        Args:
+            load: Loads a workload by name.
+            examples: How many.
+        """
+        whole = load("fashion", data=self.data)
+        if self.large:
+            return whole
+        if not isinstance(whole.train, tuple):
+            raise TypeError("fashion must hold tensors")
+        return dataclasses.replace(whole, train=tuple(tensor[:examples] for tensor in whole.train))
 
     def epochs(self, workload: Workload, batch_size: int, learning_rate: float, runs: int, most: int) -> int:
         """Passes over the data that so many runs can have, by a short one at this batch size.

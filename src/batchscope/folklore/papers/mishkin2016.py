@@ -5,8 +5,6 @@ Figure 8: accuracy against batch size for the same number of examples, with one 
 
 from __future__ import annotations
 
-import dataclasses
-
 from batchscope.folklore.papers.bench import Bench, Findings, over_seeds
 from batchscope.folklore.verdicts import paired
 from batchscope.records import Interval, Plan
@@ -34,14 +32,12 @@ MOST_EPOCHS, EXAMPLES = 10, 20_000
 def reproduce(bench: Bench) -> Findings:
     """Train a small convolutional network with momentum at six batch sizes, twice."""
     findings = Findings()
-    whole = load_workload("fashion", data=bench.data)
-    if not isinstance(whole.train, tuple):
-        raise TypeError("fashion must hold tensors")
-    workload = findings.workload = dataclasses.replace(whole, train=tuple(tensor[:EXAMPLES] for tensor in whole.train))
+    workload = findings.workload = bench.fashion(load_workload, EXAMPLES)
+    here = workload.training_examples
     sizes = sorted(PUBLISHED)
     runs = 2 * len(sizes) * len(bench.seeds)
     epochs = bench.epochs(workload, 64, RATE, runs, MOST_EPOCHS)
-    examples = epochs * EXAMPLES
+    examples = epochs * here
     scores: dict[tuple[int, bool], list[float | None]] = {}
     for size in sizes:
         for scaled in (False, True):
@@ -86,7 +82,7 @@ def reproduce(bench: Bench) -> Findings:
         ),
     ]
     findings.deviations = [
-        f"a small convolutional network on {EXAMPLES:,} images of Fashion-MNIST, not CaffeNet on ImageNet",
+        f"a small convolutional network on {here:,} images of Fashion-MNIST, not CaffeNet on ImageNet",
         f"{examples:,} examples a run, not 81.92 million; the rate falls linearly to zero",
         "batch 1, which the paper has with a rate of 4e-5, is left out",
     ]

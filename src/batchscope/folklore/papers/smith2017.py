@@ -5,7 +5,6 @@ Figures 1 to 5: the number of updates and the accuracy of five schedules that ke
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from batchscope.folklore.papers.bench import Bench, Findings, over_seeds
@@ -68,12 +67,10 @@ WAYS = (
 def reproduce(bench: Bench) -> Findings:
     """Count the updates of the paper's own schedules, and train with the same ones over fewer examples."""
     findings = Findings()
-    whole = load_workload("fashion", data=bench.data)
-    if not isinstance(whole.train, tuple):
-        raise TypeError("fashion must hold tensors")
-    workload = findings.workload = dataclasses.replace(whole, train=tuple(tensor[:EXAMPLES] for tensor in whole.train))
+    workload = findings.workload = bench.fashion(load_workload, EXAMPLES)
+    here = workload.training_examples
     epochs = bench.epochs(workload, 128, RATE, len(WAYS) * len(bench.seeds), MOST_EPOCHS)
-    examples, cap = epochs * EXAMPLES, EXAMPLES // 10
+    examples, cap = epochs * here, here // 10
     scores: dict[str, list[float | None]] = {}
     updates: dict[str, int] = {}
     for way in WAYS:
@@ -120,7 +117,7 @@ def reproduce(bench: Bench) -> Findings:
         ),
     ]
     findings.deviations = [
-        f"a small convolutional network on {EXAMPLES:,} images of Fashion-MNIST, not WRN-16-4 on CIFAR-10",
+        f"a small convolutional network on {here:,} images of Fashion-MNIST, not WRN-16-4 on CIFAR-10",
         f"{epochs} passes over the data, not {THEIR_EPOCHS}, with milestones at the same shares; the cap is {cap:,}",
         f"a rate of {RATE:g}, momentum 0.9 and no weight decay",
     ]
