@@ -46,6 +46,7 @@ class PaperStudy(Record):
         seconds: What it took.
         interrupted: Whether it was stopped before its end.
         provenance: Software, machine and seed.
+        against: Published evidence against what the paper concludes.
     """
 
     kind: ClassVar[str] = "paper"
@@ -62,3 +63,4 @@ class PaperStudy(Record):
     seconds: float
     interrupted: bool
     provenance: Provenance
+    against: tuple[str, ...] = ()

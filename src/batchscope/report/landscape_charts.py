@@ -44,7 +44,7 @@ def loss_along_line(record: Landscape) -> Spec | None:
     if not losses:
         return None
     log = min(p["value"] for p in losses) > 0
-    colour = colours(alt, names, (BLUE, TEAL, AMBER, RED))
+    colour = colours(alt, names, (BLUE, TEAL, AMBER, RED), above=24)
     title = "α from the first state to the second" if record.shape == "line" else "steps along the direction"
     across = alt.X("along:Q", title=title, axis=alt.Axis(grid=False), scale=alt.Scale(nice=False))
     layers = []
@@ -64,11 +64,16 @@ def loss_along_line(record: Landscape) -> Spec | None:
             )
         )
     ends = [{"along": float(k), "text": label} for k, label in enumerate(record.labels)]
-    marked = alt.Chart(alt.Data(values=ends if record.shape == "line" else ends[:1])).encode(x=across)
-    rules = marked.mark_rule(strokeDash=[2, 3])
-    # Above the frame, where no curve can run through it.
-    lettering = marked.mark_text(baseline="bottom", dy=-4).encode(y=alt.value(0), text="text:N")
-    return done(alt.layer(*layers, rules, lettering).resolve_scale(y="independent"), height=340)
+    ends = ends if record.shape == "line" else ends[:1]
+    rules = alt.Chart(alt.Data(values=ends)).encode(x=across).mark_rule(strokeDash=[2, 3])
+    # Above the frame, where no curve runs, and away from each other, where the chart is narrow.
+    lettering = [
+        alt.Chart(alt.Data(values=[end]))
+        .mark_text(baseline="bottom", dy=-4, align="right" if k == 0 and len(ends) > 1 else "left")
+        .encode(x=across, y=alt.value(0), text="text:N")
+        for k, end in enumerate(ends)
+    ]
+    return done(alt.layer(*layers, rules, *lettering).resolve_scale(y="independent"), height=340)
 
 
 def loss_map(record: Landscape) -> Spec | None:

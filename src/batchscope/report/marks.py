@@ -62,13 +62,14 @@ def done(chart: Any, height: int = HEIGHT) -> Spec:
     return spec
 
 
-def colours(alt: Any, names: dict[int, str], legend: Sequence[int] = ()) -> Any:
+def colours(alt: Any, names: dict[int, str], legend: Sequence[int] = (), *, above: int = 0) -> Any:
     """A colour channel that gives each name the place in the range that it has on every chart of the page.
 
     Args:
         alt: The library.
         names: What stands for each place used.
         legend: Places that the chart names above itself.
+        above: Room that is left between them and the chart, in pixels, for lettering there.
 
     Returns:
         An encoding; all layers of a chart must use the same one, since they share a scale.
@@ -79,7 +80,8 @@ def colours(alt: Any, names: dict[int, str], legend: Sequence[int] = ()) -> Any:
         values = [names[i] for i in legend]
         look = {"symbolType": "circle", "symbolSize": 90, "symbolStrokeWidth": 0, "symbolOpacity": 1}
         two = {"columns": 2} if sum(map(len, values)) > 34 else {}  # a phone has no room for more side by side
-        shown = alt.Legend(title=None, orient="top", values=values, **look, **two)
+        room = {"offset": above} if above else {}
+        shown = alt.Legend(title=None, orient="top", values=values, **look, **two, **room)
     return alt.Color("kind:N", scale=alt.Scale(domain=domain), legend=shown)
 
 

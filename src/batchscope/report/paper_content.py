@@ -26,7 +26,12 @@ def title_of(record: PaperStudy, name: str) -> str:
 
 def sheet(record: PaperStudy) -> Sheet:
     """A line for every number of the paper, ours beside it."""
-    columns = (Column("setting", align="left"), Column("quantity", align="left"), Column("paper"), Column("here"))
+    columns = (
+        Column("setting", align="left", wraps=True),
+        Column("quantity", align="left", wraps=True),
+        Column("paper"),
+        Column("here"),
+    )
     lines = tuple(
         Line(
             (
@@ -49,11 +54,8 @@ def of_paper(record: PaperStudy, available: Iterable[str]) -> Content:
         available: Names of the charts that have something to show.
     """
     shown = set(available)
-    figures = tuple(
-        Figure(name, title_of(record, name), note="Dashed: scores, on the right axis." if name == LINE else "")
-        for name in names(record)
-        if name in shown
-    )
+    figures = tuple(Figure(name, title_of(record, name)) for name in names(record) if name in shown - {LINE})
+    line = Figure(LINE, title_of(record, LINE), alone=True, note="Dashed: scores, on the right axis.")
     effects = tuple((effect.what, in_words(effect.value)) for effect in record.effects)
     sections = (
         Section(
@@ -63,7 +65,9 @@ def of_paper(record: PaperStudy, available: Iterable[str]) -> Content:
             figures=figures,
             facts=(("Its effects here", effects),) if effects else (),
         ),
+        *([Section("Loss and score along the line between two solutions", figures=(line,))] if LINE in shown else []),
         Section("In what this differs from the paper", sentences=record.deviations),
+        *([Section("Evidence against it", sentences=record.against)] if record.against else []),
         Section("How this was measured", facts=(("Provenance", provenance(record.provenance)),)),
     )
     return Content(

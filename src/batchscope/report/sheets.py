@@ -22,12 +22,14 @@ class Column:
         detail: Unit or qualification, in smaller print.
         align: Side that its cells keep to.
         minor: Whether it may go where there is no room.
+        wraps: Whether its cells may take several lines, so that others keep theirs whole.
     """
 
     heading: str
     detail: str = ""
     align: Literal["left", "right"] = "right"
     minor: bool = False
+    wraps: bool = False
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,8 @@ class _PaperTable:
         yield from _sheet(paper_content.sheet(record), console, options)
         for deviation in record.deviations:
             yield _aside(f"Other than in the paper: {deviation}")
+        for finding in record.against:
+            yield _aside(f"Against it: {finding}")
         yield _aside(_origin(record))
 
 
@@ -357,7 +359,7 @@ def _grid(sheet: Sheet, kept: list[int]) -> Table:
         heading = Text(column.heading)
         if detailed:
             heading.append(f"\n{column.detail}", style="dim")
-        table.add_column(heading, justify=column.align, no_wrap=True)
+        table.add_column(heading, justify=column.align, no_wrap=not column.wraps, overflow="fold")
     for line in sheet.lines:
         table.add_row(*(Text(line.cells[i]) for i in kept))
     return table

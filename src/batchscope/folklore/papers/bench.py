@@ -12,6 +12,7 @@ import torch
 
 from batchscope.fit import mean_interval
 from batchscope.folklore.lab import StoppedError
+from batchscope.folklore.verdicts import HOLDS, of_effect
 from batchscope.records import Interval, Plan, TrainResult
 from batchscope.records.claims import Finding, Picture
 from batchscope.records.landscape import Landscape
@@ -29,6 +30,8 @@ class Findings:
         effects: Its effects here.
         pictures: Charts.
         deviations: From its set-up.
+        against: Published evidence against it.
+        lead: What comes first in the conclusion.
         line: Between two solutions.
         workload: What was trained, the last of them.
     """
@@ -37,6 +40,8 @@ class Findings:
     effects: list[Finding] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     deviations: list[str] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
+    lead: str = ""
     line: Landscape | None = None
     workload: Workload | None = None
 
@@ -132,3 +137,19 @@ class Bench:
 def over_seeds(values: Sequence[float | None]) -> Interval:
     """The mean with its interval; missing ones are left out."""
     return mean_interval([value for value in values if value is not None])
+
+
+def tally(effects: Sequence[Interval]) -> str:
+    """How many of a paper's effects, each positive there, come out alike.
+
+    Examples:
+        >>> tally([Interval(2.0, 1.0, 3.0), Interval(-1.0, -2.0, 0.5), Interval(-1.0, -2.0, -0.5)])
+        'Of 3 effects in the paper, 1 has the same sign here, 1 has the other, 1 cannot be told from none.'
+    """
+    verdicts = [of_effect(effect) for effect in effects]
+    alike, other = verdicts.count(HOLDS), sum(effect.high is not None and effect.high < 0 for effect in effects)
+    have = ["has" if count == 1 else "have" for count in (alike, other)]
+    return (
+        f"Of {len(effects)} effects in the paper, {alike} {have[0]} the same sign here, {other} {have[1]} the other, "
+        f"{len(effects) - alike - other} cannot be told from none."
+    )

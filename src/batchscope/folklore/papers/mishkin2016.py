@@ -5,7 +5,7 @@ Figure 8: accuracy against batch size for the same number of examples, with one 
 
 from __future__ import annotations
 
-from batchscope.folklore.papers.bench import Bench, Findings, over_seeds
+from batchscope.folklore.papers.bench import Bench, Findings, over_seeds, tally
 from batchscope.folklore.verdicts import paired
 from batchscope.records import Interval, Plan
 from batchscope.records.claims import Finding, Picture, Series
@@ -61,6 +61,7 @@ def reproduce(bench: Bench) -> Findings:
     findings.effects.append(
         Finding(f"what the larger rate gains at {large:,}", paired(scores[large, True], scores[large, False]))
     )
+    findings.lead = tally([effect.value for effect in findings.effects])
     across = tuple(map(float, sizes))
     findings.pictures = [
         Picture(

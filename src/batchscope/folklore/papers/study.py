@@ -107,10 +107,11 @@ def paper(
     return PaperStudy(
         paper=name,
         reference=PAPERS[name].reference,
-        conclusion="It was stopped before its end." if interrupted else conclude(found.effects),
+        conclusion="It was stopped before its end." if interrupted else conclude(found.effects, found.lead),
         rows=tuple(found.rows),
         effects=tuple(found.effects),
         deviations=tuple(found.deviations),
+        against=tuple(found.against),
         pictures=tuple(found.pictures),
         line=found.line,
         seeds=chosen_seeds,
@@ -120,7 +121,7 @@ def paper(
     )
 
 
-def conclude(effects: Sequence[Finding]) -> str:
+def conclude(effects: Sequence[Finding], lead: str = "") -> str:
     """The effects in words, each with its sign as far as that can be told.
 
     Examples:
@@ -129,4 +130,4 @@ def conclude(effects: Sequence[Finding]) -> str:
         'Small minus large: 2 (1 to 3).'
     """
     said = [f"{effect.what[0].upper()}{effect.what[1:]}: {effect.value}" for effect in effects]
-    return ". ".join(said) + "." if said else "Nothing was measured."
+    return " ".join([*([lead] if lead else []), ". ".join(said) + "."]) if said else "Nothing was measured."
