@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batchscope.errors import RunError
 from batchscope.records import Plan, TrainResult
 from batchscope.report import page
 from batchscope.training import train
@@ -67,6 +68,17 @@ def harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, canned: TrainResul
     monkeypatch.setattr(sweeping, "_engine", lambda *_, **__: contextlib.nullcontext(SimpleNamespace(workers=1)))
     monkeypatch.setattr(sweeping, "Driver", Idle)
     monkeypatch.setattr(sweeping, "_timed", lambda *_: None)
+
+    def ended(*_: Any, **__: Any) -> Any:
+        raise RunError("the machine must hold still", got="a test")
+
+    # Where measuring begins, with all arguments read.
+    for name, begins in (
+        ("batchscope.advice.contest", "step_times"),
+        ("batchscope.folklore.claims", "Lab"),
+        ("batchscope.folklore.papers.study", "Bench"),
+    ):
+        monkeypatch.setattr(importlib.import_module(name), begins, ended)
     monkeypatch.setattr("batchscope.workload.load_workload", load)
     monkeypatch.setattr(page, "render", lambda record: "<!doctype html>")
     monkeypatch.chdir(tmp_path)
@@ -120,6 +132,13 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "--address": st.sampled_from(["auto", ""]),
     "--processes": number,
     "--timeout": number,
+    "--seconds": number,
+    "--budget": number,
+    "--max-memory": st.one_of(st.sampled_from(["8GiB", "512 MB", "1e3", "-1GiB", "8XB", "", "GiB"]), number),
+    "--devices": number,
+    "--network": st.one_of(st.sampled_from(["12,20", "12", "0,0", "-1,2", "nan,1", "a,b", ",", ""]), number),
+    "--only": st.sampled_from(["sharper-minima", "start-at-32", "flat-earth", ""]),
+    "--paper": st.sampled_from(["shallue2019", "smith2017", "newton1687", ""]),
 }
 flag = st.sampled_from(["--quiet", "--allow-unequal", "--version", "--help", "--", "-", "--nonsense", "-x", "--seeds="])
 COMPARE = (
@@ -165,6 +184,23 @@ SWEEP = (
     "--json",
 )
 
+ADVISE = (
+    "--target",
+    "--examples",
+    "--seconds",
+    "--budget",
+    "--max-memory",
+    "--batch-sizes",
+    "--devices",
+    "--network",
+    "--workers",
+    "--seed",
+    "--device",
+    "--json",
+    "--report",
+)
+CLAIMS = ("--only", "--paper", "--seeds", "--seed", "--budget", "--data", "--workers", "--device", "--json", "--report")
+
 
 def options(known: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
     one = st.sampled_from(known).flatmap(lambda name: VALUES[name].map(lambda value: f"{name}={value}"))
@@ -192,8 +228,19 @@ def sweeps(draw: st.DrawFn) -> list[str]:
     return ["sweep", draw(names), *goal, *draw(options(SWEEP)), *draw(st.sampled_from([[], [], ["--no-prune"]]))]
 
 
+@st.composite
+def questions(draw: st.DrawFn) -> list[str]:
+    """What looks like asking for advice, or whether claims hold."""
+    if draw(st.booleans()):
+        goal = draw(st.sampled_from([["--target=0.5"], ["--examples=1000"], ["--seconds=2"], []]))
+        return ["advise", draw(names), *goal, *draw(options(ADVISE))]
+    subject = draw(st.sampled_from([["--paper=shallue2019"], [], []])) or [draw(names)]
+    return ["claims", *subject, *draw(options(CLAIMS))]
+
+
 anything = st.lists(st.one_of(text, pair, names, flag, st.sampled_from(sorted(VALUES)), number), max_size=8)
-verb = st.sampled_from(["compare", "train", "sweep", "fit", "export", "report", "workloads", "nonsense", ""])
+verbs = ["compare", "train", "sweep", "advise", "claims", "fit", "export", "report", "workloads", "nonsense", ""]
+verb = st.sampled_from(verbs)
 nonsense = st.tuples(verb, anything).map(lambda both: [both[0], *both[1]])
 
 
@@ -232,6 +279,12 @@ def test_sweeps(command: Command, harmless: Path, file: Path, arguments: list[st
 
 
 @bounded
+@given(arguments=questions())
+def test_questions(command: Command, harmless: Path, file: Path, arguments: list[str]) -> None:
+    answer(command, file, arguments)
+
+
+@bounded
 @given(arguments=nonsense)
 def test_nonsense(command: Command, harmless: Path, file: Path, arguments: list[str]) -> None:
     answer(command, file, arguments)
@@ -256,3 +309,10 @@ def test_what_is_harmless_is_real_in_everything_else(command: Command, harmless:
     assert (harmless / "a.json").exists()
     assert command("train", "lines.py:line", "--iterations", "9").status == 0
     assert command("compare", "lines.py:line", "8x16", "--seeds", "6").status == 2
+    for asked in (
+        ("advise", "quadratic", "--target", "-0.1"),
+        ("claims", "quadratic"),
+        ("claims", "--paper", "smith2017"),
+    ):
+        said = command(*asked)
+        assert (said.status, "the machine must hold still" in said.err) == (1, True), said

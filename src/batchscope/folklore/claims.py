@@ -170,6 +170,8 @@ def conclude(tested: Sequence[TestedClaim], workload: str) -> str:
     counts = {verdict: sum(claim.verdict == verdict for claim in tested) for verdict in (HOLDS, FAILS, UNTOLD)}
     if not tested:
         return "Nothing was tested yet."
+    if len(tested) == 1:
+        return f"{tested[0].said} On {workload}: {tested[0].verdict}. {tested[0].explanation}"
     said = f"Of {len(tested)} things that people say about batch size, {counts[HOLDS]} hold on {workload}, "
     return said + f"{counts[FAILS]} do not, and of {counts[UNTOLD]} this budget can't tell."
 
