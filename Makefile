@@ -103,7 +103,7 @@ bench-claims: $(CORE)
 
 bench-papers: $(CORE)
 	for paper in keskar2016 smith2017 mishkin2016 shallue2019 mccandlish2018; do \
-	    $(BIN)/batchscope claims --paper $$paper --json benchmarks/results/$$paper.json || exit 1; \
+	    $(BIN)/batchscope claims --paper $$paper --budget 1800 --json benchmarks/results/$$paper.json || exit 1; \
 	done
 
 # the ground truth that bench-advice judges by, anew: hours; goes on where it was stopped

@@ -157,6 +157,9 @@ def _throughput(advice: Advice, findings: Findings) -> str:
         f"Batch size {size:,} trains on {count(per_second)} examples a second, {min(1.0, per_second / most):.0%} of "
         f"the most that was measured ({count(most)} at {fastest.batch_size:,})."
     )
+    tokens = findings.workload.tokens_per_example
+    if tokens is not None:
+        text += f" That is {count(size * tokens)} tokens an update and {count(per_second * tokens)} a second."
     if knee.value is not None:
         text += f" Throughput is at half of what it can be at {counts(knee)} examples, the knee."
     return text

@@ -234,6 +234,7 @@ def _faster(step_time: StepTimes, speed: float, fixed_speed: float) -> StepTimes
         most_examples_per_second=fastest.examples_per_second.value or 0.0,
         fastest_batch_size=fastest.batch_size,
         loader_bound_from=loader_bound_from(points),
+        peak_flops_per_second=None,  # of the machine that it was measured on
     )
 
 

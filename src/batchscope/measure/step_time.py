@@ -21,6 +21,7 @@ import torch
 from batchscope.errors import ArgumentError, RunError
 from batchscope.fit.intervals import median_interval
 from batchscope.fit.step_time import fastest_point, fit_step_time, loader_bound_from
+from batchscope.measure.peak_flops import peak_flops_per_second
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records import Interval, Plan, StepTimePoint, StepTimes
@@ -32,9 +33,10 @@ from batchscope.training.memory import is_out_of_memory
 from batchscope.training.meters import Stopwatch
 from batchscope.training.micro_batching import least_batch_size
 from batchscope.training.step import TrainingStep
-from batchscope.training.threads import compute_threads
+from batchscope.training.threads import compute_threads, flops_per_example
 from batchscope.training.train import checked_seed, chosen_device
 from batchscope.workload.batches import nbytes
+from batchscope.workload.tokens import mean_tokens
 from batchscope.workload.workload import Batch, Workload
 
 # A block of updates takes at least this long, which is long beside the clock's own resolution and Python's hiccups.
@@ -148,6 +150,9 @@ def step_times(
         fastest_batch_size=fastest.batch_size,
         seconds=time.perf_counter() - began,
         provenance=provenance(workload, device=chosen, seed=seed),
+        tokens_per_example=mean_tokens(workload, seed),
+        flops_per_example=flops_per_example(workload),
+        peak_flops_per_second=peak_flops_per_second(chosen, next(timer.model.parameters()).dtype),
     )
 
 

@@ -28,6 +28,7 @@ class WorkloadSummary:
         score: Name of the score function; "minus the loss" where there is none.
         batch_size: What the person uses today.
         learning_rate: What the person uses today.
+        tokens_per_example: Of training examples, in the mean; None where the workload does not say.
     """
 
     name: str
@@ -39,6 +40,7 @@ class WorkloadSummary:
     score: str
     batch_size: int
     learning_rate: float
+    tokens_per_example: float | None = None
 
 
 @dataclass(frozen=True)

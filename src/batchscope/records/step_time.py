@@ -85,6 +85,10 @@ class StepTimes(Record):
         fastest_batch_size: Where it was measured.
         seconds: What the measurement took.
         provenance: Software, machine and seed.
+        tokens_per_example: Of training examples, in the mean; None where the workload does not say.
+        flops_per_example: Floating-point operations of forward and backward, as torch counts them; None where it
+            can't. Backward is taken as twice forward.
+        peak_flops_per_second: Of the device at the model's precision, as its maker publishes it; None where not known.
     """
 
     kind: ClassVar[str] = "step time"
@@ -99,3 +103,23 @@ class StepTimes(Record):
     fastest_batch_size: int
     seconds: float
     provenance: Provenance
+    tokens_per_example: float | None = None
+    flops_per_example: float | None = None
+    peak_flops_per_second: float | None = None
+
+    @property
+    def most_tokens_per_second(self) -> float | None:
+        """The highest measured throughput in tokens; None where an example has no number of them."""
+        return None if self.tokens_per_example is None else self.tokens_per_example * self.most_examples_per_second
+
+    @property
+    def most_flops_per_second(self) -> float | None:
+        """Floating-point operations of the model a second at that throughput; None where they can't be counted."""
+        return None if self.flops_per_example is None else self.flops_per_example * self.most_examples_per_second
+
+    @property
+    def model_flops_utilisation(self) -> float | None:
+        """Their share of the device's peak (Chowdhery et al. 2022, arXiv 2204.02311, appendix B)."""
+        if self.most_flops_per_second is None or not self.peak_flops_per_second:
+            return None
+        return self.most_flops_per_second / self.peak_flops_per_second

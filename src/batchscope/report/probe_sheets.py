@@ -110,6 +110,12 @@ def step_time_facts(steps: StepTimes) -> Facts:
             f"{f.count(steps.fastest_batch_size)}: {f.number(steps.most_examples_per_second, 3)} per s",
         ),
     ]
+    if steps.most_tokens_per_second is not None:
+        facts.append(("in tokens", f"{f.number(steps.most_tokens_per_second, 3)} per s"))
+    if steps.most_flops_per_second is not None:
+        used = steps.model_flops_utilisation
+        of = "" if used is None else f", {f.share(used, 1)} of the device's peak"
+        facts.append(("operations of the model", f"{f.number(steps.most_flops_per_second / 1e9, 3)} GFLOP per s{of}"))
     if law.bend is not None:
         way = "" if law.bends_at is None else f", {law.bends_at} beyond"
         facts.insert(2, ("second regime from", f"{f.count(law.bend)}{way}"))

@@ -98,6 +98,55 @@ def rescale(optimizer: torch.optim.Optimizer, *, from_batch_size: int, to_batch_
             group["eps"] = group["eps"] / math.sqrt(kappa)
 
 
+def half_life(beta: float, per_update: float) -> float:
+    """After how many examples or tokens an exponential average with this decay has forgotten half.
+
+    t = n·ln ½ / ln β, with n of them in an update (Marek et al. 2025, arXiv 2507.07101, who keep that of Adam's β₂
+    fixed in tokens where the batch size changes).
+
+    Args:
+        beta: The decay per update, between 0 and 1.
+        per_update: Examples or tokens in an update.
+
+    Returns:
+        In the unit of ``per_update``.
+
+    Raises:
+        PlanError: A number outside its range.
+
+    Examples:
+        >>> round(half_life(0.999, 32 * 64))
+        1418856
+    """
+    if not 0 < beta < 1:
+        raise PlanError("a decay lies between 0 and 1", got=beta)
+    if not 0 < per_update < math.inf:
+        raise PlanError("an update must have a number of tokens above 0", got=per_update)
+    return per_update * math.log(0.5) / math.log(beta)
+
+
+def beta_of_half_life(half_life: float, per_update: float) -> float:
+    """The decay per update with which an exponential average forgets half after so many examples or tokens.
+
+    β = 2^(−n/t), the inverse of :func:`half_life`.
+
+    Args:
+        half_life: Examples or tokens.
+        per_update: Of those in an update.
+
+    Raises:
+        PlanError: A number that is not positive.
+
+    Examples:
+        >>> round(beta_of_half_life(1_418_856, 8 * 64), 5)
+        0.99975
+    """
+    for name, value in (("half_life", half_life), ("per_update", per_update)):
+        if not 0 < value < math.inf:
+            raise PlanError(f"{name} must be above 0", got=value)
+    return math.exp(math.log(0.5) * per_update / half_life)
+
+
 def set_rate(group: dict[str, Any], learning_rate: float) -> None:
     """Set a parameter group's learning rate, in place where it is a tensor (captured optimisers hold on to it)."""
     if isinstance(group["lr"], torch.Tensor):

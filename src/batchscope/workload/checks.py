@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from batchscope.errors import WorkloadError, first_line
 from batchscope.seeding import current_device, isolated
 from batchscope.workload.batches import describe, take, to_device
+from batchscope.workload.tokens import tokens_in
 from batchscope.workload.workload import Batch, Examples, length
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ def check(workload: Workload) -> None:
     for name in ("score", "forward", "collate"):
         if getattr(workload, name) is not None:
             _callable(name, getattr(workload, name))
+    tokens = workload.tokens_per_example
+    whole = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 1
+    if tokens is not None and not callable(tokens) and not whole:
+        raise WorkloadError(
+            "tokens_per_example must be a whole number of at least 1, or a function of a batch",
+            got=tokens,
+            mend="give the length of a sequence, or lambda batch: int(batch['attention_mask'].sum())",
+        )
     if workload.name is not None and not isinstance(workload.name, str):
         raise WorkloadError("name must be text", got=workload.name)
     _examples("train", workload.train)
@@ -191,6 +200,14 @@ def _optimizer(workload: Workload, model: nn.Module) -> None:
 
 def _training_pass(workload: Workload, model: nn.Module) -> None:
     batch = _few(workload, model, "train")
+    try:
+        tokens_in(workload, batch, min(CHECK_EXAMPLES, workload.training_examples))
+    except WorkloadError:
+        raise
+    except Exception as error:
+        raise WorkloadError(
+            "tokens_per_example must be able to count a batch of training examples", got=first_line(error)
+        ) from error
     output, target = _forward(workload, model, batch, "train")
     loss = _loss(workload, output, target, "train")
     if not loss.requires_grad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from batchscope.records import WorkloadSummary
 from batchscope.seeding import current_device, isolated
+from batchscope.workload.tokens import mean_tokens
 from batchscope.workload.workload import Workload
 
 
@@ -22,6 +23,7 @@ def summarise(workload: Workload) -> WorkloadSummary:
         score="minus the loss" if workload.score is None else _name(workload.score),
         batch_size=workload.batch_size,
         learning_rate=float(workload.learning_rate),
+        tokens_per_example=mean_tokens(workload),
     )
 
 

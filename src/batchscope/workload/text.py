@@ -119,6 +119,7 @@ def text(path: str | os.PathLike[str] | None = None) -> Workload:
         optimizer=optimizers.adamw,
         learning_rate=4e-3,
         batch_size=32,
+        tokens_per_example=CONTEXT,
         name="text" if path is None else f"text ({Path(path).expanduser().resolve().name})",
     )
 

@@ -43,6 +43,8 @@ class Workload:
         name: A name for tables and pages. None: "workload".
         augment: ``augment(batch)`` returns the batch as training is to see it, drawn anew each time from torch's global
             generator; nothing but training calls it. None: as it comes.
+        tokens_per_example: Tokens of an example, for language models: a number, or ``tokens_per_example(batch)``, which
+            returns those of a batch with padding left out. None: examples are the only unit.
 
     Raises:
         WorkloadError: Something that cannot be trained, said with the value found and the mend.
@@ -75,6 +77,7 @@ class Workload:
     collate: Callable[[list[Any]], Batch] | None = None
     name: str | None = None
     augment: Callable[[Batch], Batch] | None = None
+    tokens_per_example: int | Callable[[Batch], int | Tensor] | None = None
 
     def __post_init__(self) -> None:
         from batchscope.workload.checks import check

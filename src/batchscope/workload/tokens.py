@@ -1,0 +1,77 @@
+"""Tokens in place of examples, where a workload says what an example has of them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchscope.errors import WorkloadError
+from batchscope.seeding import current_device, derive, isolated
+from batchscope.workload.batches import take
+from batchscope.workload.workload import Batch, length
+
+if TYPE_CHECKING:
+    from batchscope.workload.workload import Workload
+
+# Drawn training examples that a mean is taken over, and how many are collated at once.
+EXAMPLES, AT_ONCE = 1024, 32
+
+
+def tokens_in(workload: Workload, batch: Batch, examples: int) -> float:
+    """Tokens in a batch, padding excluded where the workload counts so.
+
+    Args:
+        workload: Whose ``tokens_per_example`` is a number or a function.
+        batch: What a data source yields.
+        examples: How many there are in it.
+
+    Returns:
+        The count; as many as examples, where the workload has no tokens.
+
+    Raises:
+        WorkloadError: The function returned something that is no count.
+    """
+    per_example = workload.tokens_per_example
+    if per_example is None:
+        return float(examples)
+    if not callable(per_example):
+        return float(per_example * examples)
+    found = per_example(batch)
+    try:
+        count = float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WorkloadError(
+            "tokens_per_example(batch) must return the number of tokens in the batch",
+            got=type(found).__name__,
+            mend="return a whole number, as in int(batch['attention_mask'].sum())",
+        ) from error
+    if not (math.isfinite(count) and count > 0):
+        raise WorkloadError("a batch must have a token at least", got=f"{count:g}")
+    return count
+
+
+def mean_tokens(workload: Workload, seed: int = 0) -> float | None:
+    """Tokens of a training example in the mean, over 1,024 of them; None where the workload has none.
+
+    Args:
+        workload: Whose training set.
+        seed: Of the draw.
+
+    Examples:
+        >>> import batchscope as bs
+        >>> mean_tokens(bs.load_workload("text")), mean_tokens(bs.load_workload("digits"))
+        (64.0, None)
+    """
+    per_example = workload.tokens_per_example
+    if per_example is None or not callable(per_example):
+        return None if per_example is None else float(per_example)
+    n = length(workload.train)
+    drawn = np.random.default_rng(derive(seed, "tokens")).permutation(n)[:EXAMPLES].tolist()
+    total = 0.0
+    with isolated(seed, current_device()):
+        for first in range(0, len(drawn), AT_ONCE):
+            some = drawn[first : first + AT_ONCE]
+            total += tokens_in(workload, take(workload.train, some, workload.collate), len(some))
+    return total / len(drawn)
