@@ -108,7 +108,7 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "--seed": number,
     "--learning-rate": st.one_of(st.sampled_from(["search", "rescaled", "fixed"] * 3 + ["0.1"]), number),
     "--shape": st.sampled_from(["linear", "constant", "round", ""]),
-    "--order": st.sampled_from(["shuffled", "replacement", "stratified", "x"]),
+    "--order": st.sampled_from(["shuffled", "replacement", "stratified", "bucketed", "x"]),
     "--micro-batch-size": number,
     "--evaluate-every": number,
     "--store": st.sampled_from(["store", "store", "lines.py", ""]),

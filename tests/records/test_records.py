@@ -38,7 +38,7 @@ def plans(draw: st.DrawFn) -> Plan:
         examples=draw(positive) if examples else None,
         target=draw(st.floats(-1e9, 1e9)) if not budget or draw(st.booleans()) else None,
         shape=draw(st.sampled_from(["constant", "linear"])) if budget else "constant",
-        order=draw(st.sampled_from(["shuffled", "replacement", "stratified"])),
+        order=draw(st.sampled_from(["shuffled", "replacement", "stratified", "bucketed"])),
         micro_batch_size=draw(st.none() | st.integers(1, batch_size)),
         patience=draw(st.none() | st.integers(2, 100)),
         tolerance=draw(st.floats(0, 10)),
@@ -467,7 +467,7 @@ def test_many_writers_leave_one_whole_file(tmp_path: Path) -> None:
         ({"iterations": None}, "a plan needs a budget"),
         ({"target": math.nan}, "target must be a finite number"),
         ({"shape": "cosine"}, "shape must be constant, linear or cooldown"),
-        ({"order": "sorted"}, "order must be shuffled, replacement or stratified"),
+        ({"order": "sorted"}, "order must be one of shuffled, replacement, stratified, bucketed"),
         ({"iterations": None, "target": 0.5, "shape": "linear"}, "needs to know where it ends"),
         ({"micro_batch_size": 9}, "micro_batch_size must be at most batch_size; got 9 > 8"),
         (

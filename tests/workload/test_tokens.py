@@ -14,7 +14,9 @@ import batchscope as bs
 from batchscope import Workload, WorkloadError
 from batchscope.errors import PlanError
 from batchscope.measure.peak_flops import peak_of
+from batchscope.records.plan import Order
 from batchscope.schedule import beta_of_half_life, half_life, rescale
+from batchscope.training.feed import TrainingData
 from batchscope.workload.summary import summarise
 from batchscope.workload.tokens import mean_tokens, tokens_in
 
@@ -161,3 +163,69 @@ def test_a_rescaled_beta_keeps_its_half_life_in_tokens() -> None:
         beta_of_half_life(0.0, 10)
     with pytest.raises(PlanError):
         half_life(0.5, 0.0)
+
+
+def by_tokens(model: nn.Module, sentences: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Gradients of single sentences, and how many targets each has."""
+    rows, counts = [], []
+    for sentence in sentences:
+        output, target = next_token(model, padded([sentence]))
+        gradients = torch.autograd.grad(loss(output, target), list(model.parameters()))
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]).double())
+        counts.append(float((target != PADDING).sum()))
+    return torch.stack(rows), torch.tensor(counts, dtype=torch.float64)
+
+
+def test_the_noise_of_a_mean_over_tokens_weighs_examples_by_theirs() -> None:
+    workload = language_model(tokens_per_example=lambda batch: (batch[:, 1:] != PADDING).sum())
+    torch.manual_seed(3)
+    model = workload.model()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    rows, counts = by_tokens(model, Sentences(300, 0).sentences)
+    weights = counts / counts.mean()
+    gradient = (weights[:, None] * rows).mean(0)
+    whole, target = next_token(model, padded(Sentences(300, 0).sentences))
+    of_batch = torch.autograd.grad(loss(whole, target), list(model.parameters()))
+    torch.testing.assert_close(gradient.float(), torch.cat([g.flatten() for g in of_batch]), rtol=1e-4, atol=1e-6)
+    found = bs.gradient_noise(workload, state, examples=300)
+    trace = float((weights[:, None] * rows - gradient).square().sum() / (len(rows) - 1))
+    assert found.trace_covariance.value == pytest.approx(trace, rel=1e-4)
+    assert found.gradient_norm_squared.value == pytest.approx(float(gradient.square().sum()) - trace / 300, rel=1e-3)
+    plain = float((rows - rows.mean(0)).square().sum() / (len(rows) - 1))
+    assert plain != pytest.approx(trace, rel=2e-3)
+
+
+def test_a_mean_over_examples_weighs_all_alike() -> None:
+    def per_sentence(output: Tensor, target: Tensor) -> Tensor:
+        each = nn.functional.cross_entropy(output.transpose(1, 2), target, ignore_index=PADDING, reduction="none")
+        return (each.sum(1) / (target != PADDING).sum(1)).mean()
+
+    changes: dict[str, Any] = {
+        "loss": per_sentence,
+        "tokens_per_example": lambda batch: (batch[:, 1:] != PADDING).sum(),
+    }
+    counted, uncounted = language_model(**changes), language_model(**(changes | {"tokens_per_example": None}))
+    torch.manual_seed(3)
+    state = counted.model().state_dict()
+    measured = [bs.gradient_noise(workload, state, examples=200) for workload in (counted, uncounted)]
+    assert measured[0].trace_covariance == measured[1].trace_covariance
+
+
+def test_bucketed_batches_have_less_padding_and_train_alike() -> None:
+    workload = language_model()
+    padding: dict[str, int] = {}
+    losses: dict[str, float] = {}
+    orders: tuple[Order, ...] = ("shuffled", "bucketed")
+    for order in orders:
+        plan = bs.Plan(batch_size=16, learning_rate=0.03, examples=1200, order=order)
+        losses[order] = bs.train(workload, plan).curve[-1].validation_loss
+        updates = TrainingData(workload, torch.device("cpu"), workers=0).feed(plan, 1200, seed=0)
+        padding[order] = sum(int((batch == PADDING).sum()) for update in updates for batch in update)
+    assert padding["bucketed"] < 0.3 * padding["shuffled"]
+    assert losses["bucketed"] == pytest.approx(losses["shuffled"], rel=0.2)
+
+
+def test_buckets_need_lengths(make: Make) -> None:
+    plan = bs.Plan(batch_size=8, learning_rate=0.1, iterations=2, order="bucketed")
+    with pytest.raises(PlanError, match="Give the workload a function tokens_per_example"):
+        bs.train(make(tokens_per_example=3), plan)

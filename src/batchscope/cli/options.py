@@ -22,6 +22,8 @@ Report = Annotated[Path | None, typer.Option("--report", help="Write the page to
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that read a Dataset; as many as pay, if left out.")]
-Order = Annotated[Literal["shuffled", "replacement", "stratified"], typer.Option(help="How batches are drawn.")]
+Order = Annotated[
+    Literal["shuffled", "replacement", "stratified", "bucketed"], typer.Option(help="How batches are drawn.")
+]
 MicroBatchSize = Annotated[int | None, typer.Option(help="Examples that pass through the model at once.")]
 EvaluateEvery = Annotated[int | None, typer.Option(help="Examples between two evaluations.")]

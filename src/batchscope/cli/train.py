@@ -56,7 +56,7 @@ def train(
         typer.Option(help="As in smith:at=60000/120000,factor=5,cap=512 or measured:knee=200; or a JSON file."),
     ] = None,
     order: Annotated[
-        Literal["shuffled", "replacement", "stratified"] | None,
+        Literal["shuffled", "replacement", "stratified", "bucketed"] | None,
         typer.Option(help="How batches are drawn; shuffled, if left out."),
     ] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after this many evaluations without improvement.")] = None,

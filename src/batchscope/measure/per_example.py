@@ -7,6 +7,8 @@ batch norm in training mode, where an example has no gradient of its own, to mic
 
 The products of every example's gradient with one vector need no gradients: they are the derivatives of the examples'
 losses along it, which forward-mode differentiation gives at about the cost of two forward passes.
+
+Where the loss of a batch is a mean over tokens, of which examples have unequal numbers, rows are weighted by theirs.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from batchscope.measure.token_weights import TokenWeights
 from batchscope.records.noise import NoiseSource
 from batchscope.seeding import isolated
 from batchscope.training.micro_batching import ties_examples
@@ -62,6 +65,8 @@ class GradientRows:
         self.source: NoiseSource = "per-example gradients"
         self.note: str | None = None
         self.group_size = 1
+        with isolated(0, self.device):
+            self._weights = TokenWeights(workload, model)
         tied = [name for name, module in model.named_modules() if ties_examples(module)]
         if tied:
             self._use("micro-batches", f"{tied[0]} normalises over the batch, so an example has no gradient of its own")
@@ -80,14 +85,16 @@ class GradientRows:
             groups = [indices[i : i + self.group_size] for i in range(0, len(indices), self.group_size)]
             groups = [group for group in groups if len(group) == self.group_size]
             for start in range(0, len(groups), self._rows_at_once):
-                yield torch.stack([self._single(self._batch(g)) for g in groups[start : start + self._rows_at_once]])
+                part_of = groups[start : start + self._rows_at_once]
+                yield self._weighted(torch.stack([self._single(self._batch(group)) for group in part_of]), part_of)
             return
         for start in range(0, len(indices), self._rows_at_once):
             part = indices[start : start + self._rows_at_once]
             if self.source == "per-example gradients":
-                yield self._per_example(self._batch(part))
+                rows = self._per_example(self._batch(part))
             else:
-                yield torch.stack([self._single(self._batch([index])) for index in part])
+                rows = torch.stack([self._single(self._batch([index])) for index in part])
+            yield self._weighted(rows, [[index] for index in part])
 
     def along(self, indices: list[int], direction: Tensor) -> Iterator[Tensor]:
         """Yield the products of the same rows with a vector, a chunk at a time; random numbers are drawn alike.
@@ -101,10 +108,18 @@ class GradientRows:
             parts = torch.split(direction.to(self.device), sizes)
             named = {n: part.view_as(v).to(v.dtype) for (n, v), part in zip(self._values.items(), parts, strict=True)}
             for start in range(0, len(indices), self._rows_at_once):
-                yield self._along(self._batch(indices[start : start + self._rows_at_once]), named)
+                part = indices[start : start + self._rows_at_once]
+                yield self._weighted(self._along(self._batch(part), named), [[index] for index in part])
             return
         for chunk in self.chunks(indices):
             yield chunk @ direction.to(chunk)
+
+    def _weighted(self, rows: Tensor, groups: list[list[int]]) -> Tensor:
+        """The rows, or numbers, each by what its examples weigh in a batch."""
+        if not self._weights.apply:
+            return rows
+        weights = self._weights.of(groups).to(rows)
+        return rows * weights.view(-1, *[1] * (rows.dim() - 1))
 
     def _try_torch_func(self) -> None:
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from batchscope.errors import PlanError
 from batchscope.records.base import Record
 from batchscope.records.schedule import Phase, Schedule, checked_count, checked_number
 
 Shape = Literal["constant", "linear", "cooldown"]
-Order = Literal["shuffled", "replacement", "stratified"]
+Order = Literal["shuffled", "replacement", "stratified", "bucketed"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Plan(Record):
         target: A validation score to stop at.
         shape: The learning rate over the budget's examples: constant; linear down to zero; or cooldown, constant until
             its last share and from there linear down to zero.
-        order: How batches are drawn: shuffled without replacement (default), with replacement, or stratified by
-            label so that every batch has the data's class proportions.
+        order: How batches are drawn: shuffled without replacement (default), with replacement, stratified by label so
+            that every batch has the data's class proportions, or bucketed, of examples of about equal length.
         micro_batch_size: Examples that pass through the model at once; None: the whole batch.
         patience: Evaluations without an improvement after which training stops; None: never. At least 2, since the
             first bad evaluation says nothing yet.
@@ -95,8 +95,8 @@ class Plan(Record):
             checked_number("target", self.target)
         if self.shape not in ("constant", "linear", "cooldown"):
             raise PlanError("shape must be constant, linear or cooldown", got=self.shape)
-        if self.order not in ("shuffled", "replacement", "stratified"):
-            raise PlanError("order must be shuffled, replacement or stratified", got=self.order)
+        if self.order not in get_args(Order):
+            raise PlanError(f"order must be one of {', '.join(get_args(Order))}", got=self.order)
         self._check_schedule()
         if self.shape != "constant" and self.budget_examples is None:
             raise PlanError(

@@ -71,7 +71,7 @@ def compare(
             workload's rate, and the optimiser's other settings, rescaled by the optimiser's rule. "fixed": the
             workload's rate for all, which answers another question: what happens if nothing else is changed.
         shape: The rate over the budget: "linear" to zero, as a fixed budget is trained in practice, or "constant".
-        order: How batches are drawn: "shuffled", "replacement" or "stratified".
+        order: How batches are drawn: "shuffled", "replacement", "stratified" or "bucketed".
         micro_batch_size: Examples that pass through the model at once, where less than the batch size.
         evaluate_every: Examples between two evaluations; None: a fortieth of the budget, or more where that would
             cost more than half of the training.

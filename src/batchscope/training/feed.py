@@ -20,6 +20,7 @@ from batchscope.seeding import derive, isolated
 from batchscope.training.order import ExampleOrder
 from batchscope.training.rank_places import share
 from batchscope.workload.batches import as_tensors, describe, nbytes, take, to_device
+from batchscope.workload.tokens import tokens_in
 from batchscope.workload.workload import Batch, Workload, length
 
 # Small batches are gathered many at a time and handed out as views: one gather of 64 examples costs about as much as
@@ -53,6 +54,7 @@ class TrainingData:
         tensors = as_tensors(workload.train)
         self.tensors = None if tensors is None else _resident(tensors, device)
         self._workers = workers
+        self._lengths: Tensor | None = None
 
     @property
     def workers(self) -> int:
@@ -90,6 +92,27 @@ class TrainingData:
                 mend="use order='shuffled'",
             )
         return labels
+
+    def lengths(self) -> Tensor:
+        """Tokens of every training example; each is read once.
+
+        Raises:
+            PlanError: The workload does not count them.
+        """
+        workload = self.workload
+        if not callable(workload.tokens_per_example):
+            raise PlanError(
+                "a bucketed order needs the length of every example",
+                got=f"tokens_per_example={workload.tokens_per_example}",
+                mend="give the workload a function tokens_per_example(batch), or use order='shuffled'",
+            )
+        if self._lengths is None:
+            counts = []
+            for index in range(self.examples):
+                with isolated(index):
+                    counts.append(tokens_in(workload, take(workload.train, [index], workload.collate), 1))
+            self._lengths = torch.tensor(counts)
+        return self._lengths
 
     def check(self, plan: Plan) -> None:
         """Refuse a plan that these examples cannot fill a batch of.
@@ -132,7 +155,9 @@ class TrainingData:
             PlanError: A batch that is larger than the data, or labels missing for a stratified order.
         """
         self.check(plan)
-        order = ExampleOrder(plan.order, self.examples, seed=seed, labels=self.labels)
+        order = ExampleOrder(
+            plan.order, self.examples, seed=seed, labels=self.labels, lengths=self.lengths, batch_size=plan.batch_size
+        )
         kind: type[Feed] = TensorFeed if self.tensors is not None else LoaderFeed
         schedule = schedule or plan.batch_sizes
         return kind(self, plan, order, schedule, examples=examples, seed=seed, start=start_iteration, part=part)

@@ -19,6 +19,10 @@ from batchscope.errors import PlanError
 from batchscope.records import Order
 from batchscope.seeding import derive
 
+# Batches among whose examples lengths are sorted: many, so that they differ little within one; few, so that who is
+# with whom changes from stretch to stretch.
+BUCKETED_BATCHES = 64
+
 
 class ExampleOrder:
     """Indices of training examples by position in the stream.
@@ -26,16 +30,20 @@ class ExampleOrder:
     * shuffled: each stretch is a permutation, so every example is seen once before any is seen again;
     * replacement: each position is drawn independently;
     * stratified: each stretch is a permutation in which every class comes at even distances, so that every batch
-      has each class's share of it to within two examples.
+      has each class's share of it to within two examples;
+    * bucketed: each stretch is a permutation in which batches are of examples of about equal length: those that 64
+      batches have at random are sorted by length and cut into batches, which come in random order.
 
     Args:
         kind: One of those.
         examples: N.
         seed: Seed of the order.
         labels: Called for the class of every example when the order is stratified.
+        lengths: Called for the length of every example when it is bucketed.
+        batch_size: Examples that are kept together when it is bucketed.
 
     Raises:
-        PlanError: A stratified order without labels to go by.
+        PlanError: A stratified order without labels to go by, or a bucketed one without lengths.
 
     Examples:
         >>> order = ExampleOrder("shuffled", 4, seed=0)
@@ -43,7 +51,16 @@ class ExampleOrder:
         ([0, 1, 2, 3], [0, 1, 2, 3])
     """
 
-    def __init__(self, kind: Order, examples: int, *, seed: int, labels: Callable[[], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        kind: Order,
+        examples: int,
+        *,
+        seed: int,
+        labels: Callable[[], Tensor] | None = None,
+        lengths: Callable[[], Tensor] | None = None,
+        batch_size: int = 1,
+    ) -> None:
         self.kind = kind
         self.examples = examples
         self.seed = seed
@@ -52,6 +69,11 @@ class ExampleOrder:
             if labels is None:
                 raise PlanError("a stratified order needs labels", got="none", mend="use order='shuffled'")
             self._labels = labels()
+        self._bucketed: _Bucketed | None = None
+        if kind == "bucketed":
+            if lengths is None:
+                raise PlanError("a bucketed order needs lengths", got="none", mend="use order='shuffled'")
+            self._bucketed = _Bucketed(lengths(), batch_size)
         self._stratified: _Stratified | None = None
         self._stretch_number = -1
         self._stretch = torch.empty(0, dtype=torch.long)
@@ -79,6 +101,8 @@ class ExampleOrder:
             generator = torch.Generator().manual_seed(derive(self.seed, "order", number))
             if self.kind == "replacement":
                 self._stretch = torch.randint(self.examples, (self.examples,), generator=generator)
+            elif self._bucketed is not None:
+                self._stretch = self._bucketed.permutation(generator, number * self.examples)
             elif self._labels is None:
                 self._stretch = torch.randperm(self.examples, generator=generator)
             else:
@@ -86,6 +110,30 @@ class ExampleOrder:
                 self._stretch = self._stratified.permutation(generator)
             self._stretch_number = number
         return self._stretch
+
+
+class _Bucketed:
+    """Permutations whose batches are of examples of about equal length."""
+
+    def __init__(self, lengths: Tensor, batch_size: int) -> None:
+        self.lengths, self.batch_size = lengths, batch_size
+
+    def permutation(self, generator: torch.Generator, start: int) -> Tensor:
+        """Random but for who is with whom; the batch that lies across the border to the stretch before is filled first.
+
+        Args:
+            generator: Of the draw.
+            start: Position in the stream at which the stretch begins.
+        """
+        shuffled = torch.randperm(len(self.lengths), generator=generator)
+        begun, rest = shuffled.tensor_split([min(-start % self.batch_size, len(shuffled))])
+        batches: list[Tensor] = []
+        for window in torch.split(rest, BUCKETED_BATCHES * self.batch_size):
+            batches += torch.split(window[torch.argsort(self.lengths[window], stable=True)], self.batch_size)
+        whole = [batch for batch in batches if len(batch) == self.batch_size]
+        order = torch.randperm(len(whole), generator=generator).tolist()
+        ends = [batch for batch in batches if len(batch) < self.batch_size]
+        return torch.cat([begun, *(whole[i] for i in order), *ends])
 
 
 class _Stratified:

@@ -72,7 +72,14 @@ class _OfTensors(StackedFeed):
     def __init__(self, data: TrainingData, plan: Plan, examples: int, seeds: Sequence[int]) -> None:
         super().__init__(data, plan, examples, seeds)
         self._orders = [
-            ExampleOrder(plan.order, data.examples, seed=derive(seed, "data"), labels=data.labels)
+            ExampleOrder(
+                plan.order,
+                data.examples,
+                seed=derive(seed, "data"),
+                labels=data.labels,
+                lengths=data.lengths,
+                batch_size=plan.batch_size,
+            )
             for seed in self.seeds
         ]
         self._gathered: list[list[Tensor]] = []
