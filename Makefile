@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
-    bench-forecasts bench-best-rates bench-advice bench-claims bench-papers ground-truth gpu
+    bench-forecasts bench-best-rates bench-advice bench-claims bench-papers bench-start ground-truth gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
 demo: $(CORE)
@@ -105,6 +105,10 @@ bench-papers: $(CORE)
 	for paper in keskar2016 smith2017 mishkin2016 shallue2019 mccandlish2018; do \
 	    $(BIN)/batchscope claims --paper $$paper --budget 1800 --json benchmarks/results/$$paper.json || exit 1; \
 	done
+
+# what starting takes: imports and the command's help, beside import torch alone
+bench-start: $(DEV)
+	$(BIN)/python benchmarks/start.py
 
 # the ground truth that bench-advice judges by, anew: hours; goes on where it was stopped
 ground-truth: $(DEV)

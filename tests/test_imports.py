@@ -176,14 +176,29 @@ def test_importing_the_package_and_asking_for_help_import_no_torch() -> None:
             except SystemExit as end:
                 assert not end.code, (words, end.code)
 
-        help_of()
-        for command in app.registered_commands:
-            help_of(command.name or command.callback.__name__.replace("_", "-"))
-        assert "torch" not in sys.modules, "torch"
+        verbs = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]
+        for words in ((), *((verb,) for verb in verbs)):
+            help_of(*words)
+            heavy = {"torch", "numpy", "scipy", "sklearn", "altair", "sqlite3"} & set(sys.modules)
+            assert not heavy, (words, heavy)
         """
     )
     assert "Usage: batchscope" in said
-    assert "compare" in said
+    assert said.count("Usage: batchscope") > 10  # each verb's among them
+    assert "Usage: batchscope compare" in said
+
+
+def test_training_imports_of_scipy_its_special_functions_alone() -> None:
+    run(
+        """
+        import sys
+        import batchscope as bs
+
+        bs.Workload, bs.Plan, bs.train, bs.compare, bs.sweep, bs.probe, bs.GradientNoise
+        large = ("stats", "optimize", "interpolate", "sparse", "spatial", "integrate")
+        assert not {f"scipy.{name}" for name in large} & set(sys.modules)
+        """
+    )
 
 
 def test_records_laws_and_reports_need_no_torch() -> None:

@@ -61,10 +61,10 @@ def provenance(workload: Workload, *, device: torch.device, seed: int) -> Proven
         torch=torch.__version__,
         numpy=importlib.metadata.version("numpy"),
         platform=platform.platform(),
-        processor=_processor(),
+        processor=processor(),
         cores=available_cores(),
         threads=torch.get_num_threads(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=memory_bytes(),
         device=_device(device),
         dtype=dtype,
         seed=seed,
@@ -192,7 +192,8 @@ def _repr(value: object) -> str:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, or else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -202,7 +203,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_bytes() -> int | None:
+def memory_bytes() -> int | None:
+    """Physical memory; None where it cannot be read."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

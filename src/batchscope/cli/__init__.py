@@ -15,6 +15,7 @@ from batchscope.cli.advise import advise
 from batchscope.cli.by_ranks import by_ranks
 from batchscope.cli.claims import claims
 from batchscope.cli.compare import compare
+from batchscope.cli.doctor import doctor
 from batchscope.cli.ending import ending_well
 from batchscope.cli.export import export
 from batchscope.cli.fit import fit
@@ -47,6 +48,7 @@ for verb in (
     export,
     workloads,
     report,
+    doctor,
 ):
     app.command()(ending_well(verb))
 
@@ -65,4 +67,4 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without × or − shows ? for them, rather than nothing
             stream.reconfigure(errors="replace")
-    app()
+    app(prog_name="batchscope")  # python -m too, so that a completion script has a name that it can use

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from batchscope.cli.completion import workloads
 from batchscope.cli.ending import INTERRUPTED
 from batchscope.cli.options import Data, Debug, Device, Json, LoadTimeout, Quiet, Report, Seed, Workers
 from batchscope.cli.parsing import check_writable, load_named
@@ -22,6 +23,7 @@ def claims(
         str | None,
         typer.Argument(
             metavar="WORKLOAD",
+            autocompletion=workloads,
             help="A built-in's name, path/to/file.py:name or package.module:name; none with --paper.",
             show_default=False,
         ),

@@ -7,10 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from batchscope.cli.completion import workloads
+
 WorkloadName = Annotated[
     str,
     typer.Argument(
-        metavar="WORKLOAD", help="A built-in's name, path/to/file.py:name or package.module:name.", show_default=False
+        metavar="WORKLOAD",
+        help="A built-in's name, path/to/file.py:name or package.module:name.",
+        show_default=False,
+        autocompletion=workloads,
     ),
 ]
 Data = Annotated[str | None, typer.Option(help="Folder or file that a built-in workload reads.")]

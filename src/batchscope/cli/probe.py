@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from batchscope.cli.completion import workloads
 from batchscope.cli.options import Data, Debug, Device, Json, LoadTimeout, Quiet, Report, Seed, Workers
 from batchscope.cli.parsing import check_writable, load_named, parse_bytes
 from batchscope.cli.showing import show
@@ -21,6 +22,7 @@ def probe(
         str,
         typer.Argument(
             metavar="WORKLOAD",
+            autocompletion=workloads,
             help="A built-in's name, path/to/file.py:name or package.module:name; or a probe's JSON, to re-plan it.",
             show_default=False,
         ),

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from scipy.special import stdtrit
 
 from batchscope.records.interval import Interval
@@ -108,6 +107,8 @@ def largest_that_fits(law: MemoryLaw, limit_bytes: float, *, margin: float = 0.0
 
 def _line(m: Floats, p: Floats, level: float) -> tuple[Interval, Interval]:
     """State and bytes per example."""
+    from scipy.optimize import nnls
+
     design = np.stack([1 / p, m / p], axis=1)
     scale = np.linalg.norm(design, axis=0)  # the sizes may span many orders of magnitude
     state, slope = nnls(design / scale, np.ones(len(m)))[0] / scale
@@ -150,6 +151,8 @@ def _floor(m: Floats, p: Floats) -> tuple[float, float]:
 
 
 def _squares_of_line(m: Floats, p: Floats) -> float:
+    from scipy.optimize import nnls
+
     design = np.stack([1 / p, m / p], axis=1)
     return float(nnls(design / np.linalg.norm(design, axis=0), np.ones(len(m)))[1] ** 2)
 

@@ -39,7 +39,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr, ndtri, stdtrit
 
 from batchscope.records import Interval
@@ -273,6 +272,8 @@ def _not_rejected(moments: GradientMoments, level: float, *, trace_is_known: boo
 
 def _crossing(function: Callable[[float], float], start: float, end: float) -> float:
     """Where the function changes its sign, to 1e-6 of ``end``; ``start`` or ``end`` where it does not."""
+    from scipy.optimize import brentq
+
     at_start, at_end = function(start), function(end)
     if at_start * at_end > 0:
         return end if abs(at_end) < abs(at_start) else start

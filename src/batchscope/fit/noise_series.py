@@ -22,7 +22,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from batchscope.fit.noise import NoiseEstimate
 from batchscope.records import Interval
@@ -91,7 +91,7 @@ def estimate_series(
     means = float(shares @ trace), float(shares @ norm_squared)
     trace_variance, norm_variance, covariance = _variances_of_means(trace, norm_squared, shares)
     # The square of one difference in three repeats what its neighbours say (von Neumann's efficiency of 2/3).
-    quantile = float(student.ppf((1 + level) / 2, max(1.0, 2 * (effective - 1) / 3)))
+    quantile = float(stdtrit(max(1.0, 2 * (effective - 1) / 3), (1 + level) / 2))
     trace_interval = _interval(means[0], quantile * math.sqrt(trace_variance), level)
     norm_interval = _interval(means[1], quantile * math.sqrt(norm_variance), level)
     low, high = _inverse_fieller(means, (trace_variance, norm_variance, covariance), quantile)

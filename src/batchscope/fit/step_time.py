@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from batchscope.records import Interval
 from batchscope.records.step_time import StepTimeLaw, StepTimePoint
@@ -166,6 +165,8 @@ def _left_out_error(sizes: Floats, medians: Floats, bends: Floats | None) -> flo
 
 def _fit(sizes: Floats, seconds: Floats, bends: Floats | None) -> _Curve:
     """The best curve with its bend at one of these places, or of one piece."""
+    from scipy.optimize import nnls
+
     target = np.ones(len(sizes))
     if bends is None:
         design = np.stack([np.ones(len(sizes)), sizes], axis=1) / seconds[:, None]

@@ -15,7 +15,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtri
 
 from batchscope.errors import ArgumentError
@@ -152,6 +151,8 @@ def _relative_errors(timed: list[StepTimePoint]) -> Floats:
 
 def _interpolated(grid: Floats, x: Floats, rows: Floats) -> Floats:
     """Smooth curves through each row's values at the places ``x``, at those of the grid."""
+    from scipy.interpolate import PchipInterpolator
+
     if len(x) == 1:
         return np.repeat(rows, len(grid), axis=1)
     return np.asarray(PchipInterpolator(x, rows, axis=1)(grid))

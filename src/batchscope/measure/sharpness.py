@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, minimize
 
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.intervals import mean_interval
@@ -169,6 +168,8 @@ class Box:
 
 def _search(surface: LossSurface, centre: float, box: Box, iterations: int) -> SharpnessRun:
     """Look for the largest loss in one box, from one starting point."""
+    from scipy.optimize import Bounds, minimize
+
     before, sides = surface.evaluations, box.sides
     generator = np.random.default_rng(box.seed)
     start = generator.uniform(-AWAY, AWAY, len(sides))

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from batchscope.errors import ArgumentError
 from batchscope.fit.intervals import mean_interval
@@ -183,7 +182,7 @@ def spectral_density(
     reach = float(places[-1] - places[0]) or max(abs(float(places[0])), 1.0)
     spread = reach / 100 if width is None else float(width)
     grid = np.linspace(places[0] - 4 * spread, places[-1] + 4 * spread, GRID)
-    density = norm.pdf(grid[:, None], loc=places, scale=spread) @ shares
+    density = np.exp(-(((grid[:, None] - places) / spread) ** 2) / 2) @ shares / (spread * math.sqrt(2 * math.pi))
     return SpectralDensity(
         workload=workload.title,
         matrix=matrix,

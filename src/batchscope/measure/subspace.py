@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, cg
 
 Floats = NDArray[np.float64]
 
@@ -49,6 +48,8 @@ class Subspace:
 
     def coordinates(self, vector: Floats) -> Floats:
         """A⁺·v, the coordinates of the point of the subspace that is nearest to v."""
+        from scipy.sparse.linalg import LinearOperator, cg
+
         # Random columns are nearly orthogonal, so that conjugate gradients on AᵀA·z = Aᵀv take a few steps only.
         gram = LinearOperator((self.size, self.size), matvec=lambda z: self.transposed(self @ z), dtype=np.float64)
         found, _ = cg(gram, self.transposed(vector), rtol=1e-12, maxiter=10 * self.size)

@@ -25,6 +25,7 @@ from batchscope.records.comparison import (
     WorkloadSummary,
 )
 from batchscope.records.curvature import CurvatureMatrix, HessianEigenvalues, HessianTrace, SpectralDensity
+from batchscope.records.diagnosis import Check, DataHere, DeviceHere, Diagnosis, PackageHere
 from batchscope.records.interval import Interval
 from batchscope.records.landscape import Landscape, LandscapeKind, LandscapePoint, PathPoint
 from batchscope.records.learning_rate import RangePoint, RangeTest
@@ -59,12 +60,16 @@ __all__ = [
     "AllReducePoint",
     "Branch",
     "BranchedRuns",
+    "Check",
     "Claims",
     "Comparison",
     "ComparisonRow",
     "Coupling",
     "CurvatureMatrix",
     "CurvePoint",
+    "DataHere",
+    "DeviceHere",
+    "Diagnosis",
     "Difference",
     "Edge",
     "Engine",
@@ -93,6 +98,7 @@ __all__ = [
     "NoiseSource",
     "Order",
     "Outcome",
+    "PackageHere",
     "PaperRow",
     "PaperStudy",
     "PathPoint",

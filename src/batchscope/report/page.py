@@ -15,6 +15,7 @@ from batchscope.records import (
     Advice,
     Claims,
     Comparison,
+    Diagnosis,
     Landscape,
     MonitoredNoise,
     PaperStudy,
@@ -31,6 +32,7 @@ from batchscope.report import (
     claims_content,
     curvature_content,
     curves,
+    diagnosis_content,
     landscape_content,
     palette,
     paper_content,
@@ -86,6 +88,8 @@ def render(record: Record) -> str:
         content = sweep_content.of_law(record, specs)
     elif isinstance(record, Advice):
         content = advice_content.of_advice(record, specs)
+    elif isinstance(record, Diagnosis):
+        content = diagnosis_content.of_diagnosis(record)
     else:
         content = _other(record)
     shown = _charts(record, content, specs)

@@ -16,6 +16,7 @@ from batchscope.records import (
     BranchedRuns,
     Claims,
     Comparison,
+    Diagnosis,
     Landscape,
     MemoryUse,
     MonitoredNoise,
@@ -34,6 +35,7 @@ from batchscope.report import (
     advice_sheets,
     claims_content,
     curvature_content,
+    diagnosis_content,
     landscape_content,
     paper_content,
     probe_content,
@@ -86,6 +88,8 @@ def render(record: Record) -> RenderableType:
         return _LawTable(record)
     if isinstance(record, Advice):
         return _AdviceTable(record)
+    if isinstance(record, Diagnosis):
+        return _DiagnosisTable(record)
     title = "Plan" if isinstance(record, Plan) else record.kind
     return _pairs(title, tuple((str(name), str(value)) for name, value in encode(record).items() if value is not None))
 
@@ -306,6 +310,21 @@ class _AdviceTable:
         if record.reasons:
             yield Text()
         yield _aside(_origin(record))
+
+
+class _DiagnosisTable:
+    """What there is on this machine."""
+
+    def __init__(self, record: Diagnosis) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield from _said(diagnosis_content.answer(self.record))
+        yield Text()
+        for title, facts in diagnosis_content.lists(self.record):
+            yield _pairs(title, facts)
+            yield Text()
+        yield from _sheet(diagnosis_content.packages(self.record), console, options)
 
 
 def _measured(part: probe_content.Part, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
