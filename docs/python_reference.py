@@ -1,0 +1,71 @@
+"""Writes docs/python.md: the public names, in the groups of batchscope/__init__.py (a test compares them).
+
+python docs/python_reference.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import batchscope
+from batchscope.records.base import Record
+
+HEADER = """# Python
+
+<!-- Made by docs/python_reference.py from the docstrings and from the groups in src/batchscope/__init__.py. -->
+
+Everything that `import batchscope as bs` gives, by what it is for. A line for each: [overview](reference.md). How the
+numbers come about: [methods](methods.md).
+"""
+
+
+def main() -> None:
+    """Write the file."""
+    Path(__file__).with_name("python.md").write_text(reference(), encoding="utf-8")
+
+
+def reference() -> str:
+    """The whole text."""
+    return HEADER + "".join(
+        f"\n## {title}\n" + "".join(_entry(name) for name in names) for title, names in groups().items()
+    )
+
+
+def groups() -> dict[str, list[str]]:
+    """The public names under the comments that stand above them where the package says where each comes from."""
+    source = Path(batchscope.__file__).read_text(encoding="utf-8")
+    table = source.partition("_HOMES = {\n")[2].partition("\n}")[0]
+    found: dict[str, list[str]] = {}
+    title = ""
+    for line in table.splitlines():
+        if comment := re.fullmatch(r"\s*# (.+)", line):
+            title = comment[1]
+        elif name := re.match(r'\s*"(\w+)":', line):
+            found.setdefault(title, []).append(name[1])
+    return found
+
+
+def _entry(name: str) -> str:
+    thing = getattr(batchscope, name)
+    lines = [
+        f"\n::: {thing.__module__}.{thing.__qualname__}",
+        "    options:",
+        f"      heading: {name}",
+        f"      toc_label: {name}",
+    ]
+    if is_documented_as_record(thing):
+        lines += ["      show_docstring_attributes: false", "", f"Its fields: [{name}](records.md#{name.lower()})."]
+    return "\n".join(lines) + "\n"
+
+
+def is_documented_as_record(thing: object) -> bool:
+    """Whether docs/records.md says what its fields mean."""
+    if not isinstance(thing, type) or not dataclasses.is_dataclass(thing) or thing is Record:
+        return False
+    return thing.__module__.startswith("batchscope.records")
+
+
+if __name__ == "__main__":
+    main()
