@@ -54,6 +54,17 @@ def parse_bytes(text: str) -> int:
     return size
 
 
+def parse_network(text: str) -> tuple[float, float]:
+    """Bytes per second and seconds of latency, from GB/s and µs."""
+    number = r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*"
+    match = re.fullmatch(f"{number},{number}", text, re.ASCII)
+    if match is None or not float(match[1]) > 0:
+        raise ArgumentError(
+            "--network is GB/s above 0 and µs, separated by a comma", got=text, mend="write it as in 12,20"
+        )
+    return float(match[1]) * 1e9, float(match[2]) * 1e-6
+
+
 def check_writable(*paths: Path | None, reads: Path | None = None) -> None:
     """Refuse a place that cannot be written before anything is trained, rather than after."""
     wanted = [path for path in paths if path is not None]

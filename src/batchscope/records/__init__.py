@@ -25,6 +25,7 @@ from batchscope.records.comparison import (
     WorkloadSummary,
 )
 from batchscope.records.curvature import CurvatureMatrix, HessianEigenvalues, HessianTrace, SpectralDensity
+from batchscope.records.devices import AllReduceAlgorithm, DevicePlan, DeviceRow, ShardedMemory
 from batchscope.records.interval import Interval
 from batchscope.records.landscape import Landscape, LandscapeKind, LandscapePoint, PathPoint
 from batchscope.records.learning_rate import RangePoint, RangeTest
@@ -55,6 +56,7 @@ from batchscope.records.training import CurvePoint, Outcome, TrainResult
 
 __all__ = [
     "Advice",
+    "AllReduceAlgorithm",
     "AllReduceLaw",
     "AllReducePoint",
     "Branch",
@@ -65,6 +67,8 @@ __all__ = [
     "Coupling",
     "CurvatureMatrix",
     "CurvePoint",
+    "DevicePlan",
+    "DeviceRow",
     "Difference",
     "Edge",
     "Engine",
@@ -118,6 +122,7 @@ __all__ = [
     "Schedule",
     "Series",
     "Shape",
+    "ShardedMemory",
     "Sharpness",
     "SharpnessBox",
     "SharpnessRun",

@@ -15,6 +15,7 @@ from batchscope.records import (
     Advice,
     Claims,
     Comparison,
+    DevicePlan,
     Landscape,
     MonitoredNoise,
     PaperStudy,
@@ -31,6 +32,7 @@ from batchscope.report import (
     claims_content,
     curvature_content,
     curves,
+    devices_content,
     landscape_content,
     palette,
     paper_content,
@@ -74,6 +76,8 @@ def render(record: Record) -> str:
         content = curvature_content.of_curvature(record, specs)
     elif isinstance(record, Landscape):
         content = landscape_content.of_landscape(record, specs)
+    elif isinstance(record, DevicePlan):
+        content = devices_content.of_devices(record, specs)
     elif isinstance(record, Claims):
         content = claims_content.of_claims(record, specs)
     elif isinstance(record, PaperStudy):
