@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from batchscope.errors import ArgumentError
 
@@ -52,6 +52,21 @@ def parse_bytes(text: str) -> int:
     if size < 1:
         raise ArgumentError("memory must be at least one byte", got=text)
     return size
+
+
+def parse_power(text: str) -> float | dict[int, float] | Literal["measured"]:
+    """Watts, watts by batch size, or that they are to be measured."""
+    if text.strip() == "measured":
+        return "measured"
+    number = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+    if re.fullmatch(number, text.strip(), re.ASCII):
+        return float(text)
+    pairs = [re.fullmatch(rf"\s*([0-9]{{1,15}})\s*:\s*({number})\s*", part, re.ASCII) for part in text.split(",")]
+    if not all(pairs):
+        raise ArgumentError(
+            "--power is watts, watts by batch size, or measured", got=text, mend="write it as in 300 or 16:180,256:240"
+        )
+    return {int(pair[1]): float(pair[2]) for pair in pairs if pair is not None}
 
 
 def parse_network(text: str) -> tuple[float, float]:

@@ -33,6 +33,7 @@ from batchscope.records.memory import LimitSource, MemoryLaw, MemoryMeter, Memor
 from batchscope.records.noise import GradientError, MonitoredNoise, NoiseMeasurement, NoiseSource
 from batchscope.records.paper import PaperRow, PaperStudy
 from batchscope.records.plan import Order, Plan, Shape
+from batchscope.records.power import PowerPoint, PowerSource, PowerUse
 from batchscope.records.probe import Limits, NoisePoint, Probe, Replanned
 from batchscope.records.provenance import Provenance
 from batchscope.records.schedule import Coupling, MeasuredGrowth, Phase, Schedule
@@ -103,6 +104,9 @@ __all__ = [
     "Phase",
     "Picture",
     "Plan",
+    "PowerPoint",
+    "PowerSource",
+    "PowerUse",
     "PresentSetting",
     "Probe",
     "Provenance",
