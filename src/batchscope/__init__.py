@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
 
     # Arithmetic on what was measured before
-    from batchscope.fit import fit_tradeoff, replan
+    from batchscope.fit import fit_tradeoff, plan_devices, replan
 
     # The folklore, tested
     from batchscope.folklore import claims
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         BranchedRuns,
         Claims,
         Comparison,
+        DevicePlan,
         HessianEigenvalues,
         HessianTrace,
         Interval,
@@ -102,6 +103,7 @@ _HOMES = {
     # What this machine and these gradients say
     "probe": "batchscope.measure",
     "replan": "batchscope.fit",
+    "plan_devices": "batchscope.fit",
     # The law between batch size and examples to a target
     "fit_tradeoff": "batchscope.fit",
     # Training
@@ -131,6 +133,7 @@ _HOMES = {
     "BranchedRuns": "batchscope.records",
     "Claims": "batchscope.records",
     "Comparison": "batchscope.records",
+    "DevicePlan": "batchscope.records",
     "HessianEigenvalues": "batchscope.records",
     "HessianTrace": "batchscope.records",
     "Interval": "batchscope.records",
@@ -172,6 +175,7 @@ __all__ = [
     "Claims",
     "Comparison",
     "DataError",
+    "DevicePlan",
     "GradientNoise",
     "HessianEigenvalues",
     "HessianTrace",
@@ -212,6 +216,7 @@ __all__ = [
     "landscape",
     "load",
     "load_workload",
+    "plan_devices",
     "probe",
     "range_test",
     "replan",

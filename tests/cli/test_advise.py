@@ -70,9 +70,15 @@ def test_words_become_arguments(command: Command, file: Path, asked: dict[str, A
     assert {key: asked[key] for key in nothing} == nothing
     assert asked["progress"] is False
     given = ("--examples", 600_000, "--budget", 12.5, "--max-memory", "2GiB", "--batch-sizes", "8,64", "--devices", 4)
+    assert (asked["price_per_hour"], asked["power_watts"], asked["time_share"]) == (None, None, None)
     more = ("--network", "1.5, 50", "--seed", 3, "--device", "cpu", "--workers", 2)
     assert command("advise", f"{file}:line", *given, *more).status == 0
     assert asked["network"] == pytest.approx((1.5e9, 50e-6))
+    for power, meant in (("300", 300.0), ("measured", "measured"), ("16:180, 256:240.5", {16: 180.0, 256: 240.5})):
+        words = ("--target", 0.9, "--price", 2.5, "--power", power, "--cost", 0.25)
+        assert command("advise", f"{file}:line", *words).status == 0
+        assert (asked["price_per_hour"], asked["power_watts"], asked["time_share"]) == (2.5, meant, 0.25)
+    assert command("advise", f"{file}:line", *given, *more).status == 0
     wanted: dict[str, Any] = {
         "target": None,
         "examples": 600_000,
@@ -106,6 +112,8 @@ def test_the_exit_status_says_whether_there_is_an_answer(
         (("--network", "fast"), "--network is GB/s above 0 and µs, separated by a comma; got fast"),
         (("--network", "0,5"), "--network is GB/s above 0"),
         (("--network", "1e3,5"), "--network is GB/s above 0"),
+        (("--power", "strong"), "--power is watts, watts by batch size, or measured; got strong"),
+        (("--power", "16:180,64"), "--power is watts"),
         (("--max-memory", "much"), "memory is a number with a unit"),
         (("--batch-sizes", "8;64"), "--batch-sizes must be numbers separated by commas"),
     ],

@@ -17,6 +17,8 @@ from batchscope.records import (
     Interval,
     Phase,
     Plan,
+    PowerPoint,
+    PowerUse,
     PresentSetting,
     RaceCandidate,
     RacePoint,
@@ -274,6 +276,30 @@ def hostile(record: Advice, text: str) -> Advice:
     )
 
 
+def priced(record: Advice) -> Advice:
+    """The same with a price and a power that rises with the batch size."""
+
+    def scaled(interval: Interval, factor: float) -> Interval:
+        value, low, high = (None if x is None else factor * x for x in (interval.value, interval.low, interval.high))
+        return Interval(value, low, high, interval.level, interval.resolved)
+
+    power = PowerUse(
+        "NVML",
+        (PowerPoint(8, Interval(120.0, 115.0, 130.0)), PowerPoint(2048, Interval(410.0, 400.0, 420.0))),
+        700.0,
+        "The GPU's board alone.",
+    )
+    frontier = tuple(
+        replace(
+            found,
+            cost=scaled(found.seconds, 2.5 / 3600),
+            joules=scaled(found.seconds, power.watts(found.batch_size).value or 0.0),
+        )
+        for found in record.frontier
+    )
+    return replace(record, frontier=frontier, price_per_hour=2.5, power=power, time_share=0.5)
+
+
 def every(samples: ModuleType, hostile_text: str) -> dict[str, Record]:
     """Advice, plain and awkward, by name."""
     plain = advice(samples)
@@ -296,5 +322,7 @@ def every(samples: ModuleType, hostile_text: str) -> dict[str, Record]:
         ),
         "advice interrupted": replace(plain, interrupted=True, devices=4, schedule=growing),
         "advice hostile": hostile(plain, hostile_text),
+        "advice priced": priced(plain),
+        "advice priced far": priced(advice(samples, horizon=60_000.0)),
         "advice long name": advice(samples, name="experiments.vision.resnets.wide_resnet_" * 8),
     }

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from batchscope.records import Advice, ForecastPoint, FrontierRow, Interval, Plan, Record, load
-from batchscope.report import advice_content, advice_sheets, advice_stops, charts, marks
+from batchscope.report import advice_content, advice_sheets, advice_stops, charts, marks, page
 from batchscope.report import formatting as f
 
 ENDS = st.one_of(st.none(), st.floats(1e-3, 1e12), st.just(math.inf), st.just(0.0))
@@ -522,3 +522,27 @@ def test_a_score_is_held_against_the_prediction(advices: dict[str, Record], samp
     run = replace(samples.train_result(), final_score=0.905)
     assert advice_sheets.held(advice, run).endswith("this run reached 0.905, within that.")
     assert "did not get there" in advice_sheets.held(advice, replace(run, final_score=None))
+
+
+def test_cost_and_energy_stand_in_the_frontier_where_they_are_known(advices: dict[str, Record]) -> None:
+    plain, record = of(advices, "advice"), of(advices, "advice priced")
+    headings = [column.heading for column in advice_sheets.frontier(plain).columns]
+    assert "cost" not in headings
+    assert "energy" not in headings
+    sheet = advice_sheets.frontier(record)
+    names = [column.heading for column in sheet.columns]
+    assert all(len(line.cells) == len(sheet.columns) for line in sheet.lines)
+    advised = next(line for line in sheet.lines if advice_sheets.ADVISED in line.cells[0])
+    row = next(row for row in record.frontier if row.batch_size == record.batch_size)
+    assert row.cost is not None
+    assert row.joules is not None
+    assert advised.cells[names.index("cost")] == f.number(row.cost.value, 3)
+    assert advised.cells[names.index("energy")] == f.energy_unit([row.joules.value]).of(row.joules.value)
+    assert "Energy: by NVML." in sheet.note
+    facts = dict(advice_sheets.settings(record))
+    assert facts["power of a device"] == "120 W at 8, 410 W at 2,048 (NVML)"
+    assert facts["least is"] == "50% energy, 50% time at the most power"
+    assert "2.5 for a device and hour" in facts["price"]
+    assert "energy" in printed(record, 160)
+    text = Words(page.render(record)).text
+    assert "energy" in " ".join(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchscope.advice.contest import contest
+from batchscope.advice.costs import Power
 from batchscope.advice.recommendation import recommend
 from batchscope.progress import Reporter
 from batchscope.records import Advice
@@ -22,6 +23,9 @@ def advise(
     batch_sizes: Sequence[int] | None = None,
     devices: int = 1,
     network: tuple[float, float] | None = None,
+    price_per_hour: float | None = None,
+    power_watts: Power | None = None,
+    time_share: float | None = None,
     seed: int = 0,
     device: str | None = None,
     workers: int | None = None,
@@ -43,6 +47,13 @@ def advise(
         batch_sizes: Batch sizes that may be advised; None: powers of two.
         devices: Devices that share each batch.
         network: Bytes per second and seconds of latency between them; needed with several.
+        price_per_hour: Price of a device for an hour: what each batch size costs is said too.
+        power_watts: Power of a device, for its energy: watts; watts by batch size, as in ``{16: 180, 256: 240}``; or
+            "measured", by NVML on a GPU and RAPL on a processor where they may be read, else a default that is called
+            assumed.
+        time_share: With a target: what is to be least is (1 − time_share)·energy + time_share·most power·time (Zeus:
+            You et al. 2023) in place of time alone, which is what 1 means. Power is measured where none is given. It
+            changes the choice only where power depends on the batch size.
         seed: Of everything random.
         device: "cpu", "cuda" …; None: CUDA where there is one.
         workers: Processes that read a Dataset; None: as many as pay.
@@ -71,6 +82,9 @@ def advise(
         batch_sizes=batch_sizes,
         devices=devices,
         network=network,
+        price_per_hour=price_per_hour,
+        power_watts=power_watts,
+        time_share=time_share,
         seed=seed,
         device=device,
         workers=workers,

@@ -10,6 +10,7 @@ from typing import Any
 
 from batchscope.advice.arguments import checked_goal, checked_sizes, default_sizes
 from batchscope.advice.clock import Clock
+from batchscope.advice.costs import Costs, Power, checked_costs, find_power
 from batchscope.advice.pace import LONG, Pace, pace
 from batchscope.advice.race import Race
 from batchscope.advice.recommendation import Findings
@@ -72,6 +73,9 @@ def contest(
     workers: int | None,
     progress: bool | Reporter,
     to_train: bool = False,
+    price_per_hour: float | None = None,
+    power_watts: Power | None = None,
+    time_share: float | None = None,
 ) -> Iterator[Contest]:
     """Measure and race, as :func:`batchscope.advise` describes it.
 
@@ -90,11 +94,15 @@ def contest(
         workers: Likewise.
         progress: Likewise.
         to_train: Whether the winner is to be trained on: then nothing is spent on the present setting and on repeats.
+        price_per_hour: As for :func:`batchscope.advise`.
+        power_watts: Likewise.
+        time_share: Likewise.
 
     Yields:
         The race, run, while progress is still shown.
     """
     goal = checked_goal(target, examples, seconds)
+    checked_costs(price_per_hour, power_watts, time_share, goal)
     clock = Clock(_checked_budget(budget_seconds))
     seed = checked_seed(seed)
     if type(devices) is not int or devices < 1:
@@ -134,6 +142,23 @@ def contest(
             )
         sizes = wanted or default_sizes(workload, measured, least)
 
+        if power_watts == "measured" or (time_share is not None and power_watts is None):
+            report.update(label="measuring power", done=0, total=None)
+        before = clock.spent
+        power, unsure = find_power(
+            workload,
+            power_watts,
+            wanted=time_share is not None,
+            batch_sizes=tuple(sizes),
+            device=chosen,
+            seed=seed,
+        )
+        if unsure is not None:
+            warnings.append(unsure)
+        if power is not None and power.source in ("NVML", "RAPL"):
+            spending.append(Spending("power", clock.spent - before, 0))
+        costs = Costs(price_per_hour, power, time_share, devices)
+
         def measure_noise(state: dict[str, Any], seconds: float) -> NoiseMeasurement | None:
             # A gradient of a single example takes longer than its share of a batch's.
             affordable = seconds * measured.most_examples_per_second / NOISE_COST
@@ -151,6 +176,7 @@ def contest(
             reserve=0.0 if to_train else RESERVE,
             to_train=to_train,
             measure_noise=measure_noise,
+            weight=costs.weight,
             tell=_teller(report, clock),
             stopped=lambda: stop.requested,
         )
@@ -172,6 +198,7 @@ def contest(
             spending=spending,
             warnings=warnings,
             devices=devices,
+            costs=costs,
             interrupted=stop.requested,
             provenance=provenance(workload, device=chosen, seed=seed),
             pace=lambda size, rate: None if to_train else _pace(race, clock, size, rate),

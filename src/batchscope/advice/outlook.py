@@ -64,6 +64,7 @@ class Outlook:
         beyond: What the curves make of examples beyond those that were seen of them.
         pace: Seconds to the same effective examples at each size, some way beyond those that were seen, likewise: what
             tells sizes apart where the goal is reached by none.
+        weights: What a second counts for at each size, where time is not all that counts.
     """
 
     goal: Goal
@@ -75,6 +76,7 @@ class Outlook:
     scores: Floats
     beyond: Beyond
     pace: Floats
+    weights: Floats
 
     def scores_after(self, size: int, examples: Floats | float) -> Floats:
         """Scores that a batch size reaches, in each draw.
@@ -88,8 +90,8 @@ class Outlook:
 
     @property
     def costs(self) -> Floats:
-        """What is to be least: seconds to the target, or minus the score, a row for each size."""
-        return self.seconds if self.goal.kind == "target" else -self.scores
+        """What is to be least: weighted seconds to the target, or minus the score, a row for each size."""
+        return self.seconds * self.weights if self.goal.kind == "target" else -self.scores
 
     @property
     def regrets(self) -> Floats:
@@ -98,8 +100,9 @@ class Outlook:
         least = costs.min(axis=0)
         if self.goal.kind != "target":
             return np.asarray(costs - least)
+        pace = self.pace * self.weights
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.where(np.isfinite(least), costs / least, self.pace / self.pace.min(axis=0)) - 1)
+            return np.asarray(np.where(np.isfinite(least), costs / least, pace / pace.min(axis=0)) - 1)
 
     @property
     def tolerance(self) -> float:
@@ -162,6 +165,7 @@ def find_outlook(
     *,
     relative_error: Callable[[int], float] = lambda batch_size: 0.0,
     critical: CriticalPrior | None = None,
+    weight: Callable[[int], float] = lambda batch_size: 1.0,
     seed: int = 0,
 ) -> Outlook | None:
     """Fit the laws to what the race has seen, and work out every batch size.
@@ -174,6 +178,7 @@ def find_outlook(
         seconds_per_update: Time of an update of a batch size.
         relative_error: How well that is known, as a share of it.
         critical: What is known of the critical batch size beside the curves.
+        weight: What a second counts for at a batch size, where time is not all that counts.
         seed: Of the draws.
 
     Returns:
@@ -203,7 +208,8 @@ def find_outlook(
             (examples, examples * per_example, reached, score.examples_for(size, SOME_WAY * seen) * per_example)
         )
     examples, seconds, reached, pace = (np.stack([row[i] for row in rows]) for i in range(4))
-    return Outlook(goal, loss, score, tuple(sizes), examples, seconds, reached, beyond, pace)
+    weights = np.array([[weight(size)] for size in sizes], dtype=float)
+    return Outlook(goal, loss, score, tuple(sizes), examples, seconds, reached, beyond, pace, weights)
 
 
 def _flat(curves: Sequence[Curve]) -> bool:

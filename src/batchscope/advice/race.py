@@ -73,6 +73,7 @@ class Race:
         reserve: Share of the budget that is kept for judging the present setting.
         to_train: Whether the winner is to be trained on.
         measure_noise: Measures the gradient noise at some weights, within some seconds; None where that fails.
+        weight: What a second counts for at a batch size, where time is not all that counts.
         tell: Told what goes on.
         stopped: Asked between two rounds whether to end.
 
@@ -100,13 +101,14 @@ class Race:
         reserve: float = 0.0,
         to_train: bool = False,
         measure_noise: Callable[[dict[str, Any], float], NoiseMeasurement | None] = lambda state, seconds: None,
+        weight: Callable[[int], float] = lambda batch_size: 1.0,
         tell: Callable[[str], None],
         stopped: Callable[[], bool],
     ) -> None:
         self.prepared, self.goal, self.clock = prepared, goal, clock
         self.sizes, self.times, self.seconds_per_update = tuple(sizes), times, times.seconds
         self.exponent, self.seed, self.reserve, self.tell, self.stopped = exponent, seed, reserve, tell, stopped
-        self.to_train, self.measure_noise = to_train, measure_noise
+        self.to_train, self.measure_noise, self.weight = to_train, measure_noise, weight
         self.critical: CriticalPrior | None = None
         self.as_they_stand = goal.kind == "target" and not to_train
         seen = max((point.batch_size for point in times.measured.points if point.step_seconds.value), default=None)
@@ -193,7 +195,7 @@ class Race:
                 found.append((0.0, heat, best))
             elif best in heat.live and self.outlook is not None:
                 i = self.outlook.sizes.index(size)
-                needed = float(np.median(self.outlook.costs[i]))
+                needed = float(np.median(self.outlook.costs[i]))  # trained on, time alone counts
                 done = best.points[-1].seconds if self.goal.kind == "target" else 0.0
                 found.append((needed - done if math.isfinite(needed) else math.inf, heat, best))
             elif best in heat.live:
@@ -367,6 +369,7 @@ class Race:
             self.times.seconds,
             relative_error=self.times.relative_error,
             critical=self.critical,
+            weight=self.weight,
             seed=self.seed,
         )
 

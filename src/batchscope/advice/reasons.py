@@ -114,7 +114,7 @@ def reasons(advice: Advice, findings: Findings, outlook: Outlook) -> list[str]:
         others = listed([f"{other:,}" for other in advice.alternatives])
         said.append(
             f"What was seen does not tell batch size {size:,} from {others}: they differ by less than "
-            f"{'3% of the time' if advice.goal.kind == 'target' else 'what anybody would notice'}. "
+            f"{_noticed(advice)}. "
             f"{_of_these(advice)}"
         )
     said.append(_without_averaging(advice, findings, rows))
@@ -134,8 +134,58 @@ def reasons(advice: Advice, findings: Findings, outlook: Outlook) -> list[str]:
             f"The gradient's simple noise scale there is {counts(noise)} examples: a proxy of the critical batch size "
             f"that is off by up to a factor of ten either way, shown beside what the race found."
         )
-    said.append(_cost(advice))
+    said += [_money(advice), _blend(advice, findings), _cost(advice)]
     return [sentence for sentence in said if sentence]
+
+
+def _money(advice: Advice) -> str:
+    """What training costs in money and energy."""
+    parts = []
+    if advice.predicted_cost is not None and advice.predicted_cost.value is not None:
+        parts.append(
+            f"about {_ends(advice.predicted_cost, 1.0, '')} at {advice.price_per_hour:g} for a device and hour"
+        )
+    if advice.predicted_joules is not None and advice.predicted_joules.value is not None and advice.power is not None:
+        joules = advice.predicted_joules.value
+        size, unit = (1.0, " J") if joules < 1e3 else (1e3, " kJ") if joules < 1e6 else (3.6e6, " kWh")
+        watts = advice.power.watts(advice.batch_size or 1).value or 0.0
+        known = {"given": "given", "assumed": "assumed"}.get(advice.power.source, f"measured by {advice.power.source}")
+        parts.append(f"{_ends(advice.predicted_joules, size, unit)} at {watts:,.0f} W for a device, {known}")
+    return f"That costs {' and '.join(parts)}." if parts else ""
+
+
+def _ends(interval: Interval, size: float, unit: str) -> str:
+    value = f"{(interval.value or 0.0) / size:.3g}{unit}"
+    if interval.low is None or interval.high is None:
+        return value
+    high = f"{interval.high / size:.3g}" if math.isfinite(interval.high) else "much more"
+    return f"{value} ({interval.low / size:.3g} to {high})"
+
+
+def _blend(advice: Advice, findings: Findings) -> str:
+    """What weighing up energy and time has changed."""
+    power, share = advice.power, advice.time_share
+    if share is None or power is None:
+        return ""
+    said = f"What is least is {1 - share:.0%} energy and {share:.0%} time at the most power, {power.max_watts:,.0f} W."
+    if not power.varies:
+        return (
+            f"{said} The same power is taken at every batch size, so that energy and cost are in proportion to time: "
+            f"the choice is that of time alone."
+        )
+    first, last = power.points[0], power.points[-1]
+    return (
+        f"{said} A device draws {first.watts.value:,.0f} W at batch size {first.batch_size:,} and "
+        f"{last.watts.value:,.0f} W at {last.batch_size:,}, so that a second counts "
+        f"{findings.costs.weight(first.batch_size):.2f} at the one and {findings.costs.weight(last.batch_size):.2f} at "
+        f"the other."
+    )
+
+
+def _noticed(advice: Advice) -> str:
+    if advice.goal.kind != "target":
+        return "what anybody would notice"
+    return "3% of the time" if advice.time_share is None else "3% of what is to be least"
 
 
 def _of_these(advice: Advice) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
+from batchscope.advice.costs import Costs
 from batchscope.advice.forecast import LEVEL, critical_size, forecast_points, interval, predicted, scaled
 from batchscope.advice.heat import Entrant
 from batchscope.advice.outlook import LEAST_POINTS, SOME_WAY, Outlook
@@ -72,6 +73,7 @@ class Findings:
         interrupted: Whether it was stopped.
         provenance: Software, machine and seed.
         pace: Measures what updates take in a run of its own; None where that would cost too much.
+        costs: What a second costs.
     """
 
     workload: WorkloadSummary
@@ -87,6 +89,7 @@ class Findings:
     interrupted: bool
     provenance: Provenance
     pace: Callable[[int, float], Pace | None] = lambda batch_size, learning_rate: None
+    costs: Costs = field(default_factory=Costs)
 
 
 def recommend(findings: Findings) -> Advice:
@@ -142,6 +145,8 @@ def recommend(findings: Findings) -> Advice:
         iterations=iterations,
         examples=plan.examples if goal.kind != "target" else iterations * size,
         predicted_seconds=seconds,
+        predicted_cost=findings.costs.money(seconds),
+        predicted_joules=findings.costs.joules(size, seconds),
         predicted_score=score,
         peak_memory_bytes=row.peak_memory_bytes,
         alternatives=tuple(other for other in as_good if other != size),
@@ -204,9 +209,11 @@ def _as_seen(findings: Findings, advice: Advice) -> Advice:
                 score=Interval(point.score, None, None, LEVEL),
                 raced=True,
                 forecast=(),
+                cost=findings.costs.money(Interval(point.seconds, None, None, LEVEL)),
+                joules=findings.costs.joules(size, Interval(point.seconds, None, None, LEVEL)),
             )
         )
-    row = min(rows, key=lambda row: row.seconds.value or math.inf)
+    row = min(rows, key=lambda row: (row.seconds.value or math.inf) * findings.costs.weight(row.batch_size))
     iterations, rate = row.iterations or 1, row.learning_rate.value or 0.0
     advice = replace(
         advice,
@@ -218,6 +225,8 @@ def _as_seen(findings: Findings, advice: Advice) -> Advice:
         iterations=iterations,
         examples=iterations * row.batch_size,
         predicted_seconds=row.seconds,
+        predicted_cost=row.cost,
+        predicted_joules=row.joules,
         predicted_score=row.score,
         peak_memory_bytes=row.peak_memory_bytes,
         race=_candidates(race, row.batch_size),
@@ -259,6 +268,9 @@ def _without_answer(findings: Findings) -> Advice:
         warnings=tuple(findings.warnings),
         interrupted=findings.interrupted,
         provenance=findings.provenance,
+        price_per_hour=findings.costs.price_per_hour,
+        power=findings.costs.power,
+        time_share=findings.costs.time_share,
     )
 
 
@@ -321,6 +333,8 @@ def _frontier(findings: Findings, outlook: Outlook, forecast: Outlook) -> tuple[
                 else interval(forecast.scores[i]),
                 raced=size in race.lanes and race.lanes[size].best is not None,
                 forecast=forecast_points(forecast, size, ahead, times),
+                cost=findings.costs.money(seconds),
+                joules=findings.costs.joules(size, seconds),
             )
         )
     return tuple(rows)

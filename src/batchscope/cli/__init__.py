@@ -20,6 +20,7 @@ from batchscope.cli.ending import ending_well
 from batchscope.cli.export import export
 from batchscope.cli.fit import fit
 from batchscope.cli.landscape import landscape
+from batchscope.cli.plan import plan
 from batchscope.cli.probe import probe
 from batchscope.cli.report import report
 from batchscope.cli.sharpness import sharpness
@@ -40,6 +41,7 @@ for verb in (
     compare,
     by_ranks(train),
     probe,
+    plan,
     sweep,
     sharpness,
     landscape,

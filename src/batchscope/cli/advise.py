@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Annotated
 
@@ -10,9 +9,8 @@ import typer
 
 from batchscope.cli.ending import INTERRUPTED
 from batchscope.cli.options import Data, Debug, Device, Json, LoadTimeout, Quiet, Report, Seed, Workers, WorkloadName
-from batchscope.cli.parsing import check_writable, load_named, parse_bytes, parse_numbers
+from batchscope.cli.parsing import check_writable, load_named, parse_bytes, parse_network, parse_numbers, parse_power
 from batchscope.cli.showing import show
-from batchscope.errors import ArgumentError
 
 
 def advise(
@@ -29,6 +27,18 @@ def advise(
     network: Annotated[
         str | None, typer.Option(help="GB/s and µs of latency between the devices, as in 12,20.")
     ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a device for an hour.")] = None,
+    power: Annotated[
+        str | None,
+        typer.Option(help="Power of a device: watts, watts by batch size as in 16:180,256:240, or measured."),
+    ] = None,
+    cost: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TIME_SHARE",
+            help="Least energy (0), least time (1), or between: share of time in what is least, with a target.",
+        ),
+    ] = None,
     data: Data = None,
     load_timeout: LoadTimeout = 30.0,
     workers: Workers = None,
@@ -44,7 +54,8 @@ def advise(
 
     memory = None if max_memory is None else parse_bytes(max_memory)
     sizes = None if batch_sizes is None else parse_numbers("--batch-sizes", batch_sizes, int)
-    between = None if network is None else _network(network)
+    between = None if network is None else parse_network(network)
+    watts = None if power is None else parse_power(power)
     check_writable(json, report)
     record = run(
         load_named(workload, data, load_timeout),
@@ -56,6 +67,9 @@ def advise(
         batch_sizes=sizes,
         devices=devices,
         network=between,
+        price_per_hour=price,
+        power_watts=watts,
+        time_share=cost,
         seed=seed,
         device=device,
         workers=workers,
@@ -66,14 +80,3 @@ def advise(
         print("batchscope: Interrupted; what was found until then is kept.", file=sys.stderr)
         return INTERRUPTED
     return 0 if record.batch_size is not None else 1
-
-
-def _network(text: str) -> tuple[float, float]:
-    """Bytes per second and seconds of latency, from GB/s and µs."""
-    number = r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*"
-    match = re.fullmatch(f"{number},{number}", text, re.ASCII)
-    if match is None or not float(match[1]) > 0:
-        raise ArgumentError(
-            "--network is GB/s above 0 and µs, separated by a comma", got=text, mend="write it as in 12,20"
-        )
-    return float(match[1]) * 1e9, float(match[2]) * 1e-6

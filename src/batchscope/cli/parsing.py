@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from batchscope.errors import ArgumentError
 
@@ -52,6 +52,32 @@ def parse_bytes(text: str) -> int:
     if size < 1:
         raise ArgumentError("memory must be at least one byte", got=text)
     return size
+
+
+def parse_power(text: str) -> float | dict[int, float] | Literal["measured"]:
+    """Watts, watts by batch size, or that they are to be measured."""
+    if text.strip() == "measured":
+        return "measured"
+    number = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+    if re.fullmatch(number, text.strip(), re.ASCII):
+        return float(text)
+    pairs = [re.fullmatch(rf"\s*([0-9]{{1,15}})\s*:\s*({number})\s*", part, re.ASCII) for part in text.split(",")]
+    if not all(pairs):
+        raise ArgumentError(
+            "--power is watts, watts by batch size, or measured", got=text, mend="write it as in 300 or 16:180,256:240"
+        )
+    return {int(pair[1]): float(pair[2]) for pair in pairs if pair is not None}
+
+
+def parse_network(text: str) -> tuple[float, float]:
+    """Bytes per second and seconds of latency, from GB/s and µs."""
+    number = r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*"
+    match = re.fullmatch(f"{number},{number}", text, re.ASCII)
+    if match is None or not float(match[1]) > 0:
+        raise ArgumentError(
+            "--network is GB/s above 0 and µs, separated by a comma", got=text, mend="write it as in 12,20"
+        )
+    return float(match[1]) * 1e9, float(match[2]) * 1e-6
 
 
 def check_writable(*paths: Path | None, reads: Path | None = None) -> None:

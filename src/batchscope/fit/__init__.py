@@ -1,5 +1,6 @@
 """Arithmetic on records and numbers alone: no torch, no clock, no device."""
 
+from batchscope.fit.devices import plan_devices
 from batchscope.fit.intervals import holm, mean_interval, paired_p_value, ratio_interval
 from batchscope.fit.limits import find_limits, replan
 from batchscope.fit.tradeoff import fit_tradeoff
@@ -11,6 +12,7 @@ __all__ = [
     "holm",
     "mean_interval",
     "paired_p_value",
+    "plan_devices",
     "ratio_interval",
     "replan",
     "valley_bottom",

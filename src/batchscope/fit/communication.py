@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from batchscope.fit.intervals import median_interval
 from batchscope.fit.step_time import fit_step_time
 from batchscope.records import AllReduceLaw, AllReducePoint, Interval, StepTimeLaw
+from batchscope.records.devices import AllReduceAlgorithm
 
 MOST_SIZES = 6
 # Bytes that take less than this share of the largest all-reduce's time say nothing of the bandwidth.
@@ -70,6 +71,42 @@ def fit_all_reduce(
         ),
         relative_error=line.relative_error,
     )
+
+
+def all_reduce_seconds(
+    latency: NDArray[np.float64] | float,
+    bytes_per_second: NDArray[np.float64] | float,
+    *,
+    message_bytes: float,
+    ranks: int,
+    algorithm: AllReduceAlgorithm = "ring",
+) -> NDArray[np.float64]:
+    """Time of an all-reduce of n bytes on N ranks by the α–β model.
+
+    Round a ring 2(N − 1)·(α + n/(N·β)), which sends the least bytes (Patarasuk and Yuan 2009); up a binary tree and
+    down again 2·⌈log₂ N⌉·(α + n/β), which takes the fewest steps (Thakur et al. 2005).
+
+    Args:
+        latency: α, seconds of a step whatever its size.
+        bytes_per_second: β between two neighbours.
+        message_bytes: n, what every rank puts in.
+        ranks: N.
+        algorithm: One of both, or the faster.
+
+    Returns:
+        The seconds, one for each pair of α and β.
+
+    Examples:
+        >>> times = [
+        ...     all_reduce_seconds(2e-5, 1e10, message_bytes=4e5, ranks=1024, algorithm=by) for by in ("ring", "tree")
+        ... ]
+        >>> [f"{1e3 * float(seconds):.3g} ms" for seconds in times]
+        ['41 ms', '1.2 ms']
+    """
+    alpha, beta = np.asarray(latency, dtype=np.float64), np.asarray(bytes_per_second, dtype=np.float64)
+    ring = 2 * (ranks - 1) * (alpha + message_bytes / (ranks * beta))
+    tree = 2 * math.ceil(math.log2(ranks)) * (alpha + message_bytes / beta)
+    return np.asarray({"ring": ring, "tree": tree, "fastest": np.minimum(ring, tree)}[algorithm])
 
 
 def data_parallel_step_seconds(

@@ -144,11 +144,21 @@ def time_to_loss(step_time: StepTimes, critical: float, sizes: Floats) -> Floats
         Times in an unknown unit, the same for all sizes.
     """
     compute = np.array([step_time.law.seconds(float(size)) or math.nan for size in sizes])
-    known = np.array([point.batch_size for point in step_time.points], dtype=np.float64)
-    data = np.array([point.data_seconds.value or 0.0 for point in step_time.points])
-    waits = np.interp(sizes, known, data) * np.maximum(1.0, sizes / known[-1])
+    waits = data_waits(step_time, sizes)
     step = np.maximum(compute, waits) if step_time.reading == "beside them" else compute + waits
     return np.asarray(step * (1 + critical / sizes))
+
+
+def data_waits(step_time: StepTimes, sizes: Floats) -> Floats:
+    """Seconds that getting a batch takes: interpolated, and beyond the sizes measured in proportion to them.
+
+    Args:
+        step_time: What was measured.
+        sizes: Batch sizes.
+    """
+    known = np.array([point.batch_size for point in step_time.points], dtype=np.float64)
+    data = np.array([point.data_seconds.value or 0.0 for point in step_time.points])
+    return np.asarray(np.interp(sizes, known, data) * np.maximum(1.0, sizes / known[-1]))
 
 
 def _worth_having(

@@ -67,7 +67,7 @@ def time_to_target(law: TradeoffLaw, step_times: StepTimes, *, seed: int = 0) ->
     grid = np.union1d(np.linspace(x[0], x[-1], max(2, round((x[-1] - x[0]) * SIZE_STEPS))), x)
     seconds = np.log([point.step_seconds.value or math.nan for point in timed])
     drawn_seconds = seconds + _relative_errors(timed) * generator.standard_normal((DRAWS, len(timed)))
-    drawn = _drawn_examples(law, grid, generator) - grid + _interpolated(grid, x, drawn_seconds)
+    drawn = drawn_examples(law, grid, generator) - grid + _interpolated(grid, x, drawn_seconds)
     curve = np.array([math.log(i.value or math.nan) for i in tradeoff_band(law, np.exp(grid).tolist())]) - grid
     curve += _interpolated(grid, x, seconds[None])[0]
 
@@ -113,7 +113,7 @@ def _as_measured(law: TradeoffLaw, timed: list[StepTimePoint], level: float, *, 
         Interval(float(seconds[best]), None, None, level),
         None,
         f"The examples do not follow the trade-off law. As measured, batch size {points[best].batch_size:,} is the "
-        f"fastest of those tried: {_time(float(seconds[best]))} to the target.",
+        f"fastest of those tried: {time_in_words(float(seconds[best]))} to the target.",
     )
 
 
@@ -158,8 +158,18 @@ def _interpolated(grid: Floats, x: Floats, rows: Floats) -> Floats:
     return np.asarray(PchipInterpolator(x, rows, axis=1)(grid))
 
 
-def _drawn_examples(law: TradeoffLaw, grid: Floats, generator: np.random.Generator) -> Floats:
-    """Curves of log E along the grid that the law's table leaves possible, one for each draw."""
+def drawn_examples(law: TradeoffLaw, grid: Floats, generator: np.random.Generator, *, draws: int = DRAWS) -> Floats:
+    """Curves of log E along a grid that a law's table leaves possible.
+
+    Args:
+        law: A fitted law.
+        grid: Log batch sizes.
+        generator: Draws them.
+        draws: How many.
+
+    Returns:
+        A row for each draw, a column for each batch size.
+    """
     x, y, bounds = log_table(law)
     count = int((~bounds).sum())
     power = law.exponent.value if law.form == "general exponent" and law.exponent.value else 1.0
@@ -174,9 +184,9 @@ def _drawn_examples(law: TradeoffLaw, grid: Floats, generator: np.random.Generat
     squares = squares + 1e-14  # rounding must not empty the density where the law fits exactly
     cells = np.gradient(critical)
     weights = cells * np.exp(-(count - 1) / 2 * (np.log(squares) - np.log(squares.min())))
-    chosen = generator.choice(len(critical), size=DRAWS, p=weights / weights.sum())
-    step = cells[chosen] * (generator.random(DRAWS) - 0.5)
-    aside = np.sqrt(squares[chosen] / (count - 1) / count) * generator.standard_t(count - 1, size=DRAWS)
+    chosen = generator.choice(len(critical), size=draws, p=weights / weights.sum())
+    step = cells[chosen] * (generator.random(draws) - 0.5)
+    aside = np.sqrt(squares[chosen] / (count - 1) / count) * generator.standard_t(count - 1, size=draws)
     curves = np.logaddexp(0.0, power * (grid - (critical[chosen] + step)[:, None]))
     return np.asarray((least[chosen] + aside)[:, None] + curves)
 
@@ -191,7 +201,8 @@ def _end(best: int, count: int) -> str:
 
 def _verdict(best: Interval, seconds: Interval, within: tuple[int, int], *, at_end: str) -> str:
     value, low, high = best.value or 0.0, best.low or 0.0, best.high or math.inf
-    took = f"{_time(seconds.value or 0.0)} ({_time(seconds.low or 0.0)} to {_time(seconds.high or 0.0)})"
+    least, usual, most = (time_in_words(end or 0.0) for end in (seconds.low, seconds.value, seconds.high))
+    took = f"{usual} ({least} to {most})"
     near = f" From {within[0]:,} to {within[1]:,} it takes at most a tenth more."
     if at_end:
         beyond = "larger" if at_end == "largest" else "smaller"
@@ -205,11 +216,11 @@ def _verdict(best: Interval, seconds: Interval, within: tuple[int, int], *, at_e
     return f"A batch size of about {value:,.0f} ({between}) is the fastest to the target: {took}.{near}"
 
 
-def _time(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
     """Seconds in words.
 
     Examples:
-        >>> _time(0.0123), _time(4.5678), _time(150.0), _time(7500.0)
+        >>> time_in_words(0.0123), time_in_words(4.5678), time_in_words(150.0), time_in_words(7500.0)
         ('12.3 ms', '4.57 s', '2.5 min', '2.1 h')
     """
     for factor, unit in ((3600.0, "h"), (60.0, "min")):

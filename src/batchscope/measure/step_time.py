@@ -54,7 +54,7 @@ HELD_BYTES = 64 << 20
 
 
 @dataclass
-class _Size:
+class TimedSize:
     """What is timed at one batch size."""
 
     batch_size: int
@@ -114,7 +114,7 @@ def step_times(
     if not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
         raise ArgumentError("seconds must be a positive number", got=seconds)
     chosen = chosen_device(device)
-    timer = _Timer(Prepared(workload, chosen, workers=workers), seed)
+    timer = Timer(Prepared(workload, chosen, workers=workers), seed)
     with reporter(progress, "timing updates") as report, isolated(derive(seed, "step time"), chosen):
         sizes = timer.grid(wanted, seconds, longest_update_seconds)
         if len(sizes) < 2:
@@ -156,7 +156,7 @@ def step_times(
     )
 
 
-class _Timer:
+class Timer:
     """One model and its optimiser at a learning rate of zero, and the blocks of updates that are timed with them."""
 
     def __init__(self, prepared: Prepared, seed: int) -> None:
@@ -173,13 +173,13 @@ class _Timer:
         if self.here.workers:
             self.here = TrainingData(workload, device, workers=0)
 
-    def grid(self, wanted: list[int] | None, seconds: float, longest: float | None) -> list[_Size]:
+    def grid(self, wanted: list[int] | None, seconds: float, longest: float | None) -> list[TimedSize]:
         """The sizes that are timed, each run once to warm up, and how many updates make a block."""
         examples, own = self.prepared.workload.training_examples, self.prepared.workload.batch_size
         least = least_batch_size(self.model)
         powers = [2**i for i in range(examples.bit_length()) if least <= 2**i <= examples]
         candidates = wanted or sorted({*powers, min(own, examples)})
-        sizes: list[_Size] = []
+        sizes: list[TimedSize] = []
         rates: list[float] = []
         for batch_size in candidates:
             try:
@@ -198,7 +198,7 @@ class _Timer:
                 break
         return sizes
 
-    def block(self, size: _Size) -> None:
+    def block(self, size: TimedSize) -> None:
         """Time one block: its batches, an update to warm up, then the updates."""
         clock = Stopwatch(self.prepared.device)
         updates = self._batches(size, clock)
@@ -216,7 +216,7 @@ class _Timer:
         size.data.append(data_seconds)
         size.made += repeats * len(updates)
 
-    def read_beside(self, sizes: list[_Size]) -> None:
+    def read_beside(self, sizes: list[TimedSize]) -> None:
         """Time how fast worker processes read examples when nothing else is done."""
         own = min(self.prepared.workload.batch_size, self.prepared.workload.training_examples)
         plan = Plan(batch_size=own, learning_rate=1.0, iterations=1)
@@ -234,11 +234,11 @@ class _Timer:
         for size in sizes:
             size.data = [seconds * size.batch_size for seconds in seconds_per_example]
 
-    def _prepare(self, batch_size: int) -> tuple[_Size, float]:
+    def _prepare(self, batch_size: int) -> tuple[TimedSize, float]:
         plan = Plan(batch_size=batch_size, learning_rate=1.0, iterations=1)
         # More batches than are ever taken: the feed makes them as they are asked for.
         feed = self.here.feed(plan, batch_size * 2**40, seed=derive(self.seed, "data", batch_size))
-        size = _Size(batch_size, feed, iter(feed))
+        size = TimedSize(batch_size, feed, iter(feed))
         update = next(size.batches)
         with self._threads(batch_size):
             self.step(update, batch_size)
@@ -255,7 +255,7 @@ class _Timer:
         size.updates = max(1, math.ceil(BLOCK_SECONDS / fastest))
         return size, fastest
 
-    def _batches(self, size: _Size, clock: Stopwatch) -> list[list[Batch]]:
+    def _batches(self, size: TimedSize, clock: Stopwatch) -> list[list[Batch]]:
         """The batches of a block, with the clock running while they are got."""
         clock.start()
         updates = [next(size.batches)]
@@ -285,7 +285,7 @@ def _checked(batch_sizes: Sequence[int] | None, examples: int) -> list[int] | No
     return sizes
 
 
-def _all_tight(sizes: list[_Size]) -> bool:
+def _all_tight(sizes: list[TimedSize]) -> bool:
     for size in sizes:
         interval = median_interval(size.compute)
         if interval.value is None or interval.low is None or interval.high is None:
@@ -295,7 +295,7 @@ def _all_tight(sizes: list[_Size]) -> bool:
     return True
 
 
-def _point(size: _Size, predicted: float, *, beside: bool) -> StepTimePoint:
+def _point(size: TimedSize, predicted: float, *, beside: bool) -> StepTimePoint:
     compute, data = median_interval(size.compute), median_interval(size.data)
     if beside:
         longer = np.maximum(np.median(size.data), size.compute)

@@ -25,6 +25,7 @@ from batchscope.records.comparison import (
     WorkloadSummary,
 )
 from batchscope.records.curvature import CurvatureMatrix, HessianEigenvalues, HessianTrace, SpectralDensity
+from batchscope.records.devices import AllReduceAlgorithm, DevicePlan, DeviceRow, ShardedMemory
 from batchscope.records.diagnosis import Check, DataHere, DeviceHere, Diagnosis, PackageHere
 from batchscope.records.interval import Interval
 from batchscope.records.landscape import Landscape, LandscapeKind, LandscapePoint, PathPoint
@@ -33,6 +34,7 @@ from batchscope.records.memory import LimitSource, MemoryLaw, MemoryMeter, Memor
 from batchscope.records.noise import GradientError, MonitoredNoise, NoiseMeasurement, NoiseSource
 from batchscope.records.paper import PaperRow, PaperStudy
 from batchscope.records.plan import Order, Plan, Shape
+from batchscope.records.power import PowerPoint, PowerSource, PowerUse
 from batchscope.records.probe import Limits, NoisePoint, Probe, Replanned
 from batchscope.records.provenance import Provenance
 from batchscope.records.schedule import Coupling, MeasuredGrowth, Phase, Schedule
@@ -56,6 +58,7 @@ from batchscope.records.training import CurvePoint, Outcome, TrainResult
 
 __all__ = [
     "Advice",
+    "AllReduceAlgorithm",
     "AllReduceLaw",
     "AllReducePoint",
     "Branch",
@@ -69,6 +72,8 @@ __all__ = [
     "CurvePoint",
     "DataHere",
     "DeviceHere",
+    "DevicePlan",
+    "DeviceRow",
     "Diagnosis",
     "Difference",
     "Edge",
@@ -105,6 +110,9 @@ __all__ = [
     "Phase",
     "Picture",
     "Plan",
+    "PowerPoint",
+    "PowerSource",
+    "PowerUse",
     "PresentSetting",
     "Probe",
     "Provenance",
@@ -124,6 +132,7 @@ __all__ = [
     "Schedule",
     "Series",
     "Shape",
+    "ShardedMemory",
     "Sharpness",
     "SharpnessBox",
     "SharpnessRun",

@@ -9,6 +9,7 @@ from batchscope.records.base import Record
 from batchscope.records.comparison import WorkloadSummary
 from batchscope.records.interval import Interval
 from batchscope.records.plan import Plan
+from batchscope.records.power import PowerUse
 from batchscope.records.provenance import Provenance
 from batchscope.records.schedule import Schedule
 
@@ -108,6 +109,8 @@ class FrontierRow:
         score: Score at the goal: the target, or what is reached with the budget.
         raced: Whether it was trained; otherwise it was worked out from those that were.
         forecast: The score against examples and seconds, ascending: for other targets and budgets than the one asked.
+        cost: Price of the seconds on all devices; None without a price.
+        joules: Energy of the seconds on all devices; None where no power is known.
     """
 
     batch_size: int
@@ -123,6 +126,8 @@ class FrontierRow:
     score: Interval
     raced: bool
     forecast: tuple[ForecastPoint, ...]
+    cost: Interval | None = None
+    joules: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,11 @@ class Advice(Record):
         warnings: What to know before trusting the numbers.
         interrupted: Whether it was stopped before its budget was spent.
         provenance: Software, machine and seed.
+        price_per_hour: Price of a device for an hour; None without.
+        power: Power of a device against batch size; None where it was neither given nor asked for.
+        time_share: Share of time in the blend of energy and time that is least; None: time alone is.
+        predicted_cost: Price of the predicted time on all devices; None without a price.
+        predicted_joules: Energy of the predicted time on all devices; None where no power is known.
     """
 
     kind: ClassVar[str] = "advice"
@@ -229,3 +239,8 @@ class Advice(Record):
     warnings: tuple[str, ...]
     interrupted: bool
     provenance: Provenance
+    price_per_hour: float | None = None
+    power: PowerUse | None = None
+    time_share: float | None = None
+    predicted_cost: Interval | None = None
+    predicted_joules: Interval | None = None

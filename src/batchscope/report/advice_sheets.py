@@ -77,6 +77,8 @@ def frontier(record: Advice) -> Sheet:
     count = _count_unit(known_of(row.examples) for row in rows)
     places = f.places_for([*(row.score for row in rows), *(setting.score for setting in now)])
     level = _levels(record)
+    priced, powered = any(row.cost for row in rows), any(row.joules for row in rows)
+    energy = f.energy_unit(None if row.joules is None else row.joules.value for row in rows)
     columns = (
         Column("batch", "size", align="left"),
         Column("rate"),
@@ -85,6 +87,8 @@ def frontier(record: Advice) -> Sheet:
         *((Column("score", f"then{level}"),) if kind != "target" else ()),
         *((Column("time", f"{time.name}{level}"),) if kind != "seconds" else ()),
         *((Column("examples", f"{count.name or 'until then'}{level}", minor=True),) if kind == "seconds" else ()),
+        *((Column("cost", "money"),) if priced else ()),
+        *((Column("energy", energy.name),) if powered else ()),
         Column("update", update.name, minor=True),
         Column("examples", "per s", minor=True),
         Column("memory", space.name, minor=True),
@@ -97,11 +101,16 @@ def frontier(record: Advice) -> Sheet:
             return (f.estimate(score, places), reaching(seconds, time))
         return (f.estimate(score, places), f.UNKNOWN if examples is None else reaching(examples, count))
 
-    def cost_cells(row: FrontierRow | None) -> tuple[str, ...]:
+    def cost_cells(row: FrontierRow | None, *, own: bool = True) -> tuple[str, ...]:
         if row is None:
-            return (f.UNKNOWN,) * 3
+            return (f.UNKNOWN,) * (3 + priced + powered)
+        # Of another learning rate the money and the energy are not known.
+        spent = (
+            *((f.number(row.cost.value if own and row.cost else None, 3),) if priced else ()),
+            *((energy.of(row.joules.value if own and row.joules else None),) if powered else ()),
+        )
         speed = f.number(row.examples_per_second.value, 3)
-        return (update.of(row.step_seconds.value), speed, space.of(row.peak_memory_bytes))
+        return (*spent, update.of(row.step_seconds.value), speed, space.of(row.peak_memory_bytes))
 
     def line(row: FrontierRow) -> Line:
         marks = [ADVISED] * (row.batch_size == record.batch_size) + [TODAY] * (
@@ -116,13 +125,19 @@ def frontier(record: Advice) -> Sheet:
         name = f"{f.count(present.batch_size)} {TODAY}"
         own = next((row for row in rows if row.batch_size == present.batch_size), None)
         goal = goal_cells(None, present.seconds, present.score)
-        cells = (name, f.number(present.learning_rate, 3), f.UNKNOWN, *goal, *cost_cells(own))
+        cells = (name, f.number(present.learning_rate, 3), f.UNKNOWN, *goal, *cost_cells(own, own=False))
         lines.append((present.batch_size, 1, Line(cells)))
     note = {
         "target": "Time: updates to the target times the measured time of one; evaluation is off this clock.",
         "examples": "Time: updates times the measured time of one; evaluation is off this clock.",
         "seconds": "As many updates as the time allows; evaluation is off this clock.",
     }[kind]
+    if powered and record.power is not None:
+        note += (
+            f" Energy: power is {record.power.source}."
+            if record.power.source in ("given", "assumed")
+            else (f" Energy: by {record.power.source}.")
+        )
     if any(not row.raced for row in rows):
         note += " * Not trained: worked out from those that were."
     ordered = sorted(lines, key=lambda found: found[:2])
@@ -192,7 +207,26 @@ def settings(record: Advice) -> Facts:
         ("candidates", candidates or "none"),
         ("judged", record.judged_by),
         ("devices", f.count(record.devices)),
+        *((("price", f"{f.number(record.price_per_hour)} for a device and hour"),) if record.price_per_hour else ()),
+        *power_facts(record),
     )
+
+
+def power_facts(record: Advice) -> Facts:
+    """The power, where it is known, and what was minimised with it."""
+    power = record.power
+    if power is None:
+        return ()
+    watts = ", ".join(
+        f"{f.number(point.watts.value, 3)} W" + (f" at {f.count(point.batch_size)}" if power.varies else "")
+        for point in power.points
+    )
+    found = [("power of a device", f"{watts} ({power.source})"), ("of that power", power.note)]
+    if record.time_share is not None:
+        found.append(
+            ("least is", f"{1 - record.time_share:.0%} energy, {record.time_share:.0%} time at the most power")
+        )
+    return tuple(found)
 
 
 def warnings(record: Advice) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from batchscope.records import (
     BranchedRuns,
     Claims,
     Comparison,
+    DevicePlan,
     Landscape,
     MemoryUse,
     NoiseMeasurement,
@@ -33,6 +34,7 @@ from batchscope.report import (
     curvature_charts,
     curvature_content,
     curves,
+    devices_charts,
     landscape_charts,
     marks,
     palette,
@@ -78,6 +80,8 @@ TITLES = {
     "loss_along_line": "Loss and score along the line",
     "loss_map": "Training loss about the weights",
     "loss_surface": "Training loss as a surface",
+    "device_times": "Time against devices",
+    "device_cost": "Cost against devices",
     "forecast": "The advised setting on its way to the goal",
     "race": "The race",
 }
@@ -123,6 +127,10 @@ _OF_ADVICE: dict[str, Callable[[Advice], Spec | None]] = {
     "forecast": advice_race_charts.forecast,
     "race": advice_race_charts.race,
 }
+_OF_DEVICES: dict[str, Callable[[DevicePlan], Spec | None]] = {
+    "device_times": devices_charts.times,
+    "device_cost": devices_charts.cost,
+}
 _OF_LANDSCAPE: dict[str, Callable[[Landscape], Spec | None]] = {
     "loss_along_line": landscape_charts.loss_along_line,
     "loss_map": landscape_charts.loss_map,
@@ -167,6 +175,8 @@ def specification(record: Record, name: str, *, legend: bool = True) -> Spec | N
         spec = _OF_SWEEP[name](record)
     elif isinstance(record, Advice) and name in _OF_ADVICE:
         spec = _OF_ADVICE[name](record)
+    elif isinstance(record, DevicePlan) and name in _OF_DEVICES:
+        spec = _OF_DEVICES[name](record)
     elif isinstance(record, Landscape) and name in _OF_LANDSCAPE:
         spec = _OF_LANDSCAPE[name](record)
     elif isinstance(record, SpectralDensity) and name == "spectral_density":
@@ -229,6 +239,7 @@ def rows_to_colour(record: Record) -> int:
         | Landscape
         | Claims
         | PaperStudy
+        | DevicePlan
     )
     return marks.COLOURS if isinstance(record, coloured) else 1
 

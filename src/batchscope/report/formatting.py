@@ -37,6 +37,7 @@ class Unit:
 
 _TIME = (Unit("µs", 1e-6), Unit("ms", 1e-3), Unit("s", 1.0), Unit("min", 60.0), Unit("h", 3600.0))
 _TIME_FROM = (0.0, 1e-3, 0.5, 180.0, 3 * 3600.0)  # seconds from which each is used
+_ENERGY = (Unit("J", 1.0), Unit("kJ", 1e3), Unit("kWh", 3.6e6), Unit("MWh", 3.6e9))
 _MEMORY = tuple(Unit(name, 1024.0**k) for k, name in enumerate(("B", "KiB", "MiB", "GiB", "TiB")))
 
 
@@ -88,6 +89,24 @@ def memory_unit(values: Iterable[float | None]) -> Unit:
         return _MEMORY[2]
     middle = _geometric_middle(known)
     return [unit for unit in _MEMORY if middle >= unit.size or unit.size == 1][-1]
+
+
+def energy_unit(values: Iterable[float | None]) -> Unit:
+    """The unit for energies that are read side by side.
+
+    Args:
+        values: Joules; None and what is not finite and positive does not count.
+
+    Returns:
+        One of J, kJ, kWh and MWh.
+
+    Examples:
+        >>> energy_unit([4_000.0, 90_000.0]).name, energy_unit([7.2e7]).text(7.2e7)
+        ('kJ', '20 kWh')
+    """
+    known = [value for value in values if value is not None and 0 < value < math.inf]
+    middle = _geometric_middle(known) if known else 1e3
+    return [unit for unit in _ENERGY if middle >= unit.size or unit.size == 1][-1]
 
 
 def seconds(value: float | None, digits: int = 3) -> str:

@@ -15,6 +15,7 @@ from batchscope.records import (
     Advice,
     Claims,
     Comparison,
+    DevicePlan,
     Diagnosis,
     Landscape,
     MonitoredNoise,
@@ -32,6 +33,7 @@ from batchscope.report import (
     claims_content,
     curvature_content,
     curves,
+    devices_content,
     diagnosis_content,
     landscape_content,
     palette,
@@ -76,6 +78,8 @@ def render(record: Record) -> str:
         content = curvature_content.of_curvature(record, specs)
     elif isinstance(record, Landscape):
         content = landscape_content.of_landscape(record, specs)
+    elif isinstance(record, DevicePlan):
+        content = devices_content.of_devices(record, specs)
     elif isinstance(record, Claims):
         content = claims_content.of_claims(record, specs)
     elif isinstance(record, PaperStudy):

@@ -16,6 +16,7 @@ from batchscope.records import (
     BranchedRuns,
     Claims,
     Comparison,
+    DevicePlan,
     Diagnosis,
     Landscape,
     MemoryUse,
@@ -35,6 +36,7 @@ from batchscope.report import (
     advice_sheets,
     claims_content,
     curvature_content,
+    devices_content,
     diagnosis_content,
     landscape_content,
     paper_content,
@@ -76,6 +78,8 @@ def render(record: Record) -> RenderableType:
         return _PartTable(record)
     if isinstance(record, curvature_content.Curvature | Landscape):
         return _CurvatureTable(record)
+    if isinstance(record, DevicePlan):
+        return _DevicesTable(record)
     if isinstance(record, Claims):
         return _ClaimsTable(record)
     if isinstance(record, PaperStudy):
@@ -206,6 +210,26 @@ class _CurvatureTable:
         if table is not None:
             yield from _sheet(table, console, options)
         yield _pairs(record.workload, facts)
+        yield _aside(_origin(record))
+
+
+class _DevicesTable:
+    """A plan for several devices: the answer, a row for each number, and what it rests on."""
+
+    def __init__(self, record: DevicePlan) -> None:
+        self.record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        record = self.record
+        yield from _said(record.conclusion)
+        for warning in record.warnings:
+            yield Text(f"! {warning}", style="yellow")
+        yield Text()
+        yield from _sheet(devices_content.rows(record), console, options)
+        held = devices_content.memory(record)
+        if held is not None:
+            yield from _sheet(held, console, options)
+        yield _pairs(record.workload.name, devices_content.facts(record))
         yield _aside(_origin(record))
 
 
@@ -410,7 +434,8 @@ def _origin(
     | curvature_content.Curvature
     | Landscape
     | Claims
-    | PaperStudy,
+    | PaperStudy
+    | DevicePlan,
 ) -> str:
     origin = record.provenance
     return (
