@@ -223,6 +223,7 @@ def workload_from_lightning(
     loss: Callable[[Any, Any], Tensor] | None = None,
     forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None,
     batch_size: int | None = None,
+    gradient_clip_val: float | None = None,
     name: str | None = None,
 ) -> Workload:
     """Make a Workload of a LightningModule and its data, as they are trained today.
@@ -242,6 +243,7 @@ def workload_from_lightning(
         forward: ``forward(module, batch)`` returns ``(output, target)``, for ``score`` and ``loss``; None:
             ``(module(x), y)``.
         batch_size: What is used today; None: the training loader's. (What the Trainer accumulates is not known here.)
+        gradient_clip_val: As the Trainer is given it, by norm; None: gradients are not clipped.
         name: A name for tables and pages; None: the module's class.
 
     Returns:
@@ -257,7 +259,7 @@ def workload_from_lightning(
         train = source_of(datamodule.train_dataloader(), "train_dataloader()")
         validation = source_of(datamodule.val_dataloader(), "val_dataloader()")
     _check_module(module, datamodule, own_step=loss is None)
-    like = OptimizerLike(_one_optimizer(module), module)
+    like = OptimizerLike(_one_optimizer(module), module, max_grad_norm=gradient_clip_val)
     output_of = forward or _output_and_target
     examples = len(train.dataset)  # type: ignore[arg-type]
     step = _OwnStep(output_of, score) if loss is None else None

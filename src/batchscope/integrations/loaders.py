@@ -90,6 +90,8 @@ def source_of(loader: Any, name: str) -> Source:
 
 
 def _plain(dataset: Dataset[Any], collate: Callable[[list[Any]], Any] | None) -> Dataset[Any]:
+    if isinstance(dataset, (list, tuple)):
+        return _OneByOne(dataset)
     if collate is not None:
         # Tensors are gathered without a collate; one of the person's is to see every example.
         return _OneByOne(dataset) if type(dataset) is TensorDataset else dataset
@@ -100,13 +102,13 @@ def _plain(dataset: Dataset[Any], collate: Callable[[list[Any]], Any] | None) ->
 
 
 class _OneByOne(Dataset[Any]):
-    """Tensors, read example by example."""
+    """Tensors, or a list, read example by example."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
+    def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
 
     def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]
+        return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
         return self._dataset[index]

@@ -21,6 +21,7 @@ class OptimizerLike:
     Args:
         optimizer: The person's; a wrapper that holds one as ``.optimizer``, as accelerate's, is looked through.
         model: Whose parameters it trains.
+        max_grad_norm: The length that the loop around it cuts gradients down to before each update; None: it does not.
 
     Attributes:
         learning_rate: The first group's, before any scheduler of learning rates has changed it.
@@ -36,9 +37,9 @@ class OptimizerLike:
         [(0.1, 0.9, 0.1), (0.2, 0.9, 0)]
     """
 
-    def __init__(self, optimizer: Any, model: nn.Module) -> None:
+    def __init__(self, optimizer: Any, model: nn.Module, *, max_grad_norm: float | None = None) -> None:
         inner = unwrapped(optimizer)
-        self._kind = type(inner)
+        self._kind = type(inner) if max_grad_norm is None else _clipping(type(inner), max_grad_norm)
         places = {id(parameter): place for place, parameter in enumerate(model.parameters())}
         self._count = len(places)
         self._groups: list[tuple[list[int], float, dict[str, Any]]] = []
@@ -54,7 +55,7 @@ class OptimizerLike:
             ratio = rate / rates[0] if rates[0] else 1.0
             settings = {key: group[key] for key in inner.defaults if key in group and key != "lr"}
             self._groups.append(([places[id(parameter)] for parameter in group["params"]], ratio, settings))
-        accepted = inspect.signature(self._kind).parameters
+        accepted = inspect.signature(type(inner)).parameters
         takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
         self._defaults = {
             key: value for key, value in inner.defaults.items() if key != "lr" and (takes_all or key in accepted)
@@ -81,6 +82,24 @@ class OptimizerLike:
         kept = [group for group in groups if group["params"]]
         made: torch.optim.Optimizer = self._kind(kept, lr=learning_rate, **self._defaults)  # type: ignore[call-arg]
         return made
+
+
+def _clipping(kind: type[torch.optim.Optimizer], most: float) -> type[torch.optim.Optimizer]:
+    """The optimiser with gradients cut down before each update.
+
+    A class of its own, since an update of a weight no longer depends on that weight's gradients alone.
+    """
+
+    class Clipping(kind):  # type: ignore[misc,valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.register_step_pre_hook(clip)
+
+    def clip(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], most)
+
+    Clipping.__name__ = Clipping.__qualname__ = f"{kind.__name__}WithClipping"
+    return Clipping
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
