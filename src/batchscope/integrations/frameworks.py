@@ -39,15 +39,14 @@ def framework(package: str, purpose: str, *, module: str | None = None, extra: s
         'skorch'
     """
     needed, install = AT_LEAST[package], f"batchscope[{extra or package}]"
-    found = require(module or package, f"{purpose} ({package} {needed} or newer)", install)
-    version = importlib.metadata.version(package)
-    if _numbers(version) < _numbers(needed):
+    version = _installed(package)
+    if version is not None and _numbers(version) < _numbers(needed):
         raise MissingPackageError(
             f"{package} {needed} or newer is needed to {purpose}",
             got=version,
             mend=f"run: pip install --upgrade '{install}'",
         )
-    return found
+    return require(module or package, f"{purpose} ({package} {needed} or newer)", install)
 
 
 def lightning() -> ModuleType:
@@ -70,12 +69,11 @@ def lightning() -> ModuleType:
     return framework("lightning", purpose, module="lightning.pytorch")
 
 
-def _installed(package: str) -> bool:
+def _installed(package: str) -> str | None:
     try:
-        importlib.metadata.version(package)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:
