@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from tests.integrations.data import EXAMPLES, accuracy, network, split
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import batchscope as bs
 from batchscope.errors import ArgumentError, PlanError, WorkloadError
-from tests.integrations.data import EXAMPLES, accuracy, network, split
-
-pl = pytest.importorskip("lightning.pytorch")
-from batchscope.integrations.lightning import BatchscopeCallback, workload_from_lightning  # noqa: E402
+from batchscope.integrations.lightning import BatchscopeCallback, workload_from_lightning
 
 BATCH = 16
 
@@ -49,7 +48,8 @@ class Digits(pl.LightningDataModule):
 class Network(pl.LightningModule):
     def __init__(self, rate: float = 0.1) -> None:
         super().__init__()
-        self.layers, self.rate = network(), rate
+        self.layers: Any = network()
+        self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x)
@@ -114,7 +114,9 @@ def test_what_is_measured_is_what_a_plain_loop_measures(kind: type, accumulate: 
     fit(seeded(kind), callback, accumulate_grad_batches=accumulate)
     want = by_hand(accumulate)
     assert callback.noise is not None
-    assert callback.noise.source == want.source == ["per-example gradients", "accumulated micro-batches"][accumulate > 1]
+    assert (
+        callback.noise.source == want.source == ["per-example gradients", "accumulated micro-batches"][accumulate > 1]
+    )
     assert callback.noise.steps_measured == want.steps_measured > 3
     assert callback.noise.trace_covariance == want.trace_covariance
     assert callback.noise.noise_scale == want.noise_scale
@@ -156,7 +158,9 @@ class Told(pl.Callback):
         self._since = 0
 
 
-SCHEDULE = bs.Schedule((bs.Phase(0, BATCH), bs.Phase(3 * BATCH, 2 * BATCH), bs.Phase(8 * BATCH, 4 * BATCH)), coupling="rule")
+SCHEDULE = bs.Schedule(
+    (bs.Phase(0, BATCH), bs.Phase(3 * BATCH, 2 * BATCH), bs.Phase(8 * BATCH, 4 * BATCH)), coupling="rule"
+)
 
 
 def test_a_schedule_is_followed_by_accumulation() -> None:
@@ -246,6 +250,7 @@ def test_a_module_trains_as_its_workload_written_by_hand(loss: Any) -> None:
     assert ours.best_score == pytest.approx(theirs.best_score)
     module = Network()
     module.load_state_dict(ours.state)  # under the names that the module has
+    assert theirs.state is not None
     for name, weight in theirs.state.items():
         torch.testing.assert_close(module.layers.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
 
@@ -265,12 +270,12 @@ def test_a_comparison_of_a_module() -> None:
 
 
 def test_a_module_stays_what_it_is() -> None:
-    module = workload_from_lightning(Network, Digits()).model()
+    module: Any = workload_from_lightning(Network, Digits()).model()
     assert isinstance(module, Network)
     assert type(module).__name__ == "Network"
     x, y = split()[1].tensors
     twin = copy.deepcopy(module)
-    assert torch.equal(twin(x), module.layers(x))  # type: ignore[operator]
+    assert torch.equal(twin(x), module.layers(x))
     assert float(module.training_step((x, y), 0)) == pytest.approx(float(F.cross_entropy(module(x), y)))
 
 
@@ -297,7 +302,8 @@ class Several(Network):
 
 class Attached(Network):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return F.cross_entropy(self(batch[0]), batch[1]) / self.trainer.world_size
+        loss: Tensor = F.cross_entropy(self(batch[0]), batch[1]) / self.trainer.world_size
+        return loss
 
 
 class Augmented(Digits):
@@ -334,7 +340,7 @@ def test_a_scheduler_of_learning_rates_is_left_out_aloud() -> None:
 def test_dictionaries_need_a_forward_for_a_score_alone() -> None:
     class Named(TensorDataset):
         def __getitem__(self, index: int) -> Any:
-            x, y = super().__getitem__(index)
+            x, y = (tensor[index] for tensor in self.tensors)
             return {"x": x, "y": y}
 
     class Data(Digits):

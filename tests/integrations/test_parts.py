@@ -80,7 +80,7 @@ def test_clipping_goes_with_the_optimiser() -> None:
     model = nn.Linear(4, 1)
     made = OptimizerLike(torch.optim.SGD(model.parameters(), lr=1.0), model, max_grad_norm=0.5)(model.parameters(), 1.0)
     before = [p.detach().clone() for p in model.parameters()]
-    (100 * model(torch.ones(1, 4)).sum()).backward()  # type: ignore[no-untyped-call]
+    (100 * model(torch.ones(1, 4)).sum()).backward()
     made.step()
     moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, model.parameters(), strict=True)])
     assert float(moved.norm()) == pytest.approx(0.5, rel=1e-4)
@@ -108,6 +108,9 @@ def test_a_collate_of_the_persons_sees_every_example() -> None:
     assert int(source.dataset[3][0]) == 3
 
 
+PAIR: Any = [1, 2]
+
+
 class Stream(IterableDataset[int]):
     def __iter__(self) -> Any:
         return iter(range(3))
@@ -117,10 +120,10 @@ class Stream(IterableDataset[int]):
     ("loader", "said"),
     [
         (DataLoader(Stream()), "map-style"),
-        ([DataLoader([1]), DataLoader([2])], "2 of them"),
-        (DataLoader([1, 2], sampler=WeightedRandomSampler([0.5, 0.5], 2)), "WeightedRandomSampler"),
-        (DataLoader([1, 2], sampler=SubsetRandomSampler([0])), "SubsetRandomSampler"),
-        (DataLoader([1, 2], batch_size=None), "single examples"),
+        ([DataLoader(PAIR), DataLoader(PAIR)], "2 of them"),
+        (DataLoader(PAIR, sampler=WeightedRandomSampler([0.5, 0.5], 2)), "WeightedRandomSampler"),
+        (DataLoader(PAIR, sampler=SubsetRandomSampler([0])), "SubsetRandomSampler"),
+        (DataLoader(PAIR, batch_size=None), "single examples"),
         (iter([1]), "one DataLoader"),
     ],
 )

@@ -42,8 +42,8 @@ class BatchscopeCallback(Callback):
         print(callback.noise)
 
     Every ``trainer.log_every_n_steps`` updates the noise scale and the ends of its interval go to the trainer's loggers
-    and to ``trainer.callback_metrics`` as ``noise_scale``, ``noise_scale_low`` and ``noise_scale_high``; where it is not
-    resolved yet, what is known of its lower end. How it is measured, from what, and where it is refused:
+    and to ``trainer.callback_metrics`` as ``noise_scale``, ``noise_scale_low`` and ``noise_scale_high``; where it is
+    not resolved yet, what is known of its lower end. How it is measured, from what, and where it is refused:
     :class:`batchscope.GradientNoise`. Gradient accumulation, clipping, precision plugins with a scaler and
     ``DistributedDataParallel`` are honoured, and so is a training step that calls parts of the module, an encoder and
     a decoder say, rather than the module. Measuring takes no more than ``overhead`` of the time.
@@ -186,9 +186,7 @@ class BatchscopeCallback(Callback):
         source = source_of(trainer.train_dataloader, "the training data")
         examples = len(source.dataset)  # type: ignore[arg-type]
         micro = reference_batch_size(None, source.batch_size, examples) * trainer.world_size
-        following = Accumulation(
-            schedule, trainer.optimizers[0], micro_batch_size=micro, training_examples=examples
-        )
+        following = Accumulation(schedule, trainer.optimizers[0], micro_batch_size=micro, training_examples=examples)
         if (state := self._loaded.pop("following", None)) is not None:
             following.load_state_dict(state)
         return following

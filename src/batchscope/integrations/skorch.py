@@ -140,7 +140,9 @@ def workload_from_net(
             train, held_out = made.get_dataset(X, y), made.get_dataset(*validation)
     if held_out is None:
         raise WorkloadError(
-            "there must be examples to validate on", got="train_split=None", mend="give validation=(X, y), or a train_split"
+            "there must be examples to validate on",
+            got="train_split=None",
+            mend="give validation=(X, y), or a train_split",
         )
     sources = [source_of(made.get_iterator(part, training=True), "the data") for part in (train, held_out)]
     like = OptimizerLike(made.optimizer_, made.module_)
@@ -207,11 +209,12 @@ def _r_squared(output: Any, target: Any) -> Tensor:
     output, target = (value.reshape(len(value), -1).double() for value in (output, target))
     error = (output - target).square().sum(0)
     spread = (target - target.mean(0)).square().sum(0)
-    return (1 - error / spread).mean()
+    found: Tensor = (1 - error / spread).mean()
+    return found
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, ...] | None:
-    """The arrays behind a net's dataset as tensors, where that is what they are: gathered without Python per example."""
+    """The arrays behind a net's dataset as tensors, where they are arrays: gathered without Python per example."""
     where = None
     if type(dataset) is Subset:
         dataset, where = dataset.dataset, np.asarray(dataset.indices)

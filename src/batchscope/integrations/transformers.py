@@ -151,8 +151,8 @@ def workload_from_trainer(
     collator. The optimiser, with its groups, learning rate and ``max_grad_norm``, is the one that the Trainer creates;
     its schedule of learning rates is left out, since a plan's shape says how the rate goes. The batch size of today is
     ``per_device_train_batch_size × gradient_accumulation_steps × world_size``. The loss is the Trainer's: the model's
-    own, or that of ``compute_loss`` and ``label_smoothing_factor``. Many runs of a model in one batched pass need
-    ``max_grad_norm=0``, since a clipped update ties all weights together.
+    own mean over a batch, or that of ``compute_loss`` and ``label_smoothing_factor``. Many runs of a model in one
+    batched pass are fastest with ``max_grad_norm=0``, since a clipped update ties all weights together.
 
     Args:
         trainer: The Trainer; it is left as it is.
@@ -178,7 +178,9 @@ def workload_from_trainer(
         dataset = getattr(trainer, which)
         if dataset is None or isinstance(dataset, dict):
             raise WorkloadError(
-                f"the Trainer must have one {which}", got="none" if dataset is None else "several", mend=f"give {which}="
+                f"the Trainer must have one {which}",
+                got="none" if dataset is None else "several",
+                mend=f"give {which}=",
             )
         if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__getitem__"):
             raise WorkloadError(
@@ -267,10 +269,10 @@ def _mean_of_loss(output: Any, target: Any) -> Tensor:
 
 def _models(trainer: Any) -> Callable[[], nn.Module]:
     if trainer.model_init is not None:
-        return lambda: trainer.call_model_init().train()  # type: ignore[no-any-return]
+        return lambda: trainer.call_model_init().train()
     kept = copy.deepcopy(trainer.model).cpu()
     kept.zero_grad(set_to_none=True)
-    return lambda: copy.deepcopy(kept).train()  # type: ignore[no-any-return]
+    return lambda: copy.deepcopy(kept).train()
 
 
 def _optimizer(trainer: Any, model: nn.Module) -> OptimizerLike:

@@ -72,7 +72,8 @@ class Span(nn.Module):
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         """Those of the model."""
-        return self._whole[0].named_modules(*args, **kwargs)
+        found: Iterator[tuple[str, nn.Module]] = self._whole[0].named_modules(*args, **kwargs)
+        return found
 
     def register_forward_pre_hook(self, hook: Callable[..., Any], **kwargs: Any) -> Any:
         """At the beginning of the first module."""
