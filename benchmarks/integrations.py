@@ -1,9 +1,9 @@
 """What following the noise scale adds to training in people's frameworks, in alternating runs in one process.
 
-Each round trains the perceptron of Fashion-MNIST for as many updates with the framework's own loop and with the callback
-at its default, one after the other in turns; the ratio is taken within the round. The time is that between the first
-update and the last, set-up left out. The monitor goes on from round to round, as it would in one long run, so that the
-first measurements, which come after a hundred updates, are in it. A plain loop stands beside them.
+Each round trains the perceptron of Fashion-MNIST for as many updates with the framework's own loop, with the callback
+at its default, and with its own loop again; the ratio is taken within the round, and that of the two without the
+callback says how much of it is the machine's. The time is that of training, set-up left out. The monitor goes on from
+round to round, as it would in one long run. A loop written by hand stands beside them.
 
     python benchmarks/integrations.py [--rounds 7] [--workload fashion-mlp] [--batch-size 128]
 """
@@ -76,14 +76,17 @@ class Framework:
         raise NotImplementedError
 
     def loader(self, updates: int, *, named: bool = False) -> Any:
+        """Batches for so many updates."""
         batches = Batches(self.workload, self.batch_size, updates, named=named)
         return DataLoader(batches, batch_size=None)
 
     def resume(self, noise: bs.GradientNoise | None) -> None:
+        """Let a monitor go on from the last run's."""
         if noise is not None and self.state is not None:
             noise.load_state_dict(self.state)
 
     def remember(self, noise: bs.GradientNoise | None) -> None:
+        """Keep what the next run's monitor goes on from."""
         if noise is not None:
             self.state = noise.state_dict()
             self.overhead, self.steps, self.measured = noise.overhead, noise.steps, noise.steps_measured
@@ -91,7 +94,10 @@ class Framework:
 
 
 class PlainLoop(Framework):
+    """A loop written by hand."""
+
     def run(self, updates: int, *, watched: bool) -> float:
+        """Seconds for so many updates."""
         noise = bs.GradientNoise(self.model, self.optimizer) if watched else None
         self.resume(noise)
         began = time.perf_counter()
@@ -105,7 +111,10 @@ class PlainLoop(Framework):
 
 
 class Lightning(Framework):
+    """Lightning's Trainer with bare flags."""
+
     def run(self, updates: int, *, watched: bool) -> float:
+        """Seconds for so many updates."""
         import lightning.pytorch as pl
 
         from batchscope.integrations.lightning import BatchscopeCallback
@@ -129,6 +138,7 @@ class Lightning(Framework):
             def on_train_end(self) -> None:
                 self.seconds = time.perf_counter() - self.began
 
+        _silence()
         module = Module()
         callback = BatchscopeCallback()
         if self.state is not None:
@@ -157,12 +167,16 @@ class WithLoss(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Loss and logits."""
         logits = self.model(x)
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
 class Transformers(Framework):
+    """transformers' Trainer, logging every 50 updates."""
+
     def run(self, updates: int, *, watched: bool) -> float:
+        """Seconds for so many updates."""
         import transformers
 
         from batchscope.integrations.transformers import BatchscopeTrainerCallback
@@ -215,7 +229,10 @@ class Transformers(Framework):
 
 
 class Accelerate(Framework):
+    """A loop with an Accelerator."""
+
     def run(self, updates: int, *, watched: bool) -> float:
+        """Seconds for so many updates."""
         from accelerate import Accelerator
 
         from batchscope.integrations.accelerate import gradient_noise_of
@@ -235,7 +252,10 @@ class Accelerate(Framework):
 
 
 class Skorch(Framework):
+    """skorch's partial_fit."""
+
     def run(self, updates: int, *, watched: bool) -> float:
+        """Seconds for so many updates."""
         import skorch
 
         from batchscope.integrations.skorch import BatchscopeNetCallback
