@@ -2,7 +2,8 @@
 
 Each round trains the perceptron of Fashion-MNIST for as many updates with the framework's own loop, with the callback
 at its default, and with its own loop again; the ratio is taken within the round, and that of the two without the
-callback says how much of it is the machine's. The time is that of training, set-up left out. The monitor goes on from
+callback says how much of it is the machine's. The time is that of training, set-up left out; that of the processor stands beside
+that of the clock, since other work on a machine disturbs it less. The monitor goes on from
 round to round, as it would in one long run. A loop written by hand stands beside them.
 
     python benchmarks/integrations.py [--rounds 7] [--workload fashion-mlp] [--batch-size 128]
@@ -16,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -29,8 +30,20 @@ import batchscope as bs
 from batchscope.workload import Workload
 from cases import case, keep, machine, median_and_spread
 
-Run = Callable[[int], float]
 State = dict[str, Any]
+
+
+class Times(NamedTuple):
+    """What a run took: seconds of the clock, and of this process's processors, which other work disturbs less."""
+
+    wall: float
+    processor: float
+
+
+def stopwatch() -> Callable[[], Times]:
+    """Begin to measure; what is returned gives the times since."""
+    wall, processor = time.perf_counter(), time.process_time()
+    return lambda: Times(time.perf_counter() - wall, time.process_time() - processor)
 
 
 class Batches(Dataset[Any]):
@@ -71,8 +84,8 @@ class Framework:
         self.state: State | None = None
         self.overhead, self.steps, self.measured = 0.0, 0, 0
 
-    def run(self, updates: int, *, watched: bool) -> float:
-        """Seconds for so many updates."""
+    def run(self, updates: int, *, watched: bool) -> Times:
+        """What so many updates take."""
         raise NotImplementedError
 
     def loader(self, updates: int, *, named: bool = False) -> Any:
@@ -96,25 +109,25 @@ class Framework:
 class PlainLoop(Framework):
     """A loop written by hand."""
 
-    def run(self, updates: int, *, watched: bool) -> float:
-        """Seconds for so many updates."""
+    def run(self, updates: int, *, watched: bool) -> Times:
+        """What so many updates take."""
         noise = bs.GradientNoise(self.model, self.optimizer) if watched else None
         self.resume(noise)
-        began = time.perf_counter()
+        elapsed = stopwatch()
         for x, y in self.loader(updates):
             self.optimizer.zero_grad()
             F.cross_entropy(self.model(x), y).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-        seconds = time.perf_counter() - began
+        times = elapsed()
         self.remember(noise)
-        return seconds
+        return times
 
 
 class Lightning(Framework):
     """Lightning's Trainer with bare flags."""
 
-    def run(self, updates: int, *, watched: bool) -> float:
-        """Seconds for so many updates."""
+    def run(self, updates: int, *, watched: bool) -> Times:
+        """What so many updates take."""
         import lightning.pytorch as pl
 
         from batchscope.integrations.lightning import BatchscopeCallback
@@ -133,10 +146,10 @@ class Lightning(Framework):
                 return outer.optimizer
 
             def on_train_start(self) -> None:
-                self.began = time.perf_counter()
+                self.elapsed = stopwatch()
 
             def on_train_end(self) -> None:
-                self.seconds = time.perf_counter() - self.began
+                self.times = self.elapsed()
 
         _silence()
         module = Module()
@@ -156,7 +169,8 @@ class Lightning(Framework):
         trainer.fit(module, self.loader(updates))
         if watched:
             self.remember(callback.noise)
-        return float(module.seconds)
+        times: Times = module.times
+        return times
 
 
 class WithLoss(nn.Module):
@@ -175,8 +189,8 @@ class WithLoss(nn.Module):
 class Transformers(Framework):
     """transformers' Trainer, logging every 50 updates."""
 
-    def run(self, updates: int, *, watched: bool) -> float:
-        """Seconds for so many updates."""
+    def run(self, updates: int, *, watched: bool) -> Times:
+        """What so many updates take."""
         import transformers
 
         from batchscope.integrations.transformers import BatchscopeTrainerCallback
@@ -184,13 +198,13 @@ class Transformers(Framework):
         outer = self
 
         class Clock(transformers.TrainerCallback):
-            seconds = 0.0
+            times = Times(0.0, 0.0)
 
             def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-                self.began = time.perf_counter()
+                self.elapsed = stopwatch()
 
             def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-                self.seconds = time.perf_counter() - self.began
+                self.times = self.elapsed()
 
         class Resumed(BatchscopeTrainerCallback):
             def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -225,14 +239,14 @@ class Transformers(Framework):
             trainer.train()
         if watched:
             self.remember(callback.noise)
-        return clock.seconds
+        return clock.times
 
 
 class Accelerate(Framework):
     """A loop with an Accelerator."""
 
-    def run(self, updates: int, *, watched: bool) -> float:
-        """Seconds for so many updates."""
+    def run(self, updates: int, *, watched: bool) -> Times:
+        """What so many updates take."""
         from accelerate import Accelerator
 
         from batchscope.integrations.accelerate import gradient_noise_of
@@ -241,21 +255,21 @@ class Accelerate(Framework):
         model, optimizer = accelerator.prepare(self.model, self.optimizer)
         noise = gradient_noise_of(accelerator, model, optimizer) if watched else None
         self.resume(noise)
-        began = time.perf_counter()
+        elapsed = stopwatch()
         for x, y in self.loader(updates):
             accelerator.backward(F.cross_entropy(model(x), y))
             optimizer.step()
             optimizer.zero_grad()
-        seconds = time.perf_counter() - began
+        times = elapsed()
         self.remember(noise)
-        return seconds
+        return times
 
 
 class Skorch(Framework):
     """skorch's partial_fit."""
 
-    def run(self, updates: int, *, watched: bool) -> float:
-        """Seconds for so many updates."""
+    def run(self, updates: int, *, watched: bool) -> Times:
+        """What so many updates take."""
         import skorch
 
         from batchscope.integrations.skorch import BatchscopeNetCallback
@@ -287,12 +301,12 @@ class Skorch(Framework):
             self.resume(given.noise_)
             given.noise_.close()
         data = Batches(self.workload, self.batch_size, updates)
-        began = time.perf_counter()
+        elapsed = stopwatch()
         net.partial_fit(data, None)
-        seconds = time.perf_counter() - began
+        times = elapsed()
         if given is not None:
             self.remember(given.noise_)
-        return seconds
+        return times
 
 
 FRAMEWORKS: dict[str, type[Framework]] = {
@@ -315,7 +329,15 @@ def main() -> None:
     workload = case(arguments.workload)
     title = f"Noise scale on {arguments.workload}, batch {arguments.batch_size}: time over the framework's own"
     table = Table(title=f"{title} (median of rounds, least–most)")
-    for column in ("loop", "update, ms", "with the callback", "the same again", "says itself", "measured"):
+    for column in (
+        "loop",
+        "update, ms",
+        "with the callback",
+        "of processor",
+        "without, again",
+        "says itself",
+        "measured",
+    ):
         table.add_column(column, justify="left" if column == "loop" else "right")
     rows = []
     for name, kind in FRAMEWORKS.items():
@@ -325,11 +347,12 @@ def main() -> None:
             name,
             f"{1000 * row['step_seconds']:.2f}",
             median_and_spread(row["ratios"]),
+            median_and_spread(row["ratios_of_processor_time"]),
             median_and_spread(row["ratios_of_the_same"]),
             f"{row['overhead']:.1%}",
             f"{row['steps_measured']} of {row['steps']}",
         )
-    console = Console(width=130)
+    console = Console(width=150)
     console.print(table)
     console.print(machine())
     console.print(f"Kept in {keep('integrations', rows)}")
@@ -337,18 +360,20 @@ def main() -> None:
 
 def _measure(name: str, framework: Framework, arguments: argparse.Namespace) -> dict[str, Any]:
     framework.run(20, watched=False)
-    updates = max(50, min(4000, round(arguments.seconds * 50 / framework.run(50, watched=False))))
+    updates = max(50, min(4000, round(arguments.seconds * 50 / framework.run(50, watched=False).wall)))
     framework.run(updates, watched=True)  # warms up
-    ratios, same, own = [], [], []
+    ratios, of_processor, same, own = [], [], [], []
     for number in range(arguments.rounds):
-        # Own, watched, own again: the two of the same kind say how much of a ratio is the machine's.
+        # Without, with, without again: the two of the same kind say how much of a ratio is the machine's.
         first = framework.run(updates, watched=False)
         watched = framework.run(updates, watched=True)
         last = framework.run(updates, watched=False)
-        ratios.append(2 * watched / (first + last))
-        same.append(last / first)
-        own += [first, last]
-        print(f"{name} round {number + 1}: {ratios[-1]:.3f}, the same again {same[-1]:.3f}", flush=True)
+        ratios.append(2 * watched.wall / (first.wall + last.wall))
+        of_processor.append(2 * watched.processor / (first.processor + last.processor))
+        same.append(last.wall / first.wall)
+        own += [first.wall, last.wall]
+        shown = f"{ratios[-1]:.3f}, of processor {of_processor[-1]:.3f}, without again {same[-1]:.3f}"
+        print(f"{name} round {number + 1}: {shown}", flush=True)
     return {
         "loop": name,
         "workload": arguments.workload,
@@ -356,6 +381,7 @@ def _measure(name: str, framework: Framework, arguments: argparse.Namespace) -> 
         "updates": updates,
         "step_seconds": sorted(own)[len(own) // 2] / updates,
         "ratios": ratios,
+        "ratios_of_processor_time": of_processor,
         "ratios_of_the_same": same,
         "overhead": framework.overhead,
         "steps": framework.steps,
