@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
-    bench-forecasts bench-best-rates bench-advice bench-claims bench-papers bench-start ground-truth gpu
+    bench-forecasts bench-best-rates bench-advice bench-claims bench-papers bench-start bench-integrations ground-truth gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
 demo: $(CORE)
@@ -44,6 +44,10 @@ bench-noise: $(BENCH)
 # what GradientNoise adds to a plain loop's time; gns-pytorch and backpack beside it
 bench-monitor: $(BENCH)
 	$(BIN)/python benchmarks/monitor.py
+
+# what the noise scale's callback adds to training with Lightning, transformers, accelerate and skorch
+bench-integrations: $(BENCH)
+	$(BIN)/python benchmarks/integrations.py
 
 # time and memory of per-example statistics over single backward passes; backpack beside it
 bench-per-example: $(BENCH)

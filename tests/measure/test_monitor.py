@@ -372,6 +372,30 @@ def test_clipping_does_not_reach_what_is_measured(parts: int) -> None:
     assert last(clipped) == pytest.approx(last(loop(model, batch, parts=parts)))
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_closure_is_measured_as_a_plain_loop_is(parts: int) -> None:
+    """As Lightning makes its updates: all but the last micro-batch before the step, the last one inside of it."""
+    model, (x, y) = seeded(SINGLE["perceptron"]), data()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    noise = bs.GradientNoise(model, optimizer, every=1, examples=BATCH)
+    for _ in range(5):
+        for index, part in enumerate(zip(x.chunk(parts), y.chunk(parts), strict=True)):
+
+            def closure(part: tuple[Tensor, Tensor] = part, index: int = index) -> Tensor:
+                loss = F.cross_entropy(model(part[0]), part[1]) / parts
+                if index == 0:
+                    optimizer.zero_grad()
+                backward(loss)
+                return loss
+
+            if index < parts - 1:
+                closure()
+            else:
+                optimizer.step(closure)
+    assert noise.steps_measured == 3
+    assert last(noise) == pytest.approx(last(loop(model, (x, y), parts=parts)))
+
+
 def test_a_gradient_scaler_that_changes_its_scale_and_meets_infinities() -> None:
     model, (x, y) = seeded(SINGLE["perceptron"]), data()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -457,7 +481,7 @@ def test_training_is_the_same_bit_for_bit(kind: str) -> None:
         hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
         assert not hooks
         assert not any(p._backward_hooks for p in model.parameters())
-        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
         return [p.detach().clone() for p in model.parameters()], torch.get_rng_state()
 
     (with_, state), (without, other) = weights(True), weights(False)

@@ -60,6 +60,7 @@ embedding, layer, group and RMS norm, matrix product, and sums and products with
     | the same, other uses of parameters (``nn.MultiheadAttention``, LSTM, own autograd functions) | two halves of the \
 batch, by one more backward pass on the measured steps |
     | gradient accumulation | the micro-batches of an update |
+    | ``optimizer.step(closure)`` | as above |
     | ``DistributedDataParallel``, with accumulation or not | the ranks: local gradients before they are averaged, \
 and one reduction of a few numbers on measured steps; give the wrapped model |
     | ``torch.amp.GradScaler`` | as above, with ``scaler=``; steps of gradients that are not finite are left out |
@@ -146,7 +147,7 @@ pass an update; micro-batches or ranks do |
         self._window = Window(half_life)
         self._step: MeasuredStep | None = None
         self._moment: float | None = None
-        self._hook = optimizer.register_step_pre_hook(self._at_update)
+        self._hook = optimizer.register_step_post_hook(self._at_update)
 
     # What was found
 
@@ -271,7 +272,10 @@ pass an update; micro-batches or ranks do |
     # The loop
 
     def _at_update(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """Before each update: end a measured step, or begin one where the next is to be measured."""
+        """After each update: end a measured step, or begin one where the next is to be measured.
+
+        After it, since a closure that the update is given makes the backward pass inside of it.
+        """
         began = self._stopwatch.now()
         gap: float | None = None
         ended = self._step
