@@ -2,9 +2,9 @@
 
 Each round trains the perceptron of Fashion-MNIST for as many updates with the framework's own loop, with the callback
 at its default, and with its own loop again; the ratio is taken within the round, and that of the two without the
-callback says how much of it is the machine's. The time is that of training, set-up left out; that of the processor stands beside
-that of the clock, since other work on a machine disturbs it less. The monitor goes on from
-round to round, as it would in one long run. A loop written by hand stands beside them.
+callback says how much of it is the machine's. The time is that of training, set-up left out; that of the processor
+stands beside that of the clock, since other work on a machine disturbs it less. The monitor goes on from round to
+round, as it would in one long run. A loop written by hand stands beside them.
 
     python benchmarks/integrations.py [--rounds 7] [--workload fashion-mlp] [--batch-size 128]
 """
