@@ -6,7 +6,7 @@ callback says how much of it is the machine's. The time is that of training, set
 stands beside that of the clock, since other work on a machine disturbs it less. The monitor goes on from round to
 round, as it would in one long run. A loop written by hand stands beside them.
 
-    python benchmarks/integrations.py [--rounds 7] [--workload fashion-mlp] [--batch-size 128] [--loops Lightning,skorch]
+    python benchmarks/integrations.py [--rounds 7] [--workload fashion-mlp] [--batch-size 128] [--loops Lightning,…]
 """
 
 from __future__ import annotations
