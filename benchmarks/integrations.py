@@ -2,11 +2,11 @@
 
 Each round trains the perceptron of Fashion-MNIST for as many updates with the framework's own loop, with the callback
 at its default, and with its own loop again; the ratio is taken within the round, and that of the two without the
-callback says how much of it is the machine's. The time is that of training, set-up left out; that of the processor stands beside
-that of the clock, since other work on a machine disturbs it less. The monitor goes on from
-round to round, as it would in one long run. A loop written by hand stands beside them.
+callback says how much of it is the machine's. The time is that of training, set-up left out; that of the processor
+stands beside that of the clock, since other work on a machine disturbs it less. The monitor goes on from round to
+round, as it would in one long run. A loop written by hand stands beside them.
 
-    python benchmarks/integrations.py [--rounds 7] [--workload fashion-mlp] [--batch-size 128]
+    python benchmarks/integrations.py [--rounds 7] [--workload fashion-mlp] [--batch-size 128] [--loops Lightning,…]
 """
 
 from __future__ import annotations
@@ -324,6 +324,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="aimed at for each run")
     parser.add_argument("--workload", default="fashion-mlp")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--loops", default=",".join(FRAMEWORKS))
     arguments = parser.parse_args()
     _silence()
     workload = case(arguments.workload)
@@ -340,8 +341,8 @@ def main() -> None:
     ):
         table.add_column(column, justify="left" if column == "loop" else "right")
     rows = []
-    for name, kind in FRAMEWORKS.items():
-        row = _measure(name, kind(workload, arguments.batch_size), arguments)
+    for name in arguments.loops.split(","):
+        row = _measure(name, FRAMEWORKS[name](workload, arguments.batch_size), arguments)
         rows.append(row)
         table.add_row(
             name,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -357,3 +359,34 @@ def test_dictionaries_need_a_forward_for_a_score_alone() -> None:
     given = workload_from_lightning(Reads, Data(), score=accuracy, forward=lambda m, b: (m(b["x"]), b["y"]))
     plan = bs.Plan(batch_size=32, learning_rate=0.1, iterations=10)
     assert bs.train(given, plan).best_score == pytest.approx(bs.train(written_by_hand(), plan).best_score)
+
+
+OTHER_NAME = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import pytorch_lightning as pl
+import torch
+from batchscope.integrations.lightning import BatchscopeCallback
+assert BatchscopeCallback.__mro__[1] is pl.Callback and "lightning.pytorch" not in sys.modules
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+callback = BatchscopeCallback(every=1)
+trainer = pl.Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+                     enable_progress_bar=False, enable_model_summary=False, callbacks=[callback])
+trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(64, 2), batch_size=4))
+print("measured", callback.noise.steps_measured)
+"""
+
+
+def test_lightning_under_its_other_name() -> None:
+    done = subprocess.run([sys.executable, "-c", OTHER_NAME], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "measured 13" in done.stdout
