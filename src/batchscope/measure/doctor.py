@@ -33,6 +33,11 @@ NEEDED = {
 OPTIONAL = {
     "ray": ("sweeps on many machines", "batchscope[ray]"),
     "pyarrow": ("export to Parquet", "batchscope[parquet]"),
+    "pandas": ("rows as data frames", "batchscope[pandas]"),
+    "polars": ("rows as data frames", "batchscope[polars]"),
+    "tensorboardX": ("curves in TensorBoard", "batchscope[tensorboard]"),
+    "mlflow-skinny": ("runs in MLflow", "batchscope[mlflow]"),
+    "wandb": ("runs in Weights & Biases", "batchscope[wandb]"),
 }
 
 
