@@ -1,0 +1,1 @@
+"""What joins batchscope to other programs: a file each, imported when it is used."""
