@@ -228,6 +228,20 @@ def test_a_package_that_is_missing_is_named(
         open_tracker(name)
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    (tmp_path / "file").write_text("in the way")
+    for place in (f"tensorboard:{tmp_path}/file", f"mlflow:{tmp_path}/file"):
+        with pytest.raises(bs.StorageError, match="a place that it can write to"):
+            open_tracker(place)
+    words = ["train", "digits", "--iterations", "5", "--tracker", f"tensorboard:{tmp_path}/file"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("batchscope: a tracker must have a place")
+    assert done.stdout == ""
+
+
 # What training tells, and what it bears
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from batchscope.errors import ArgumentError
+from batchscope.errors import ArgumentError, BatchscopeError, StorageError, first_line
 from batchscope.training.tracking import Tracker
 
 EXAMPLES = "tensorboard:DIR, mlflow:URI or wandb:PROJECT"
@@ -22,6 +22,8 @@ def open_tracker(text: str) -> Tracker:
 
     Raises:
         ArgumentError: There is no such tracker.
+        MissingPackageError: Its package is not here.
+        StorageError: It cannot write there.
 
     Examples:
         >>> open_tracker("tensorbord:runs")
@@ -32,7 +34,16 @@ def open_tracker(text: str) -> Tracker:
     makers: dict[str, Callable[[str], Tracker]] = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
     if kind not in makers or not place:
         raise ArgumentError(f"a tracker is {EXAMPLES}", got=text)
-    return makers[kind](place)
+    try:
+        return makers[kind](place)
+    except BatchscopeError:
+        raise
+    except Exception as error:  # each library has its own
+        raise StorageError(
+            "a tracker must have a place that it can write to",
+            got=f"{text} ({first_line(error)})",
+            mend="name another place, or leave the tracker out",
+        ) from error
 
 
 def _tensorboard(place: str) -> Tracker:
