@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -124,8 +125,8 @@ def reporter(progress: bool | Reporter, task: str) -> Iterator[Report]:
     """A place to report to, for the length of a task.
 
     Args:
-        progress: False: nothing is shown. True: a live view on stderr if that is a terminal, otherwise a plain line
-            now and then. A function: it is called with every event.
+        progress: False: nothing is shown. True: a live view on stderr if that is a terminal, one output that is
+            rewritten in a notebook, otherwise a plain line now and then. A function: it is called with every event.
         task: What is going on.
 
     Yields:
@@ -138,6 +139,10 @@ def reporter(progress: bool | Reporter, task: str) -> Iterator[Report]:
     elif sys.stderr.isatty():
         with _LiveView() as live:
             yield Report(live, task)
+    elif (display := _notebook_display()) is not None:
+        shown = _NotebookLine(display)
+        yield Report(shown, task)
+        shown.clear()
     else:
         yield Report(_PlainLines(), task)
 
@@ -271,6 +276,60 @@ class _PlainLines:
         share = f" {event.done / event.total:4.0%}" if event.total else f" {event.done:,}"
         line = f"{event.task}{share}  {_said(event)}" if event.sweep is None else _swept(event.task, event.sweep)
         print(line, file=sys.stderr, flush=True)
+
+
+def _notebook_display() -> Callable[..., Any] | None:
+    """IPython's ``display`` where this runs in a notebook's kernel; None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    # Only a kernel has a front end that can rewrite what it has shown.
+    if shell is None or getattr(shell, "kernel", None) is None:
+        return None
+    from IPython.display import display
+
+    found: Callable[..., Any] = display
+    return found
+
+
+class _NotebookLine:
+    """One output of a cell, rewritten at most twice a second: a line, or the table of a sweep."""
+
+    EVERY_SECONDS = 0.5
+    COLUMNS = 110
+
+    def __init__(self, display: Callable[..., Any]) -> None:
+        self._display = display
+        self._handle: Any = None
+        self._last = -math.inf
+
+    def __call__(self, event: ProgressEvent) -> None:
+        now = time.monotonic()
+        if now - self._last >= self.EVERY_SECONDS:
+            self._last = now
+            self._show(self._text(event))
+
+    def clear(self) -> None:
+        """Leave an empty output: what was worked for is shown by others."""
+        if self._handle is not None:
+            self._show("")
+
+    def _show(self, text: str) -> None:
+        data = {"text/plain": text}
+        if self._handle is None:
+            self._handle = self._display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
+
+    def _text(self, event: ProgressEvent) -> str:
+        if event.sweep is None:
+            share = f" {event.done / event.total:4.0%}" if event.total else f" {event.done:,}"
+            return f"{event.task}{share}  {_said(event)}"
+        from rich.console import Console
+
+        stream = io.StringIO()
+        console = Console(file=stream, width=self.COLUMNS, color_system=None, force_jupyter=False)
+        console.print(_SweepTable(event.task, event.label, event.sweep))
+        return stream.getvalue().rstrip()
 
 
 def _said(event: ProgressEvent) -> str:

@@ -180,7 +180,7 @@ def test_a_run_has_its_page(pages: dict[str, str]) -> None:
 
 def test_other_records_have_a_page_without_charts() -> None:
     text = page.render(Plan(batch_size=64, learning_rate=0.1, iterations=10))
-    assert "vegaEmbed" not in text.replace(page._file("page.js"), "")
+    assert "vegaEmbed" not in text.replace(page.file_text("page.js"), "")
     assert "batch_size" in Reader(text).words
 
 

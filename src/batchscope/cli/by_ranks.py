@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 # What rank 0 alone writes and shows.
-OF_RANK_0: dict[str, Any] = {"json": None, "report": None, "weights": None, "quiet": True}
+OF_RANK_0: dict[str, Any] = {"json": None, "report": None, "weights": None, "tracker": None, "quiet": True}
 
 
 def by_ranks(verb: Callable[..., int | None]) -> Callable[..., int | None]:

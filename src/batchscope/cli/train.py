@@ -30,6 +30,7 @@ from batchscope.errors import ArgumentError
 
 if TYPE_CHECKING:
     from batchscope.records import Advice, Plan, Schedule
+    from batchscope.training.tracking import Tracker
     from batchscope.workload import Workload
 
 
@@ -94,6 +95,9 @@ def train(
     noise: Annotated[
         bool, typer.Option("--noise", help="Measure the gradient noise scale on the way, in at most 3% of the time.")
     ] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="Keep curves and result: tensorboard:DIR, mlflow:URI or wandb:PROJECT (offline).")
+    ] = None,
     data: Data = None,
     load_timeout: LoadTimeout = 30.0,
     workers: Workers = None,
@@ -108,6 +112,7 @@ def train(
     from batchscope.study import train as run
     from batchscope.training.checkpoint import load_weights, save_weights
     from batchscope.training.ghost_norm import ghost_batch_norm as with_ghosts
+    from batchscope.training.tracking import tracked
 
     check_writable(json, report, weights, checkpoint, reads=plan)
     advice, saved = (None, None) if plan is None else _saved_plan(plan)
@@ -143,17 +148,21 @@ def train(
         _check_auto([*asked, *(name for name, value in others.items() if value is not None)], noise=noise)
         from batchscope.advice import train_from_nothing
 
-        result = train_from_nothing(
-            chosen,
-            target=target,
-            examples=examples,
-            seconds=seconds,
-            budget_seconds=budget,
-            seed=seed,
-            device=device,
-            workers=workers,
-            progress=not quiet,
-        )
+        with tracked(_opened(tracker)) as watched:
+            result = train_from_nothing(
+                chosen,
+                target=target,
+                examples=examples,
+                seconds=seconds,
+                budget_seconds=budget,
+                seed=seed,
+                device=device,
+                workers=workers,
+                progress=not quiet,
+            )
+            for point in result.curve:  # now, since before the end of the race nobody knew whose curve it would be
+                watched.point(point)
+            watched.record(result)
     else:
         if seconds is not None or budget is not None:
             raise ArgumentError(
@@ -161,9 +170,11 @@ def train(
                 got="--seconds" if seconds is not None else "--budget",
                 mend="give --auto as well, or --iterations or --examples",
             )
+        planned = _planned(chosen, saved, asked, schedule)
+        weights_at_first = None if start is None else load_weights(start)
         result = run(
             chosen,
-            _planned(chosen, saved, asked, schedule),
+            planned,
             noise=noise,
             seed=seed,
             device=device,
@@ -171,7 +182,8 @@ def train(
             checkpoint=checkpoint,
             workers=workers,
             progress=not quiet,
-            start=None if start is None else load_weights(start),
+            start=weights_at_first,
+            tracker=_opened(tracker, advice),
         )
     show(result, json, report, quiet=quiet)
     if advice is not None and not quiet:
@@ -184,6 +196,19 @@ def train(
         print("batchscope: Interrupted; what was finished is kept.", file=sys.stderr)
         return INTERRUPTED
     return 0 if result.ended_in_order else 1
+
+
+def _opened(name: str | None, advice: Advice | None = None) -> Tracker | None:
+    """The tracker of that name, which has the advice already where there is one."""
+    if name is None:
+        return None
+    from batchscope.integrations.tracker import open_tracker
+    from batchscope.training.tracking import Tracked
+
+    watched = Tracked(open_tracker(name))
+    if advice is not None:
+        watched.record(advice, "advice.json")
+    return watched.tracker
 
 
 def _check_auto(given: list[str], *, noise: bool) -> None:

@@ -33,6 +33,16 @@ NEEDED = {
 OPTIONAL = {
     "ray": ("sweeps on many machines", "batchscope[ray]"),
     "pyarrow": ("export to Parquet", "batchscope[parquet]"),
+    "pandas": ("rows as data frames", "batchscope[pandas]"),
+    "polars": ("rows as data frames", "batchscope[polars]"),
+    "tensorboardX": ("curves in TensorBoard", "batchscope[tensorboard]"),
+    "mlflow-skinny": ("runs in MLflow", "batchscope[mlflow]"),
+    "wandb": ("runs in Weights & Biases", "batchscope[wandb]"),
+    "lightning": ("a callback and workloads for Lightning", "batchscope[lightning]"),
+    "transformers": ("a callback and workloads for transformers", "batchscope[transformers]"),
+    "accelerate": ("the noise scale and workloads with accelerate", "batchscope[accelerate]"),
+    "skorch": ("a callback and workloads for skorch", "batchscope[skorch]"),
+    "nvidia-ml-py": ("the power that NVIDIA GPUs take", "batchscope[power]"),
 }
 
 

@@ -16,7 +16,7 @@ import tempfile
 import types
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from batchscope.errors import ArgumentError, RecordError, StorageError
 
@@ -81,6 +81,48 @@ class Record:
         from batchscope.report import page
 
         return write_atomically(path, page.render(self).encode())
+
+    def frame(self, name: str, *, library: Literal["pandas", "polars"] | None = None) -> Any:
+        """The rows that a field holds, as a data frame of pandas or polars.
+
+        A column is a field of a row and has its name, as in what ``batchscope export`` writes. An interval ``x``
+        becomes ``x``, ``x_low`` and ``x_high``; the fields of another record in a row have its name and an underscore
+        before theirs. Rows inside of rows have a frame of their own, as ``trials.curve``, whose column ``row`` says
+        which row of ``trials`` each belongs to.
+
+        Args:
+            name: The field, as ``trials``, ``frontier``, ``rows`` or ``curve``; with dots where it lies deeper, as
+                ``law.points``.
+            library: Which to make it with; None: pandas, or polars where there is no pandas.
+
+        Returns:
+            A ``DataFrame`` whose columns have their types even where there are no rows.
+
+        Raises:
+            ArgumentError: There are no such rows; it says which there are.
+            MissingPackageError: The library is not here.
+
+        Examples:
+            >>> import batchscope as bs
+            >>> law = bs.fit_tradeoff([16, 64, 256, 1024], [10_000, 10_900, 14_500, 29_000])
+            >>> law.frame("points").columns[0]
+            'batch_size'
+        """
+        from batchscope.records.frames import frame
+
+        return frame(self, name, library)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: tables and charts, without scripts."""
+        from batchscope.report import notebook
+
+        return notebook.render(self)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What IPython shows in a terminal, and a notebook keeps beside the HTML: the table, which is short."""
+        from batchscope.report import notebook
+
+        return {"text/plain": notebook.plain(self)}
 
 
 def load(path: str | os.PathLike[str]) -> Record:

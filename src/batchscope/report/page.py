@@ -64,44 +64,12 @@ def render(record: Record) -> str:
     Returns:
         The text of an HTML file.
     """
-    jinja: Any = require("jinja2", "write a page", "altair")
     specs = charts.every(record, legend=False)
-    if isinstance(record, Comparison):
-        content = _comparison(record, set(specs))
-    elif isinstance(record, TrainResult):
-        content = _training(record, set(specs))
-    elif isinstance(record, Probe):
-        content = probe_content.of_probe(record, specs)
-    elif isinstance(record, probe_content.Part):
-        content = probe_content.of_part(record, specs)
-    elif isinstance(record, curvature_content.Curvature):
-        content = curvature_content.of_curvature(record, specs)
-    elif isinstance(record, Landscape):
-        content = landscape_content.of_landscape(record, specs)
-    elif isinstance(record, DevicePlan):
-        content = devices_content.of_devices(record, specs)
-    elif isinstance(record, Claims):
-        content = claims_content.of_claims(record, specs)
-    elif isinstance(record, PaperStudy):
-        content = paper_content.of_paper(record, specs)
-    elif isinstance(record, MonitoredNoise):
-        content = probe_content.of_monitor(record)
-    elif isinstance(record, Sweep):
-        content = sweep_content.of_sweep(record, specs)
-    elif isinstance(record, TradeoffLaw):
-        content = sweep_content.of_law(record, specs)
-    elif isinstance(record, Advice):
-        content = advice_content.of_advice(record, specs)
-    elif isinstance(record, Diagnosis):
-        content = diagnosis_content.of_diagnosis(record)
-    else:
-        content = _other(record)
+    content = content_of(record, specs)
     shown = _charts(record, content, specs)
-    environment = jinja.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja.StrictUndefined
-    )
     rows = charts.rows_to_colour(record)
-    html: str = environment.from_string(_file("template.html")).render(
+    return fill(
+        "template.html",
         content=content,
         answer=[part for part in sheets.headline(content.answer) if part],
         kind=record.kind,
@@ -110,12 +78,67 @@ def render(record: Record) -> str:
         across=curves.ACROSS,
         upward=_followed(record),
         spans=curves.SPANS,
-        style=_file("page.css"),
-        script=_file("page.js"),
+        style=file_text("page.css"),
+        script=file_text("page.js"),
         library=_library() if shown["figures"] else "",
         charts=json_for_html(shown),
         record=_embedded(record),
     )
+
+
+def content_of(record: Record, drawn: dict[str, Any]) -> Content:
+    """What is said about a record, whoever draws it.
+
+    Args:
+        record: Any record; kinds without a page of their own are listed field by field.
+        drawn: Its charts, by name, as :func:`batchscope.report.charts.every` gives them.
+    """
+    if isinstance(record, Comparison):
+        return _comparison(record, set(drawn))
+    if isinstance(record, TrainResult):
+        return _training(record, set(drawn))
+    if isinstance(record, Probe):
+        return probe_content.of_probe(record, drawn)
+    if isinstance(record, probe_content.Part):
+        return probe_content.of_part(record, drawn)
+    if isinstance(record, curvature_content.Curvature):
+        return curvature_content.of_curvature(record, drawn)
+    if isinstance(record, Landscape):
+        return landscape_content.of_landscape(record, drawn)
+    if isinstance(record, DevicePlan):
+        return devices_content.of_devices(record, drawn)
+    if isinstance(record, Claims):
+        return claims_content.of_claims(record, drawn)
+    if isinstance(record, PaperStudy):
+        return paper_content.of_paper(record, drawn)
+    if isinstance(record, MonitoredNoise):
+        return probe_content.of_monitor(record)
+    if isinstance(record, Sweep):
+        return sweep_content.of_sweep(record, drawn)
+    if isinstance(record, TradeoffLaw):
+        return sweep_content.of_law(record, drawn)
+    if isinstance(record, Advice):
+        return advice_content.of_advice(record, drawn)
+    if isinstance(record, Diagnosis):
+        return diagnosis_content.of_diagnosis(record)
+    return _other(record)
+
+
+def fill(template: str, **values: Any) -> str:
+    """A template of this package with these values; all text is escaped.
+
+    Args:
+        template: Its file name.
+        values: What stands in it.
+
+    Returns:
+        HTML.
+    """
+    jinja: Any = require("jinja2", "write a page", "altair")
+    environment = jinja.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja.StrictUndefined
+    )
+    html: str = environment.from_string(file_text(template)).render(**values)
     return html
 
 
@@ -323,7 +346,8 @@ def _followed(record: Record) -> dict[curves.Upward, str]:
     return {y: title for y, title in curves.UPWARD.items() if any(point[y] is not None for point in points)}
 
 
-def _file(name: str) -> str:
+def file_text(name: str) -> str:
+    """A file of this package."""
     return resources.files("batchscope.report").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -16,7 +16,8 @@ from batchscope.progress import Reporter
 from batchscope.records import Plan, TrainResult
 from batchscope.seeding import derive
 from batchscope.training.observer import MakeObserver
-from batchscope.training.rank_places import places_here
+from batchscope.training.rank_places import places_here, rank_here
+from batchscope.training.tracking import Tracker, tracked
 from batchscope.training.train import checked_seed
 from batchscope.training.train import train as train_observed
 from batchscope.workload.workload import Workload
@@ -38,6 +39,7 @@ def train(
     workers: int | None = None,
     progress: bool | Reporter = False,
     start: Mapping[str, Any] | None = None,
+    tracker: Tracker | None = None,
 ) -> TrainResult:
     """Train a workload with a plan.
 
@@ -58,6 +60,10 @@ def train(
         progress: True shows progress on stderr; or a function that is told of every step.
         start: Weights to begin with, a state dict of the model, as those that a small batch ended with; None: fresh
             ones. A checkpoint goes before it.
+        tracker: Told of the curve at every evaluation, by examples seen, and of the result as a file; off the clock,
+            and closed at the end. See :mod:`batchscope.integrations.tracker`; anything with ``log(values, step)``,
+            ``artifact(path)`` and ``end()`` will do. One that raises is warned of once and left alone. Under torchrun
+            that of rank 0 alone.
 
     Returns:
         The result; its ``state`` holds the weights at the best validation score.
@@ -78,19 +84,23 @@ def train(
         (True, 275, 128)
     """
     seed = checked_seed(seed)
-    return train_observed(
-        workload,
-        plan,
-        seed=seed,
-        device=device,
-        evaluate_every=evaluate_every,
-        checkpoint=checkpoint,
-        checkpoint_every_seconds=checkpoint_every_seconds,
-        workers=workers,
-        progress=progress,
-        observer=noise_observer(plan, noise=noise, seed=seed),
-        start=start,
-    )
+    with tracked(tracker if rank_here() == 0 else None) as watched:
+        result = train_observed(
+            workload,
+            plan,
+            seed=seed,
+            device=device,
+            evaluate_every=evaluate_every,
+            checkpoint=checkpoint,
+            checkpoint_every_seconds=checkpoint_every_seconds,
+            workers=workers,
+            progress=progress,
+            observer=noise_observer(plan, noise=noise, seed=seed),
+            start=start,
+            told=watched.point,
+        )
+        watched.record(result)
+    return result
 
 
 def noise_observer(plan: Plan, *, noise: bool, seed: int) -> MakeObserver | None:

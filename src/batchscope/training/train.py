@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def train(
     progress: bool | Reporter = False,
     observer: MakeObserver | None = None,
     start: Mapping[str, Any] | None = None,
+    told: Callable[[CurvePoint], None] | None = None,
 ) -> TrainResult:
     """Train a workload with a plan; :func:`batchscope.train` is this, and can measure the noise scale besides.
 
@@ -54,6 +55,7 @@ def train(
         progress: True shows progress on stderr; or a function that is told of every step.
         observer: Makes what watches the updates, and measures the noise scale that a measured schedule follows.
         start: Weights to begin with, a state dict of the model; None: fresh ones. A checkpoint goes before it.
+        told: Called with each evaluation, off the clock; under torchrun by rank 0 alone.
 
     Returns:
         The result; its ``state`` holds the weights at the best validation score.
@@ -92,6 +94,8 @@ def train(
                 learning_rate=point.learning_rate,
                 seconds_left=seconds_left if budget else None,
             )
+            if told is not None and rank_here() == 0:
+                told(point)
 
         file = None if checkpoint is None else Path(checkpoint)
         begin = None if start is None else Start(dict(start), {})

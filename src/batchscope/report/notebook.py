@@ -1,0 +1,80 @@
+"""A record inside a notebook: what its page says, without scripts, in a box that leaves the notebook's look alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from batchscope.records import Record
+from batchscope.report import charts, page, palette, sheets, tables
+from batchscope.report.content import Content
+
+OPEN_SECTIONS = 2
+"""Sections that are open at first; the others unfold."""
+MOST_FIGURES = 6
+"""Charts drawn, in the order of the page: each is an image inside the notebook's file."""
+MOST_LINES = 40
+"""Lines of a table."""
+WIDTH = 400
+"""Of a chart's plotting area, in pixels."""
+COLUMNS = 120
+
+
+def render(record: Record) -> str:
+    """The record as HTML for the output of a notebook's cell.
+
+    Tables are those of the page, charts are images inside the text. There is no script, all text from the record is
+    escaped, and every rule of style holds within its box alone.
+
+    Args:
+        record: Any record.
+
+    Returns:
+        HTML, without a head or a body.
+    """
+    drawn = charts.every(record)
+    content = page.content_of(record, drawn)
+    return page.fill(
+        "notebook.html",
+        content=content,
+        answer=[part for part in sheets.headline(content.answer) if part],
+        images={name: _image(record, name) for name in _figures(content)},
+        row_colours=palette.row_colours(max(charts.rows_to_colour(record), 1), "light"),
+        most_lines=MOST_LINES,
+        open=OPEN_SECTIONS,
+        style=_style(),
+    )
+
+
+def plain(record: Record) -> str:
+    """The record as a terminal shows it, in plain text.
+
+    Args:
+        record: Any record.
+
+    Returns:
+        Lines of at most 120 characters.
+    """
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=COLUMNS, color_system=None, force_jupyter=False).print(tables.render(record))
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+
+
+def _figures(content: Content) -> list[str]:
+    return [figure.name for section in content.sections for figure in section.figures][:MOST_FIGURES]
+
+
+def _image(record: Record, name: str) -> str:
+    """An SVG as an address, so that nothing in it can reach the notebook."""
+    drawn = charts.svg(record, name, width=WIDTH)
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
+
+
+def _style() -> str:
+    text = page.file_text("notebook.css")
+    # The longest names first: WARN begins WARN_LINE.
+    for name, value in sorted(palette.COLOURS["light"].items(), key=lambda item: -len(item[0])):
+        text = text.replace(f"#{name.upper()}", value)
+    return text
