@@ -32,7 +32,7 @@ format: $(DEV)
 
 # the site, in build/site; fails on a link or an anchor that is not there
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open build/site/index.html, or look at it with search: python3 -m http.server --directory build/site"
 
 # the pages that are made from the code and from saved results

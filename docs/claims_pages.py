@@ -91,7 +91,7 @@ def _page(claim: TestedClaim, record: Claims) -> str:
     picture = claim.picture
     image = "" if picture is None else f"\n![{picture.upward} against {picture.across}]({claim.name}.svg)\n"
     module = CLAIMS[claim.name].test.__module__.rpartition(".")[2]
-    return f"""# {claim.said}
+    return f"""# {claim.said.rstrip(".")}
 
 {MADE}
 

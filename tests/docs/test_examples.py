@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,12 @@ def _run_command(what: str, words: list[str], run: Run, folder: Path) -> None:
     if words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), f"{what}: there is no such target"
+    elif words[:2] == ["pip", "install"]:
+        declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for wanted in words[2:]:
+            name, _, extras = wanted.rstrip("]").partition("[")
+            assert name == declared["name"], what
+            assert set(filter(None, extras.split(","))) <= set(declared["optional-dependencies"]), what
     elif words[0] == "torchrun":
         given = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -125,3 +132,10 @@ def test_few_blocks_are_not_run() -> None:
     reasons = [block.reason for page in PAGES for block in blocks(page) if block.reason is not None]
     assert len(reasons) <= MOST_NOT_RUN, reasons
     assert all(len(reason.split()) >= 3 for reason in reasons), reasons
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    here = [link for link in links if "://" not in link]
+    assert len(here) >= 10
+    assert [link for link in here if not (ROOT / link).exists()] == []
