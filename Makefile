@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 CORE   := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
 BENCH  := $(VENV)/.installed-bench
+DOCS   := $(VENV)/.installed-docs
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
+.PHONY: demo test check format docs reference clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
     bench-forecasts bench-best-rates bench-advice bench-claims bench-papers bench-start bench-integrations ground-truth gpu
 
@@ -28,6 +29,17 @@ check: $(DEV)
 format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the site, in build/site; fails on a link or an anchor that is not there
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open build/site/index.html, or look at it with search: python3 -m http.server --directory build/site"
+
+# the pages that are made from the code and from saved results
+reference: $(CORE)
+	for script in records_reference commands_reference python_reference claims_pages; do \
+	    $(BIN)/python docs/$$script.py || exit 1; \
+	done
 
 # examples/s of our loop over a hand-written one, in alternating runs; Lightning and skorch beside them
 bench-loop: $(BENCH)
@@ -141,5 +153,9 @@ $(BENCH): $(DEV)
 	$(PIP) --no-deps 'backpack-for-pytorch>=1.6' einops unfoldNd
 	@touch $@
 
+$(DOCS): $(CORE)
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build/site demo .mypy_cache .ruff_cache .pytest_cache
