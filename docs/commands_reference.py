@@ -65,7 +65,10 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         "It works out from a probe's JSON how far more devices pay, with links of so many GB/s and µs; `--law` takes a "
         "sweep's or a trade-off law's JSON, `--zero` what is divided among the devices, `--overlap` the share of the "
         "backward pass beside which gradients are summed. How: [methods](methods.md#past-one-machine).",
-        ("batchscope plan p.json --devices 1,8,64 --network 12,20 --target-examples 60000 --price 2.5 --report d.html",),
+        (
+            "batchscope plan p.json --devices 1,8,64 --network 12,20 --target-examples 60000 --price 2.5 "
+            "--report d.html",
+        ),
     ),
     "sweep": (
         "Every finished trial is in `--store`: the same command goes on after an interruption. How: "
