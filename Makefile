@@ -8,9 +8,11 @@ BENCH  := $(VENV)/.installed-bench
 DOCS   := $(VENV)/.installed-docs
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format docs reference clean bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
+.PHONY: demo test check format docs reference clean \
+    bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
-    bench-forecasts bench-best-rates bench-advice bench-claims bench-papers bench-start bench-integrations ground-truth gpu
+    bench-forecasts bench-best-rates bench-devices bench-advice bench-claims bench-papers bench-start bench-integrations \
+    ground-truth gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
 demo: $(CORE)
@@ -104,6 +106,10 @@ bench-forecasts: $(DEV)
 # the best learning rate of long runs, foretold from their beginnings; from what ground-truth leaves in build/
 bench-best-rates: $(DEV)
 	$(BIN)/python benchmarks/best_rates.py
+
+# the time of an update on two ranks, worked out from one and the network, beside what it takes
+bench-devices: $(DEV)
+	$(BIN)/python benchmarks/devices.py
 
 # updates of trials per second as replicas over one after the other, on one core
 bench-replicas: $(BENCH)

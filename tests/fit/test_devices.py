@@ -308,3 +308,12 @@ def test_published_scaling_lies_between_no_overlap_and_full_overlap() -> None:
     beside = computing / (computing + max(0.0, summing - 2 / 3 * computing))
     assert np.round(after, 2) == 0.81
     assert after < 0.9 < beside
+
+
+def test_where_only_the_least_critical_batch_size_is_known_it_is_taken_and_said() -> None:
+    unresolved = replace(exact().limits, critical=Interval.unresolved(low=CRITICAL), critical_source=None)
+    found = plan_devices(replace(exact(), limits=unresolved), (1, 8), network=NETWORK)
+    same = plan_devices(exact(), (1, 8), network=NETWORK)
+    assert [each.speed_up for each in found.rows] == [each.speed_up for each in same.rows]
+    assert "1,000 or more" in found.warnings[0]
+    assert not found.critical_batch_size.resolved

@@ -98,7 +98,7 @@ def plan_devices(
 
     Raises:
         ArgumentError: Arguments that make no sense, a probe without a law of step times, or neither the probe nor the
-            law says where the critical batch size lies.
+            law says where the critical batch size lies, not even from where on.
 
     Examples:
         >>> import batchscope as bs
@@ -302,13 +302,16 @@ class _Examples:
             draws = drawn_examples(law, grid, generator, draws=DRAWS)
             logs = np.vstack([[math.log(law.examples(float(size)) or math.nan) for size in np.exp(grid)], draws])
             return cls("trade-off law", False, sizes, logs[:, 1:], logs[:, 0])
-        if probe.limits.critical.value is None:
+        known = probe.limits.critical
+        if known.value is None and known.low:  # the least that it can be: no batch up to it is too large
+            known = Interval(known.low, None, None)
+        if known.value is None:
             raise ArgumentError(
                 "the critical batch size must be known, from the probe or from a law",
                 got=f"a probe in which it is {probe.limits.critical}",
                 mend="probe for longer, or give law= (--law) a sweep or a fitted table",
             )
-        critical = _drawn(probe.limits.critical, generator)
+        critical = _drawn(known, generator)
         least = np.zeros_like(critical)
         if target_examples is not None:
             least = math.log(target_examples) - np.log1p(probe.workload.batch_size / critical)

@@ -36,6 +36,12 @@ def warnings(
         overlap: Share of the backward pass that hides communication.
     """
     said = []
+    least = probe.limits.critical
+    if law is None and least.value is None and least.low:
+        said.append(
+            f"The probe did not resolve the critical batch size: it is {least.low:,.0f} or more, and that is what the "
+            f"plan takes. With a larger one larger batches and more devices pay better."
+        )
     if source in ("noise scale", "preconditioned noise scale"):
         said.append(
             "Updates follow the probe's noise scale in place of a critical batch size: in published runs that was 0.05 "
