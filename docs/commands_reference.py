@@ -91,7 +91,7 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "claims": (
         "`--paper` measures a paper's table at a size that this machine can run, beside the paper's own numbers. What "
         "came out on the digits: [claims](claims/index.md). How: [methods](methods.md#claims).",
-        ("batchscope claims digits --only throughput-saturates --seeds 2 --budget 6 --report claims.html",),
+        ("batchscope claims digits --only throughput-saturates --seeds 2 --budget 5 --report claims.html",),
     ),
     "report": ("", ("batchscope report c.json",)),
     "doctor": (
