@@ -115,7 +115,7 @@ def some_workload() -> Workload:
         ({"seed": -1}, "seed must be"),
         ({"learning_rate": "guess"}, "search, rescaled, fixed"),
         ({"shape": "cosine"}, "constant, linear"),
-        ({"order": "sorted"}, "shuffled, replacement or stratified"),
+        ({"order": "sorted"}, "order must be one of shuffled, replacement, stratified, bucketed"),
         ({"evaluate_every": 0}, "evaluate_every"),
         ({"evaluate_every": True}, "evaluate_every"),
         ({"micro_batch_size": 0}, "micro_batch_size"),
