@@ -79,7 +79,8 @@ def test_what_is_missing_or_broken_is_a_line_and_no_error(command: Command, monk
 def test_packages_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert [wanted.partition(">=")[0] for wanted in project["dependencies"]] == list(doctor.NEEDED)
-    extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name not in ("dev", "bench", "docs")}
+    ours = ("dev", "bench", "docs")
+    extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name not in ours}
     for name, (_, install) in doctor.OPTIONAL.items():
         extra = install.removeprefix("batchscope[").removesuffix("]")
         assert any(wanted.startswith(name) for wanted in extras[extra]), (name, install)
