@@ -107,8 +107,10 @@ def _run_command(what: str, words: list[str], run: Run, folder: Path) -> None:
             name, _, extras = wanted.rstrip("]").partition("[")
             assert name == declared["name"], what
             assert set(filter(None, extras.split(","))) <= set(declared["optional-dependencies"]), what
-    elif words[0] == "torchrun":
-        given = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+    elif words[0] == "torchrun" or words[1:2] == ["doctor"]:
+        # The doctor tries out forks and charts, which a fork of a process with threads of both is no place for.
+        module = "torch.distributed.run" if words[0] == "torchrun" else "batchscope"
+        given = [sys.executable, "-m", module, *words[1:]]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             given, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS
