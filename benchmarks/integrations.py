@@ -16,6 +16,7 @@ import logging
 import tempfile
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Batches(Dataset[Any]):
         return {"x": x, "labels": y} if self.named else (x, y)
 
 
-class Framework:
+class Framework(ABC):
     """One framework's loop on a model that is gone on with, with and without the noise scale.
 
     Args:
@@ -84,9 +85,9 @@ class Framework:
         self.state: State | None = None
         self.overhead, self.steps, self.measured = 0.0, 0, 0
 
+    @abstractmethod
     def run(self, updates: int, *, watched: bool) -> Times:
         """What so many updates take."""
-        raise NotImplementedError
 
     def loader(self, updates: int, *, named: bool = False) -> Any:
         """Batches for so many updates."""

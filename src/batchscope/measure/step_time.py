@@ -151,7 +151,8 @@ def step_times(
         seconds=time.perf_counter() - began,
         provenance=provenance(workload, device=chosen, seed=seed),
         tokens_per_example=mean_tokens(workload, seed),
-        flops_per_example=flops_per_example(workload),
+        # Counted already where a CPU's threads go by it.
+        flops_per_example=timer.prepared.flops_per_example or flops_per_example(workload),
         peak_flops_per_second=peak_flops_per_second(chosen, next(timer.model.parameters()).dtype),
     )
 

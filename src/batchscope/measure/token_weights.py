@@ -8,7 +8,7 @@ from torch import nn
 from batchscope.seeding import isolated
 from batchscope.training.modes import evaluating
 from batchscope.workload.batches import take, to_device
-from batchscope.workload.tokens import mean_tokens, tokens_in
+from batchscope.workload.tokens import mean_tokens, tokens_of
 from batchscope.workload.workload import Workload
 
 # Examples among which pairs of unequal length are looked for, and pairs that are tried.
@@ -52,9 +52,7 @@ class TokenWeights:
 
     def _count(self, index: int) -> float:
         if index not in self._tokens:
-            with isolated(index):
-                batch = take(self.workload.train, [index], self.workload.collate)
-            self._tokens[index] = tokens_in(self.workload, batch, 1)
+            self._tokens[index] = tokens_of(self.workload, index)
         return self._tokens[index]
 
     def _is_mean_over_tokens(self, model: nn.Module) -> bool:

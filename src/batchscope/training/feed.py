@@ -20,7 +20,7 @@ from batchscope.seeding import derive, isolated
 from batchscope.training.order import ExampleOrder
 from batchscope.training.rank_places import share
 from batchscope.workload.batches import as_tensors, describe, nbytes, take, to_device
-from batchscope.workload.tokens import tokens_in
+from batchscope.workload.tokens import tokens_of
 from batchscope.workload.workload import Batch, Workload, length
 
 # Small batches are gathered many at a time and handed out as views: one gather of 64 examples costs about as much as
@@ -107,11 +107,7 @@ class TrainingData:
                 mend="give the workload a function tokens_per_example(batch), or use order='shuffled'",
             )
         if self._lengths is None:
-            counts = []
-            for index in range(self.examples):
-                with isolated(index):
-                    counts.append(tokens_in(workload, take(workload.train, [index], workload.collate), 1))
-            self._lengths = torch.tensor(counts)
+            self._lengths = torch.tensor([tokens_of(workload, index) for index in range(self.examples)])
         return self._lengths
 
     def check(self, plan: Plan) -> None:

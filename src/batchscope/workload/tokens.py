@@ -52,6 +52,18 @@ def tokens_in(workload: Workload, batch: Batch, examples: int) -> float:
     return count
 
 
+def tokens_of(workload: Workload, index: int) -> float:
+    """Tokens of one training example; what a Dataset draws for it leaves the person's random state alone.
+
+    Args:
+        workload: Whose training set.
+        index: Position of the example.
+    """
+    with isolated(index):
+        batch = take(workload.train, [index], workload.collate)
+    return tokens_in(workload, batch, 1)
+
+
 def mean_tokens(workload: Workload, seed: int = 0) -> float | None:
     """Tokens of a training example in the mean, over 1,024 of them; None where the workload has none.
 
