@@ -8,8 +8,9 @@ from time import perf_counter as now
 
 # What the advice may cost: this share of a training run, and no less than so many seconds.
 BUDGET_SHARE, LEAST_SECONDS = 0.25, 8.0
-# Until a training run's length can be told, the advice goes on for this long.
-MOST_SECONDS_IN_THE_DARK = 30.0
+# Until a training run's length can be told, the advice goes on for this long; a race whose winner is trained on, for
+# less: what it does not see goes on being looked for in the training.
+MOST_SECONDS_IN_THE_DARK, IN_THE_DARK_TO_TRAIN = 20.0, 12.0
 
 
 @dataclass
@@ -19,20 +20,26 @@ class Clock:
     Attributes:
         began: When it began.
         seconds: What it may cost; None: a share of a training run, as soon as that is known.
+        to_train: Whether the winner is trained on.
         limit: What holds at present.
     """
 
     seconds: float | None
+    to_train: bool = False
     began: float = field(default_factory=lambda: now())  # noqa: PLW0108 — looked up when it is called
     limit: float = 0.0
 
     def __post_init__(self) -> None:
-        self.limit = MOST_SECONDS_IN_THE_DARK if self.seconds is None else self.seconds
+        self.limit = self._most_in_the_dark if self.seconds is None else self.seconds
 
     @property
     def sure_seconds(self) -> float:
         """What it may cost in any case: what was given, or the least."""
         return LEAST_SECONDS if self.seconds is None else self.seconds
+
+    @property
+    def _most_in_the_dark(self) -> float:
+        return IN_THE_DARK_TO_TRAIN if self.to_train else MOST_SECONDS_IN_THE_DARK
 
     @property
     def spent(self) -> float:
@@ -52,5 +59,5 @@ class Clock:
             known: Whether a curve has gone so far that they say something; else they may cost a whole run.
         """
         if self.seconds is None and math.isfinite(training_seconds):
-            wanted = BUDGET_SHARE * training_seconds if known else min(training_seconds, MOST_SECONDS_IN_THE_DARK)
+            wanted = BUDGET_SHARE * training_seconds if known else min(training_seconds, self._most_in_the_dark)
             self.limit = max(LEAST_SECONDS, wanted)

@@ -34,8 +34,8 @@ from batchscope.workload.workload import Workload
 
 # Shares of the budget, and the least of each in seconds.
 STEP_TIMES, MEMORY = (0.08, 0.5), (0.06, 0.4)
-# Longer updates are worked out from shorter ones.
-LONGEST_UPDATE = 0.025
+# Updates that take longer than this share of the budget are worked out from shorter ones.
+LONGEST_UPDATE = 1 / 640
 NOISE_EXAMPLES, LEAST_NOISE_EXAMPLES, NOISE_COST = 256, 64, 2.0
 PACE_SHARE = 0.1
 # Left of the budget for seeing the winner further, for judging the present setting, and for the noise.
@@ -103,7 +103,7 @@ def contest(
     """
     goal = checked_goal(target, examples, seconds)
     checked_costs(price_per_hour, power_watts, time_share, goal)
-    clock = Clock(_checked_budget(budget_seconds))
+    clock = Clock(_checked_budget(budget_seconds), to_train)
     seed = checked_seed(seed)
     if type(devices) is not int or devices < 1:
         raise ArgumentError("devices must be a whole number of at least 1", got=devices)
@@ -119,7 +119,7 @@ def contest(
         report.update(label="timing updates", done=0, total=None)
         measured = step_times(
             workload,
-            longest_update_seconds=LONGEST_UPDATE,
+            longest_update_seconds=LONGEST_UPDATE * clock.sure_seconds,
             seconds=max(STEP_TIMES[1], STEP_TIMES[0] * clock.sure_seconds),
             seed=seed,
             device=chosen,

@@ -29,8 +29,9 @@ FIRST_UPDATES, FIRST_SHARE = 6, 0.75
 LEAST_SHARE = 0.5
 # For a target that is reached sooner than that.
 EARLY_RATIO, EARLY_SHARE = 1.15, 0.02
-# Of the candidate that is trained to the end.
-FINAL_RATIO, FINAL_SHARE = 1.05, 0.5
+# Of the candidate that is trained to the end, by all of the validation set: an evaluation costs a third of training on
+# as many examples.
+FINAL_RATIO, FINAL_SHARE, EVALUATION_COST = 1.05, 0.5, 1 / 3
 # One batched pass for all candidates up to so many operations of an update; above, one after the other is as fast.
 BATCHED_FLOPS = 60e6
 
@@ -108,6 +109,7 @@ class Heat:
             for entrant in self.entrants:
                 entrant.planned = entrant.points
         self._offsets: tuple[float, float] | None = None  # the judge's own
+        self._final = False  # whether one is trained to the end
         self.seconds_spent = 0.0
         self.examples_spent = 0
         began = time.perf_counter()
@@ -218,9 +220,8 @@ class Heat:
         """
         k = self.entrants.index(entrant)
         self.drop([other for other in self.entrants if other is not entrant], "another one was trained to the end")
-        # From here on by all of the validation set, and to the goal itself; looked at so often that little is overshot,
-        # and no more than evaluating is worth.
-        self._ratio, self._gap = FINAL_RATIO, round(FINAL_SHARE * self.judge.prepared.workload.validation_examples)
+        # From here on by all of the validation set, and to the goal itself.
+        self._final = True
         self._offsets = (0.0, 0.0)
         already = len(entrant.planned)
         self._runs.judge_anew(self.judge.prepared.validation, self.target)
@@ -286,6 +287,11 @@ class Heat:
         return [rate for rate, _ in pairs], [loss for _, loss in pairs]
 
     def _next_place(self, examples: int) -> int:
+        if self._final:
+            # As many examples are overshot as evaluations cost, about, if the goal lies as far ahead as the way so far.
+            whole = self.judge.prepared.workload.validation_examples
+            gap = max(FINAL_SHARE * whole, math.sqrt(2 * EVALUATION_COST * whole * examples))
+            return max(math.ceil(examples * FINAL_RATIO), examples + math.ceil(gap))
         return max(self._first, math.ceil(examples * self._ratio), examples + self._gap)
 
     def _evaluated(self, k: int, point: CurvePoint) -> None:

@@ -20,6 +20,8 @@ CLEARLY_WORSE = 0.05
 NOISY_PLACES = 3
 # After so many evaluations a valley has been seen.
 NARROWED_POINTS = 4
+# Rates that were added later are level with the others when those are no more than so many times as far.
+ABOUT = 2.0
 # How well the bottom of a valley is known: a share of the spacing of its rates, and more where it lies at the edge.
 BOTTOM_SPREAD, EDGE_SPREAD = 0.35, 1.0
 
@@ -56,6 +58,11 @@ class Lane:
         """How far all heats have got that have live candidates; the farthest where none has."""
         running = [heat.examples for heat in self.heats if heat.live]
         return min(running) if running else max(heat.examples for heat in self.heats)
+
+    @property
+    def seen_examples(self) -> int:
+        """How far any candidate was seen."""
+        return max((entrant.last.examples for entrant in self.entrants if entrant.last), default=0)
 
     @property
     def virtual_seconds(self) -> float:
@@ -137,6 +144,11 @@ class Lane:
 
     def _common_place(self) -> int:
         return (self._common_places() or [0])[-1]
+
+    @property
+    def is_level(self) -> bool:
+        """Whether rates that were added later have got about as far as where the valley is looked at."""
+        return all(ABOUT * heat.examples >= self._common_place() for heat in self.heats if heat.live)
 
     def bottoms(self) -> list[Bottom]:
         """The bottoms of the valleys on the way, each known as well as it adds to the others."""

@@ -9,6 +9,8 @@ from batchscope.advice.lane import Lane
 from batchscope.advice.pilot import PILOT_POINTS
 
 LEAST_LANES, MOST_LANES = 3, 6
+# A lane some distance away says something about the law; below this chance of being the best it is not worth its time.
+WORTH_A_LANE = 0.03
 # Factors of two: least distance of a size from those raced, of a neighbour, and of the first few from each other.
 APART, BESIDE, FAR_APART = 0.99, (0.9, 1.1), 1.9
 
@@ -42,26 +44,26 @@ def next_size(
     fresh = [size for size in sizes if all(_octaves(size, other) > APART for other in raced)]
     if not fresh or len(raced) >= MOST_LANES:
         return None
+    fresh = [size for size in fresh if is_affordable(size, 0.0)]
+    far = [size for size in fresh if all(_octaves(size, other) > FAR_APART for other in raced)]
     if near is None:
         first = lanes[raced[0]]
         if first.reached is None and (len(raced) > 1 or first.points < PILOT_POINTS):
             return None
         near = dict.fromkeys([*fresh, *raced], 0.0)
-    few = len(raced) < LEAST_LANES
+    elif not by_examples:
+        far = [size for size in far if near[size] >= WORTH_A_LANE]
+    few = len(raced) < LEAST_LANES and bool(far)
     # Some distance away a lane says more about the law than next to one that is there already.
-    far = [
-        size
-        for size in fresh
-        if is_affordable(size, 0.0) and not (few and any(_octaves(size, other) <= FAR_APART for other in raced))
-    ]
-    if not far:
+    among = far if few else fresh
+    if not among:
         return None
     if by_examples:
         # Smaller batches never need more examples; the question is how large one may be.
-        size = max(far, key=lambda s: (round(near[s], 1), s))
+        size = max(among, key=lambda s: (round(near[s], 1), s))
     else:
         # Of two as far from the pilot the larger one: its examples are never dearer.
-        size = max(far, key=lambda s: (near[s], -round(_octaves(s, pilot), 3), s))
+        size = max(among, key=lambda s: (near[s], -round(_octaves(s, pilot), 3), s))
     return size if few or near[size] > max(near[other] for other in raced) else None
 
 

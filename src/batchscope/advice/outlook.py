@@ -127,6 +127,21 @@ class Outlook:
         """The size of least regret, on the average of the draws, very large regrets cut off."""
         return self.sizes[int(np.argmin(self._mean_regrets()))]
 
+    def rate_examples(self, size: int) -> float:
+        """The length of training that a size's learning rate is chosen for: the geometric mean of the draws.
+
+        Where it is not given, no draw counts for more than some times what was seen: laws foretell far too much as
+        easily as far too little, and a rate that is too small loses what one that is too large does.
+        """
+        examples = self.examples[self.sizes.index(size)]
+        if self.goal.kind == "target":
+            examples = np.minimum(examples, self.score.examples_for(size, SOME_WAY * self.beyond.seen))
+        return float(np.exp(np.log(np.maximum(examples, 1.0)).mean()))
+
+    def mean_regret(self, size: int) -> float:
+        """The expected regret of a size, very large ones cut off."""
+        return float(self._mean_regrets()[self.sizes.index(size)])
+
     def as_good(self, among: Sequence[int]) -> list[int]:
         """Sizes whose mean regret is within the tolerance of the least one's.
 

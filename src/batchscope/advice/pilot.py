@@ -50,7 +50,7 @@ def find_order(
             continue
         lane.drop_far_rates(COARSE_OCTAVES)
         found = lane.bottom()
-        if lane.points >= PILOT_POINTS and found is not None:
+        if lane.points >= PILOT_POINTS and found is not None and lane.is_level:
             if found[1] is None or extensions == EXTENSIONS:
                 break
             extensions += 1

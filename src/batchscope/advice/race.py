@@ -41,18 +41,26 @@ LANE_RATES = (0.5, 1.0, 2.0)
 MOST_EXTENSIONS = 2
 # The range that the pilot's batch size is chosen from.
 PILOT_SIZES = (16, 128)
-# A batch size is given up when it is this unlikely to be as good as the best, and seen often enough to say so.
+# A batch size is given up when two looks in turn find it this unlikely to be as good as the best, and when it was
+# seen often enough to say so: a curve that bends misleads the law for a while.
 UNLIKELY, SEEN = 0.03, 5
 # Opening a lane must leave this share of what is left of the budget.
 OPENING_SHARE = 0.5
 # A curve of so many evaluations and updates says how long a training run will take.
 WELL_SEEN, WELL_TRAINED = 7, 100
-# Before that, a run is taken to take as long as this share of the draws say at most.
-LONG_RUN = 0.8
+# A run is taken to take as long as this share of the draws say at most: once a curve is well seen, and before.
+SHORT_RUN, LONG_RUN = 0.2, 0.8
 MOST_SEEDS = 3
+# A lane within so many factors of two of the best size, and seen so often, is where its rate is looked for.
+NEAR_OCTAVES, SEEN_AT_ALL = 1.0, 2
 # The critical batch size is the noise scale to within so many e-folds: on the benchmarks' networks, at the beginning of
 # training, 0.6, and there are outliers. Measuring it may take this share of the least that the budget is.
 NOISE_SPREAD, NOISE_SHARE = 0.8, 0.06
+# Finding out by how much the judge is off may take this share likewise; it is found out at the end in any case.
+OFFSET_SHARE = 0.03
+# A learning rate that is off by one e-fold costs so many e-folds of examples: 0.1 to 1.2 at the 33 batch sizes of the
+# benchmarks' ground truths, whose median it is.
+RATE_COST = 0.4
 # The laws are fitted again when training has gone on for this many times what that takes.
 LOOK_AGAIN = 6.0
 # Of what is kept of the budget, the part that goes to seeing the likeliest candidate further on.
@@ -123,6 +131,7 @@ class Race:
         self.outlook: Outlook | None = None
         self.forecast: Outlook | None = None
         self.trouble: str | None = None
+        self._unlikely: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())  # at the last two looks
         self._extended: dict[int, list[str]] = {}
         self._looked, self._look_seconds = 0.0, 0.0
         low, high = PILOT_SIZES
@@ -213,7 +222,7 @@ class Race:
         """
         if self.goal.kind != "target":
             return float(self.budget_examples(batch_size))
-        seen = float(max(1, *(lane.examples for lane in self.lanes.values())))
+        seen = float(max(1, *(lane.seen_examples for lane in self.lanes.values())))
         if self.outlook is None:
             return SOME_WAY * seen
         needed = float(np.median(self.outlook.examples[self.outlook.sizes.index(batch_size)]))
@@ -234,7 +243,17 @@ class Race:
         """
         if not any(lane.points for lane in self.lanes.values()):
             return None
-        return self.rates.predict(batch_size, self.horizon_examples(batch_size)).value
+        return self.rates.predict(batch_size, self.rate_examples(batch_size)).value
+
+    def rate_examples(self, batch_size: int) -> float:
+        """The length of training that a rate is chosen for.
+
+        Args:
+            batch_size: Of the run.
+        """
+        if self.outlook is None or self.goal.kind != "target":
+            return self.horizon_examples(batch_size)
+        return max(self.outlook.rate_examples(batch_size), 1.0)
 
     def budget_examples(self, batch_size: int) -> int:
         """Where a run of a batch size would end."""
@@ -303,7 +322,9 @@ class Race:
         while fine.points < PILOT_POINTS and fine.live and self.clock.left > 0 and not self.stopped():
             self.tell(f"learning rates near {bottom:.3g}")
             fine.advance()
-        self._calibrate()
+        whole = self.prepared.workload.validation_examples / self.times.measured.most_examples_per_second
+        if whole <= OFFSET_SHARE * self.clock.sure_seconds:
+            self._calibrate()
         self._measure_noise()
 
     def _measure_noise(self) -> None:
@@ -347,11 +368,13 @@ class Race:
     def _look(self) -> None:
         began = self.clock.spent
         self.outlook = self._fitted()
+        near = {} if self.outlook is None else self.outlook.near_best()
+        self._unlikely = self._unlikely[1], frozenset(size for size in near if near[size] < UNLIKELY)
         if self.outlook is not None and self.clock.seconds is None:
             known = self._well_seen()
             # Of what the plan takes; until a candidate has gone far, of what it well may take.
             plan = self.outlook if known or not self.as_they_stand else self._fitted(planned=True) or self.outlook
-            [seconds] = quantiles(plan.seconds[plan.sizes.index(plan.best())], 0.5 if known else LONG_RUN)
+            [seconds] = quantiles(plan.seconds[plan.sizes.index(plan.best())], SHORT_RUN if known else LONG_RUN)
             self.clock.allow(seconds, known=known)
         self._looked = self.clock.spent
         self._look_seconds = self._looked - began
@@ -374,7 +397,9 @@ class Race:
         )
 
     def _well_seen(self) -> bool:
-        """Whether some candidate has gone so far that its curve says something about the end of it."""
+        """Whether some candidate has gone so far that its curve says something about the end, and there are others."""
+        if len(self.lanes) < min(2, len(self.sizes)):
+            return False
         bests = [lane.best for lane in self.lanes.values()]
         return any(
             best.ended == "reached" or (len(best.points) > WELL_SEEN and best.points[-1].iterations >= WELL_TRAINED)
@@ -388,12 +413,14 @@ class Race:
         live = [lane for lane in self.lanes.values() if lane.live]
         if self._settled(live):
             return not self.to_train and self._open_beside_the_first()
-        if self._open():
+        leading = self._lane_of_open_rates(live)
+        if leading is None and self._open():
             return True
         for lane in live:
             found = lane.bottom()
             edges = self._extended.setdefault(lane.batch_size, [])
-            if found is None or found[1] is None or lane.points < PILOT_POINTS or len(edges) >= MOST_EXTENSIONS:
+            seen = lane.points >= PILOT_POINTS and lane.is_level
+            if found is None or found[1] is None or not seen or len(edges) >= MOST_EXTENSIONS:
                 continue
             # A valley whose bottom lay at the other edge before is flat between the two.
             if all(edge == found[1] for edge in edges):
@@ -402,14 +429,36 @@ class Race:
                 return True
         if not live:
             return False
-        behind = min(live, key=self._how_far)
-        behind.drop_far_rates()
-        foretold = self.foretold_rate(behind.batch_size)
-        if foretold is not None:
-            behind.narrow(foretold)
-        self.tell(self._standing(behind))
-        behind.advance()
+        lane = leading or min(live, key=self._how_far)
+        lane.drop_far_rates()
+        foretold = self.foretold_rate(lane.batch_size)
+        if foretold is not None and lane is not leading:
+            lane.narrow(foretold)
+        self.tell(self._standing(lane))
+        lane.advance()
         return True
+
+    def _lane_of_open_rates(self, live: Sequence[Lane]) -> Lane | None:
+        """The likeliest lane, where not knowing its rate costs more than not knowing which batch size is the best.
+
+        None where the sizes are the larger question, or where there is time to train all candidates to the goal: lanes
+        that have come as far as each other are compared best.
+        """
+        outlook = self.outlook
+        if outlook is None or self.goal.kind == "examples":
+            return None
+        size = outlook.best()
+        needed = float(np.median(outlook.seconds[outlook.sizes.index(size)]))
+        if needed * sum(len(lane.live) for lane in live) < self._left:
+            return None
+        lane = min(live, key=lambda lane: abs(math.log(lane.batch_size / size)), default=None)
+        if lane is None or abs(math.log2(lane.batch_size / size)) > NEAR_OCTAVES or lane.points < SEEN_AT_ALL:
+            return None
+        rate = self.rates.predict(lane.batch_size, self.rate_examples(lane.batch_size))
+        if not rate.low or not rate.high:
+            return None
+        spread = math.log(rate.high / rate.low) / (2 * NormalDist().inv_cdf((1 + rate.level) / 2))
+        return lane if RATE_COST * spread**2 > outlook.mean_regret(size) else None
 
     def _how_far(self, lane: Lane) -> float:
         """Where a lane stands beside the others: in time, or where examples are given in those as much."""
@@ -436,7 +485,8 @@ class Race:
         for size, lane in self.lanes.items():
             # What is likelier may not have been opened yet, and time may end before it is.
             alone = not any(other.live for other in self.lanes.values() if other is not lane)
-            if lane.live and not alone and size != best and lane.points >= SEEN and near[size] < UNLIKELY:
+            unlikely = all(size in sizes for sizes in self._unlikely)
+            if lane.live and not alone and size != best and lane.points >= SEEN and unlikely:
                 lane.drop(f"as good as batch size {best:,} with a probability of {near[size]:.0%} only")
 
     def _open(self) -> bool:
@@ -460,7 +510,7 @@ class Race:
     def _open_lane(self, size: int | None) -> bool:
         if size is None:
             return False
-        seen = max(lane.examples for lane in self.lanes.values())
+        seen = max(lane.seen_examples for lane in self.lanes.values())
         rate = self.rates.predict(size, max(seen, 1)).value or self.prepared.workload.learning_rate
         self.tell(f"opening batch size {size:,}")
         self.lanes[size] = Lane(size, self.make_heat, [rate * f for f in LANE_RATES])

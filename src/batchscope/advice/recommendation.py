@@ -314,14 +314,13 @@ def _frontier(findings: Findings, outlook: Outlook, forecast: Outlook) -> tuple[
         step = times.interval(size)
         needed = examples.value
         ahead = needed if needed is not None else SOME_WAY * forecast.loss.reference_examples
-        # The best rate depends on how far the weights themselves have to go.
-        far = interval(outlook.examples[i]).value or ahead
         rows.append(
             FrontierRow(
                 batch_size=size,
                 micro_batch_size=times.micro_batch_size(size),
                 accumulation_steps=times.accumulation_steps(size),
-                learning_rate=law.predict(size, max(far, 1.0), LEVEL),
+                # The best rate depends on how far the weights themselves have to go.
+                learning_rate=law.predict(size, race.rate_examples(size), LEVEL),
                 step_seconds=step,
                 examples_per_second=_per_second(size, step),
                 peak_memory_bytes=_peak_bytes(findings.memory, times.micro_batch_size(size)),

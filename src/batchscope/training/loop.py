@@ -397,9 +397,10 @@ class Run:
             if progress.iterations == next_change < self.iterations:
                 batch_size, next_change = self._enter_phase()
                 next_evaluation = course.next_evaluation()
-            next_pause = min(next_evaluation, next_change, progress.iterations + LOSSES_AT_ONCE)
             if evaluated:
                 yield
+                next_evaluation = course.next_evaluation()  # whoever looked may want the next one elsewhere
+            next_pause = min(next_evaluation, next_change, progress.iterations + LOSSES_AT_ONCE)
             self.clock.start()
         return ended or "finished"
 
