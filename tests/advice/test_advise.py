@@ -17,9 +17,10 @@ import batchscope as bs
 from batchscope import Workload
 from batchscope.advice import advise, clock, train_from_nothing
 from batchscope.advice.race import Race
+from batchscope.advice.recommendation import _is_vague
 from batchscope.errors import ArgumentError, RunError
 from batchscope.fit.learning_curve import LearningCurve
-from batchscope.records import Advice
+from batchscope.records import Advice, Interval
 
 Make = Callable[..., Workload]
 
@@ -262,3 +263,24 @@ def test_a_budget_that_ends_before_anything_was_judged_still_trains(digits: Work
 def test_training_from_nothing_says_why_it_cannot(make: Make) -> None:
     with pytest.raises(RunError, match="diverged"):
         train_from_nothing(make(examples=200, loss=exploding), target=0.9, budget_seconds=3.0, batch_sizes=[8, 32])
+
+
+def test_a_time_that_nobody_knows_is_not_told() -> None:
+    assert _is_vague(Interval(1146.0, 6.28, math.inf, 0.9))
+    assert not _is_vague(Interval(9.82, 1.38, math.inf, 0.9))  # within a factor of ten of the least that it takes
+    assert not _is_vague(Interval(1146.0, 6.28, 9000.0, 0.9))
+    assert not _is_vague(Interval.unresolved(0.9, low=6.28))
+
+
+def test_a_language_model_is_told_in_tokens_and_what_its_second_moment_remembers(digits: Workload) -> None:
+    def adam(params: Any, learning_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(params, lr=learning_rate, betas=(0.9, 0.99))
+
+    words = dataclasses.replace(digits, tokens_per_example=64, optimizer=adam, learning_rate=1e-3, batch_size=8)
+    advice = bs.advise(words, target=0.9, batch_sizes=[32, 64], budget_seconds=3.0)
+    size = advice.batch_size
+    assert size in (32, 64)
+    assert f"Use batch size {size} ({size * 64:,} tokens), " in advice.conclusion
+    [said] = [reason for reason in advice.reasons if "β₂" in reason]
+    # A half-life of as many tokens takes 0.99 to the power of the ratio of the batch sizes.
+    assert f"which {0.99 ** (size / 8):.4g} would keep" in said

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batchscope import Workload
 from batchscope.advice.anytime import AnytimeRate
-from batchscope.advice.clock import LEAST_SECONDS, MOST_SECONDS_IN_THE_DARK, Clock
+from batchscope.advice.clock import IN_THE_DARK_TO_TRAIN, LEAST_SECONDS, MOST_SECONDS_IN_THE_DARK, Clock
 from batchscope.advice.heat import Heat
 from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
@@ -198,10 +198,16 @@ def test_a_lane_finds_its_valley_across_heats_and_drops_what_lies_far(make: Make
     found = lane.bottom()
     assert found is not None
     assert found[1] == "highest"
+    seen = lane.seen_examples
+    assert seen > 0
+    assert lane.is_level
     lane.extend("highest", 10.0, 3)
+    # Those that were added say nothing yet: neither that the lane is at its beginning, nor where the bottom lies.
+    assert (lane.examples, lane.seen_examples, lane.is_level) == (0, seen, False)
     assert [e.learning_rate for e in lane.entrants] == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])
     for _ in range(12):
         lane.advance()
+    assert lane.is_level
     found = lane.bottom()
     assert found is not None
     assert 1e-2 <= found[0].learning_rate <= 1.0
@@ -287,6 +293,26 @@ def test_far_goals_are_known_to_a_share_of_the_distance_and_all_sizes_share_it()
     assert width(far, 64) > width(near, 64) + 0.4
 
 
+def test_a_rate_is_chosen_for_no_more_than_some_times_what_was_seen() -> None:
+    seen, size = curves((16, 64, 256), 20_000.0), 64
+    best = float(seen[1].values[-1])
+
+    def lengths(target: float) -> tuple[float, float]:
+        found = find_outlook(Goal("target", target), seen, seen, (16, 64, 256), lambda size: 1e-3)
+        assert found is not None
+        return found.rate_examples(size), float(np.median(found.examples[found.sizes.index(size)]))
+
+    near, foretold = lengths(-best)
+    assert near == pytest.approx(foretold, rel=0.2)
+    far, foretold = lengths(-(0.1 + (best - 0.1) / 8))  # 64 times the examples
+    assert foretold > 20 * near
+    assert 3 * near < far < 8 * near
+    # A length that is given is no forecast.
+    given = find_outlook(Goal("examples", 1e7), seen, seen, (16, 64, 256), lambda size: 1e-3)
+    assert given is not None
+    assert given.rate_examples(size) == pytest.approx(1e7)
+
+
 @pytest.mark.parametrize("kind", ["target", "examples", "seconds"])
 def test_the_outlook_finds_the_best_batch_size_of_a_law_that_is_known(kind: str) -> None:
     sizes = tuple(1 << k for k in range(2, 12))
@@ -335,6 +361,11 @@ def test_the_budget_follows_the_training_run_unless_it_was_given() -> None:
     for seconds, limit in ((2.0, LEAST_SECONDS), (20.0, 20.0), (400.0, MOST_SECONDS_IN_THE_DARK)):
         free.allow(seconds, known=False)
         assert free.limit == limit
+    # What a race that trains its winner on has not seen, the training goes on to see.
+    training = Clock(None, to_train=True)
+    assert training.limit == IN_THE_DARK_TO_TRAIN < MOST_SECONDS_IN_THE_DARK
+    training.allow(400.0, known=False)
+    assert training.limit == IN_THE_DARK_TO_TRAIN
 
 
 def test_part_of_the_validation_set_is_set_right_by_one_look_at_all_of_it(make: Make) -> None:

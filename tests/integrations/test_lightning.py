@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import subprocess
 import sys
 import warnings
@@ -199,6 +200,48 @@ def test_a_checkpoint_keeps_the_noise_and_the_schedule(tmp_path: Path) -> None:
     assert again.noise is not None
     assert again.noise.steps_measured > first.noise.steps_measured > 0
     assert told.updates == [(4, 0.4)] * 4
+
+
+def test_training_ends_where_it_gets_no_better_with_the_best_weights(tmp_path: Path) -> None:
+    class Judged(Network):
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.log("val_loss", self.training_step(batch, index))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=2.0, momentum=0.9)  # too much: good and bad come in turns
+
+    class Seen(pl.Callback):
+        def __init__(self) -> None:
+            self.losses: dict[int, float] = {}
+
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
+            if trainer.state.fn == "fit" and not trainer.sanity_checking:
+                self.losses[trainer.global_step] = float(trainer.callback_metrics["val_loss"])
+
+    def run(**options: Any) -> tuple[BatchscopeCallback, Any, dict[int, float], Any]:
+        callback, seen = BatchscopeCallback(monitor="val_loss", higher_is_better=False, **options), Seen()
+        torch.manual_seed(0)
+        module = Judged()
+        trainer = fit(module, callback, seen, max_epochs=12, num_sanity_val_steps=1, limit_val_batches=4)
+        return callback, module, seen.losses, trainer
+
+    callback, module, losses, trainer = run(patience=3)
+    assert callback.stopping is not None
+    best = min(losses, key=lambda step: losses[step])
+    steps = sorted(losses)
+    assert (callback.stopping.updates, callback.stopping.value) == (best, losses[best])
+    assert len(steps) == 12 or steps.index(best) == len(steps) - 4
+    [again] = trainer.validate(module, Digits(), verbose=False)
+    assert again["val_loss"] == pytest.approx(losses[best], rel=1e-5)
+
+    target = losses[steps[1]]
+    _, _, losses, _ = run(target=target)
+    assert losses[max(losses)] <= target < min([losses[step] for step in sorted(losses)[:-1]], default=math.inf)
+
+    with pytest.raises(ArgumentError, match="monitor='val_accuracy'"):
+        fit(Judged(), BatchscopeCallback(monitor="val_accuracy"), max_epochs=1)
+    with pytest.raises(ArgumentError, match="patience=3 without monitor"):
+        BatchscopeCallback(patience=3)
 
 
 def test_what_the_callback_cannot_follow_is_refused_with_a_mend() -> None:

@@ -308,6 +308,23 @@ def test_a_run_that_fails_ends_its_tracker(digits: bs.Workload) -> None:
         bs.train(digits, bs.Plan(batch_size=10**6, learning_rate=0.1, iterations=1), tracker=tracker)
     assert tracker.calls == ["end"]
 
+    class Failing(Recorder):
+        def fail(self) -> None:
+            self.calls.append("fail")
+
+    tracker = Failing()
+    with pytest.raises(bs.PlanError):
+        bs.train(digits, bs.Plan(batch_size=10**6, learning_rate=0.1, iterations=1), tracker=tracker)
+    assert tracker.calls == ["fail"]
+
+
+def test_mlflow_is_told_of_a_run_that_failed(digits: bs.Workload, tmp_path: Path) -> None:
+    tracker = open_tracker(f"mlflow:{tmp_path}/runs")
+    with pytest.raises(bs.PlanError):
+        bs.train(digits, bs.Plan(batch_size=10**6, learning_rate=0.1, iterations=1), tracker=tracker)
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as database:
+        assert database.execute("select status from runs").fetchall() == [("FAILED",)]
+
 
 def test_numbers_that_are_not_finite_are_not_told(digits: bs.Workload) -> None:
     tracker = Recorder()

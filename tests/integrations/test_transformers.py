@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
 import batchscope as bs
-from batchscope.errors import WorkloadError
+from batchscope.errors import ArgumentError, PlanError, WorkloadError
 from batchscope.integrations.transformers import BatchscopeTrainerCallback, workload_from_trainer
 
 TRAIN, HELD_OUT = Text(128), Text(32, first=128)
@@ -140,6 +141,120 @@ def test_numbers_go_into_the_log_and_attached_to_the_reporters(trainer: Any) -> 
             assert entry["noise_scale"] == interval.value == logged["noise_scale"]
             assert entry["noise_scale_low"] == interval.low
     assert any(interval.resolved for _, interval in callback.history)
+
+
+# A schedule, and stopping
+
+
+class Told(transformers.TrainerCallback):
+    """What every update was made of."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[int, float]] = []
+        self._since = 0
+
+    def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+        self._since += 1
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.updates.append((self._since + 1, kwargs["optimizer"].param_groups[0]["lr"]))
+        self._since = 0
+
+
+SCHEDULE = bs.Schedule((bs.Phase(0, 8), bs.Phase(3 * 8, 16), bs.Phase(8 * 8, 32)), coupling="rule")
+PLAIN = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+
+
+def in_order(one: Any) -> Any:
+    one._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(one.train_dataset)
+    return one
+
+
+def share_counted(trainer: Any) -> float:
+    """What the Trainer makes of a mean over labels: some versions count them before the shift, and so one too many."""
+    one = in_order(trainer(max_steps=1, logging_steps=1, **PLAIN))
+    with torch.no_grad():
+        rows = TRAIN.rows[:8].to(one.model.device)
+        mean = float(one.model(input_ids=rows, labels=rows).loss)
+    one.train()
+    said: float = one.state.log_history[0]["loss"]
+    return said / mean
+
+
+def test_a_schedule_is_followed_by_accumulation(trainer: Any) -> None:
+    told, callback = Told(), BatchscopeTrainerCallback(schedule=SCHEDULE)
+    # The 12 batches of 8 that 12 updates would be made of without the schedule.
+    one = in_order(trainer(callbacks=[callback, told], **PLAIN))
+    model = copy.deepcopy(one.model)
+    one.train()
+    # 24 examples are over before batch 3; the next update of two that can begin there is at batch 4.
+    counts, rates = zip(*told.updates, strict=True)
+    assert counts == (1,) * 4 + (2,) * 2 + (4,) * 2
+    assert rates == pytest.approx([0.1 * count for count in counts])
+    assert one.args.gradient_accumulation_steps == 1
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = iter(torch.split(TRAIN.rows, 8))
+    counted = share_counted(trainer)
+    for count, rate in told.updates:
+        rows = torch.cat([next(batches) for _ in range(count)])
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        (model(input_ids=rows, labels=rows).loss * counted).backward()
+        optimizer.step()
+    for ours, theirs in zip(one.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_a_schedule_goes_on_in_the_next_epoch_and_again_in_another_run(trainer: Any) -> None:
+    told = Told()
+    schedule = bs.Schedule((bs.Phase(0, 8), bs.Phase(15 * 8, 24)), coupling="rule")
+    one = trainer(
+        callbacks=[BatchscopeTrainerCallback(schedule=schedule), told], max_steps=-1, num_train_epochs=2, **PLAIN
+    )
+    for _ in range(2):
+        told.updates.clear()
+        one.train()
+        # Sixteen batches an epoch, of which the last three-batch update takes what is left.
+        assert [count for count, _ in told.updates] == [1] * 15 + [1] + [3] * 5 + [1]
+        one.state.global_step = 0
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule", "said"),
+    [
+        ({"gradient_accumulation_steps": 2}, SCHEDULE, "gradient_accumulation_steps=2"),
+        ({"lr_scheduler_type": "linear"}, SCHEDULE, 'lr_scheduler_type="constant"'),
+        ({"per_device_train_batch_size": 6}, SCHEDULE, "8 with micro-batches of 6"),
+        ({}, bs.Schedule((bs.Phase(0, 16), bs.Phase(32, 8))), "8 after 16"),
+    ],
+)
+def test_a_schedule_that_a_trainer_cannot_follow_is_refused(
+    trainer: Any, options: Any, schedule: bs.Schedule, said: str
+) -> None:
+    with pytest.raises(PlanError, match=said):
+        trainer(callbacks=[BatchscopeTrainerCallback(schedule=schedule)], **options).train()
+
+
+def test_training_ends_at_the_target_with_the_best_weights(trainer: Any) -> None:
+    often = {"eval_strategy": "steps", "eval_steps": 2}
+    free = BatchscopeTrainerCallback(monitor="loss", higher_is_better=False)
+    one = trainer(callbacks=[free], max_steps=40, learning_rate=0.05, **often)
+    one.train()
+    assert one.state.global_step == 40
+    seen = {entry["step"]: entry["eval_loss"] for entry in one.state.log_history if "eval_loss" in entry}
+    least = min(seen, key=lambda step: seen[step])
+    assert free.stopping is not None
+    assert (free.stopping.updates, free.stopping.value) == (least, seen[least])
+    assert one.evaluate()["eval_loss"] == pytest.approx(seen[least], rel=1e-5)
+
+    within = BatchscopeTrainerCallback(monitor="eval_loss", higher_is_better=False, target=seen[4])
+    two = trainer(callbacks=[within], max_steps=40, learning_rate=0.05, **often)
+    two.train()
+    assert two.state.global_step == next(step for step, loss in seen.items() if loss <= seen[4])
+
+    with pytest.raises(ArgumentError, match=r"eval_accuracy.*eval_loss"):
+        trainer(callbacks=[BatchscopeTrainerCallback(monitor="accuracy")], **often).train()
 
 
 # Workloads

@@ -546,3 +546,19 @@ def test_cost_and_energy_stand_in_the_frontier_where_they_are_known(advices: dic
     assert "energy" in printed(record, 160)
     text = Words(page.render(record)).text
     assert "energy" in " ".join(text)
+
+
+def test_tokens_stand_beside_examples_where_an_example_has_some(advices: dict[str, Record]) -> None:
+    plain = of(advices, "advice")
+    record = replace(plain, workload=replace(plain.workload, tokens_per_example=64.0))
+    size = record.batch_size or 0
+    assert "tokens" not in [column.heading for column in advice_sheets.frontier(plain).columns]
+    sheet = advice_sheets.frontier(record)
+    assert [column.heading for column in sheet.columns][-3:] == ["tokens", "tokens", "memory"]
+    assert all(len(line.cells) == len(sheet.columns) for line in sheet.lines)
+    advised = next(line for line in sheet.lines if advice_sheets.ADVISED in line.cells[0])
+    row = next(row for row in record.frontier if row.batch_size == size)
+    assert advised.cells[-3:-1] == (f.count(64 * size), f.number(64 * (row.examples_per_second.value or 0.0), 3))
+    text = " ".join(Words(page.render(record)).text)
+    assert f"{f.count(64 * size)} tokens" in text
+    assert f"{f.count(64 * (record.examples or 0))} tokens" in text

@@ -165,12 +165,13 @@ def contest(
             examples = round(min(max(affordable, LEAST_NOISE_EXAMPLES), NOISE_EXAMPLES))
             return _noise(workload, state, examples, seed=seed, device=chosen, stop=stop)
 
+        exponent, second_decay = _of_the_optimizer(workload)
         race = Race(
             Prepared(workload, chosen, workers=workers),
             goal,
             sizes,
             times,
-            exponent=_exponent(workload),
+            exponent=exponent,
             clock=clock,
             seed=seed,
             reserve=0.0 if to_train else RESERVE,
@@ -199,6 +200,7 @@ def contest(
             warnings=warnings,
             devices=devices,
             costs=costs,
+            second_decay=second_decay,
             interrupted=stop.requested,
             provenance=provenance(workload, device=chosen, seed=seed),
             pace=lambda size, rate: None if to_train else _pace(race, clock, size, rate),
@@ -232,15 +234,17 @@ def _least(workload: Workload) -> int:
         return least_batch_size(workload.model())
 
 
-def _exponent(workload: Workload) -> float:
-    """The scaling rule's exponent; between the two rules for an optimiser that has none."""
+def _of_the_optimizer(workload: Workload) -> tuple[float, float | None]:
+    """The scaling rule's exponent, between the two rules for an optimiser that has none, and β₂ where it has one."""
     with isolated(0, current_device()):
         model = workload.model()
         optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+    betas = optimizer.param_groups[0].get("betas")
+    second_decay = float(betas[1]) if isinstance(betas, (tuple, list)) and len(betas) > 1 else None
     try:
-        return learning_rate_exponent(optimizer)
+        return learning_rate_exponent(optimizer), second_decay
     except PlanError:
-        return 0.75
+        return 0.75, second_decay
 
 
 def _memory(

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from batchscope.advice.lane import Lane
+from batchscope.advice.outlook import UNLIKELY
 from batchscope.advice.pilot import PILOT_POINTS
 
 LEAST_LANES, MOST_LANES = 3, 6
-# A lane some distance away says something about the law; below this chance of being the best it is not worth its time.
-WORTH_A_LANE = 0.03
 # Factors of two: least distance of a size from those raced, of a neighbour, and of the first few from each other.
 APART, BESIDE, FAR_APART = 0.99, (0.9, 1.1), 1.9
 
@@ -52,7 +51,8 @@ def next_size(
             return None
         near = dict.fromkeys([*fresh, *raced], 0.0)
     elif not by_examples:
-        far = [size for size in far if near[size] >= WORTH_A_LANE]
+        # One that is most unlikely to be the best is not worth its time for what it says about the law.
+        far = [size for size in far if near[size] >= UNLIKELY]
     few = len(raced) < LEAST_LANES and bool(far)
     # Some distance away a lane says more about the law than next to one that is there already.
     among = far if few else fresh

@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 # Batch sizes whose time is within this share of the least are as good as the best, for all that a person would notice.
 NEAR = 0.03
 LEAST_POINTS = 4
+# A batch size is most unlikely to be as good as the best below this share of the draws.
+UNLIKELY = 0.03
 # A target that most draws do not reach is out of reach.
 LIKELY = 0.5
 # Learning curves bend beyond what was seen of them. So far as a goal lies ahead, in e-folds of effective examples, the

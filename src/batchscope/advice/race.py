@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from batchscope.advice.afterwards import judge_present, repeat_the_best, see_further
 from batchscope.advice.clock import Clock
 from batchscope.advice.heat import Entrant, Heat
 from batchscope.advice.judge import Judge
 from batchscope.advice.lane import Lane
 from batchscope.advice.opening import LEAST_LANES, next_size, size_beside_the_first
-from batchscope.advice.outlook import LEAST_POINTS, SOME_WAY, Outlook, find_outlook, quantiles
+from batchscope.advice.outlook import LEAST_POINTS, SOME_WAY, UNLIKELY, Outlook, find_outlook, quantiles
 from batchscope.advice.pilot import PILOT_POINTS, coarse_rates, find_order
 from batchscope.advice.update_times import UpdateTimes
 from batchscope.errors import RunError
@@ -41,16 +42,15 @@ LANE_RATES = (0.5, 1.0, 2.0)
 MOST_EXTENSIONS = 2
 # The range that the pilot's batch size is chosen from.
 PILOT_SIZES = (16, 128)
-# A batch size is given up when two looks in turn find it this unlikely to be as good as the best, and when it was
-# seen often enough to say so: a curve that bends misleads the law for a while.
-UNLIKELY, SEEN = 0.03, 5
+# A batch size is given up when two looks in turn find it most unlikely to be as good as the best, and it was seen so
+# often: a curve that bends misleads the law for a while.
+SEEN = 5
 # Opening a lane must leave this share of what is left of the budget.
 OPENING_SHARE = 0.5
 # A curve of so many evaluations and updates says how long a training run will take.
 WELL_SEEN, WELL_TRAINED = 7, 100
 # A run is taken to take as long as this share of the draws say at most: once a curve is well seen, and before.
 SHORT_RUN, LONG_RUN = 0.2, 0.8
-MOST_SEEDS = 3
 # A lane within so many factors of two of the best size, and seen so often, is where its rate is looked for.
 NEAR_OCTAVES, SEEN_AT_ALL = 1.0, 2
 # The critical batch size is the noise scale to within so many e-folds: on the benchmarks' networks, at the beginning of
@@ -63,8 +63,6 @@ OFFSET_SHARE = 0.03
 RATE_COST = 0.4
 # The laws are fitted again when training has gone on for this many times what that takes.
 LOOK_AGAIN = 6.0
-# Of what is kept of the budget, the part that goes to seeing the likeliest candidate further on.
-FURTHER = 0.5
 
 
 class Race:
@@ -154,12 +152,12 @@ class Race:
             if self._left <= 0 or not self._move():
                 break
         if not self.to_train:
-            self._see_further()
+            see_further(self)
         self._calibrate()
-        self._look()
+        self.look()
         if not self.to_train:
-            self._judge_present()
-            self._repeat()
+            judge_present(self)
+            repeat_the_best(self)
         self.forecast = self._fitted(planned=True) if self.as_they_stand else self.outlook
 
     @property
@@ -181,7 +179,7 @@ class Race:
 
     def state_of_best(self) -> dict[str, Any] | None:
         """Weights of the best candidate of the likeliest batch size; None before there is one."""
-        found = self._best_heat()
+        found = self.best_heat()
         return None if found is None else found[0].state_of(found[1])
 
     def nearest_to_the_goal(self) -> tuple[Heat, Entrant]:
@@ -329,7 +327,7 @@ class Race:
 
     def _measure_noise(self) -> None:
         """Let the gradient noise where the pilot stands say about where the critical batch size lies."""
-        found = self._best_heat()
+        found = self.best_heat()
         state = None if found is None else found[0].state_of(found[1])
         if found is None or state is None or not found[1].points or self.stopped():
             return
@@ -346,7 +344,7 @@ class Race:
         """Find out by how much the judge is off, on the best candidate of the likeliest batch size."""
         if self.judge.is_exact:
             return
-        found = self._best_heat()
+        found = self.best_heat()
         model = None if found is None else found[0].model_of(found[1])
         if model is None:
             return
@@ -355,7 +353,8 @@ class Race:
             for heat in lane.all_heats:
                 heat.shift(loss, score)
 
-    def _best_heat(self) -> tuple[Heat, Entrant] | None:
+    def best_heat(self) -> tuple[Heat, Entrant] | None:
+        """The best candidate of the likeliest batch size, and the heat that it is in; None before there is one."""
         lanes = [lane for lane in self.lanes.values() if lane.best is not None]
         near = {} if self.outlook is None else self.outlook.near_best()
         return max(lanes, key=lambda lane: near.get(lane.batch_size, 0.0)).leading if lanes else None
@@ -363,15 +362,16 @@ class Race:
     def _look_now_and_then(self) -> None:
         """Look again when training since the last look has taken some times what a look takes."""
         if self.clock.spent - self._looked >= LOOK_AGAIN * self._look_seconds:
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Work out anew what the curves say, and what the advice may cost by that."""
         began = self.clock.spent
         self.outlook = self._fitted()
         near = {} if self.outlook is None else self.outlook.near_best()
         self._unlikely = self._unlikely[1], frozenset(size for size in near if near[size] < UNLIKELY)
         if self.outlook is not None and self.clock.seconds is None:
-            known = self._well_seen()
+            known = self.is_well_seen()
             # Of what the plan takes; until a candidate has gone far, of what it well may take.
             plan = self.outlook if known or not self.as_they_stand else self._fitted(planned=True) or self.outlook
             [seconds] = quantiles(plan.seconds[plan.sizes.index(plan.best())], SHORT_RUN if known else LONG_RUN)
@@ -396,7 +396,7 @@ class Race:
             seed=self.seed,
         )
 
-    def _well_seen(self) -> bool:
+    def is_well_seen(self) -> bool:
         """Whether some candidate has gone so far that its curve says something about the end, and there are others."""
         if len(self.lanes) < min(2, len(self.sizes)):
             return False
@@ -522,72 +522,6 @@ class Race:
         first = 6 * self.seconds_per_update(size)
         seconds = 1.0 + len(LANE_RATES) * (max(behind, first) + further_seconds)
         return seconds <= OPENING_SHARE * self._left
-
-    def _see_further(self) -> None:
-        """Train the likeliest candidate on by itself: a curve that was at the goal says more than any law of it."""
-        found = None if self.outlook is None else self._best_heat()
-        if found is None:
-            return
-        heat, best = found
-        # Where no budget was given the race may have spent all before it could be told what it may cost.
-        allowed = FURTHER * self.reserve * self.clock.limit
-        until = self.clock.spent + (allowed if self.clock.seconds is None else min(allowed, self.clock.left))
-        others = [entrant for entrant in heat.live if entrant is not best]
-        if best not in heat.live or self._is_there(best):
-            return
-        heat.drop(others, f"learning rate {best.learning_rate:.3g} did better at batch size {heat.batch_size:,}")
-        while best in heat.live and not self._is_there(best) and self.clock.spent < until and not self.stopped():
-            self.tell(f"seeing batch size {heat.batch_size:,} further")
-            heat.advance()
-
-    def _is_there(self, entrant: Entrant) -> bool:
-        """Whether a plan would have ended with it."""
-        last = entrant.planned[-1] if entrant.planned else None
-        return self.goal.kind == "target" and last is not None and last.score >= self.goal.value
-
-    def _judge_present(self) -> None:
-        """Train with the present setting as far as the race went, its weights as they stand."""
-        workload = self.prepared.workload
-        if self.outlook is None or self.stopped():
-            return
-        size = workload.batch_size
-        if size > workload.training_examples:
-            return
-        horizon = max(lane.virtual_seconds for lane in self.lanes.values())
-        heat = None
-        while self.clock.left > 0 and not self.stopped():
-            if heat is None:
-                self.tell("the present setting")
-                heat = self.present = self.make_heat(size, [workload.learning_rate], 0, averaging=False)
-            heat.advance()
-            if not heat.live or heat.virtual_seconds >= horizon:
-                break
-
-    def _repeat(self) -> None:
-        """With what is left of a budget that is known, train the best rates again from other weights."""
-        if self.clock.seconds is None and not self._well_seen():
-            return
-        while self.outlook is not None and not self.stopped():
-            near = self.outlook.near_best()
-            open_to = [
-                lane
-                for lane in self.lanes.values()
-                if lane.best is not None and len(lane.repeats) < MOST_SEEDS - 1 and near[lane.batch_size] > UNLIKELY
-            ]
-            if not open_to:
-                return
-            lane = max(open_to, key=lambda lane: (-len(lane.repeats), near[lane.batch_size]))
-            best = lane.best
-            if best is None:
-                return
-            horizon = best.points[-1].seconds
-            if 1.0 + 1.3 * horizon > self.clock.left:
-                return
-            self.tell(f"batch size {lane.batch_size:,} once more")
-            heat = lane.repeat(best.learning_rate, len(lane.repeats) + 1)
-            while heat.live and heat.virtual_seconds < horizon and not self.stopped() and self.clock.left > 0:
-                heat.advance()
-            self._look()
 
     def _standing(self, lane: Lane) -> str:
         best = lane.best

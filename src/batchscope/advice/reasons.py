@@ -10,6 +10,7 @@ import numpy as np
 from batchscope.advice.growing import growing_batch
 from batchscope.advice.outlook import Outlook
 from batchscope.records import Advice, FrontierRow, Interval
+from batchscope.schedule import beta_of_half_life, half_life
 from batchscope.study.words import count, counts, listed, seconds
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def short_answer(advice: Advice) -> str:
     accumulated = ""
     if advice.accumulation_steps and advice.accumulation_steps > 1:
         accumulated = f" (in {advice.accumulation_steps} micro-batches of {advice.micro_batch_size:,})"
+    tokens = advice.workload.tokens_per_example
+    if tokens is not None:
+        accumulated += f" ({(advice.batch_size or 0) * tokens:,.0f} tokens)"
     use = (
         f"Use batch size {advice.batch_size:,}{accumulated}, learning rate {advice.learning_rate:.3g}, "
         f"{iterations:,} iterations with averaged weights"
@@ -119,7 +123,7 @@ def reasons(advice: Advice, findings: Findings, outlook: Outlook) -> list[str]:
         )
     said.append(_without_averaging(advice, findings, rows))
     said.append(_growing(advice, findings, outlook))
-    said.append(_rate(advice, findings, rows[size]))
+    said += [_rate(advice, findings, rows[size]), _second_moment(advice, findings)]
     said.append(
         "The plan evaluates and keeps the average of the weights, in which late updates count most: at a constant "
         "learning rate it reaches what a cooldown at that moment would, and needs no end that is known beforehand."
@@ -318,6 +322,20 @@ def _rate(advice: Advice, findings: Findings, row: FrontierRow) -> str:
         return f"{text}, where the {rule} scaling rule puts your present one for this batch size."
     many = f"{ratio:.2g} times" if ratio > 1 else f"one {1 / ratio:.2g}th of"
     return f"{text}: {many} what the {rule} scaling rule makes of your present one."
+
+
+def _second_moment(advice: Advice, findings: Findings) -> str:
+    """How long Adam's second moment remembers, where that is told in tokens and the batch size changes."""
+    beta, tokens, size = findings.second_decay, findings.workload.tokens_per_example, advice.batch_size
+    present = findings.workload.batch_size
+    if beta is None or tokens is None or size is None or not 0 < beta < 1 or size == present:
+        return ""
+    before, now = (half_life(beta, each * tokens) for each in (present, size))
+    kept = beta_of_half_life(before, size * tokens)
+    return (
+        f"With β₂ at {beta:g}, as it is and as the race had it, the optimiser's second moment forgets half in "
+        f"{count(now)} tokens; at your present batch size that is {count(before)}, which {kept:.4g} would keep."
+    )
 
 
 def _cost(advice: Advice) -> str:

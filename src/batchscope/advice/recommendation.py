@@ -44,6 +44,8 @@ PATIENCE, MOST_PATIENCE = 2.0, 10.0
 LEAST_RACED_POINTS = 2
 # A target that this share of the draws reach is worth training towards, though nobody can say how long that takes.
 NOT_UNLIKELY = 0.1
+# A middle so many times the lower end, with no upper one, is not told as a time.
+VAGUE = 10.0
 BY_AVERAGE = (
     "by the validation loss of the average of their weights, in which an update counts by the 8th power of the "
     "examples seen: what a cooldown at that moment would reach"
@@ -74,6 +76,7 @@ class Findings:
         provenance: Software, machine and seed.
         pace: Measures what updates take in a run of its own; None where that would cost too much.
         costs: What a second costs.
+        second_decay: β₂ of the optimiser; None where it has none.
     """
 
     workload: WorkloadSummary
@@ -90,6 +93,7 @@ class Findings:
     provenance: Provenance
     pace: Callable[[int, float], Pace | None] = lambda batch_size, learning_rate: None
     costs: Costs = field(default_factory=Costs)
+    second_decay: float | None = None
 
 
 def recommend(findings: Findings) -> Advice:
@@ -119,7 +123,7 @@ def recommend(findings: Findings) -> Advice:
     size = min(raced or as_good, key=lambda s: findings.times.seconds(s) / s if goal.kind == "examples" else s)
     row = next(row for row in frontier if row.batch_size == size)
     rate = row.learning_rate.value
-    if row.examples.value is None or rate is None:
+    if row.examples.value is None or rate is None or _is_vague(row.seconds):
         share = float(np.isfinite(forecast.examples[outlook.sizes.index(size)]).mean())
         if rate is not None and goal.kind == "target" and share >= NOT_UNLIKELY:
             return _without_an_end(findings, outlook, advice, row, rate)
@@ -156,6 +160,12 @@ def recommend(findings: Findings) -> Advice:
         cost_seconds=race.clock.spent,
     )
     return replace(advice, conclusion=short_answer(advice), reasons=tuple(reasons(advice, findings, forecast)))
+
+
+def _is_vague(seconds: Interval) -> bool:
+    """Whether an interval has no upper end and a middle so far above its lower one that it says nothing either."""
+    value, low, high = seconds.value, seconds.low, seconds.high
+    return value is not None and bool(low) and value > VAGUE * (low or 0.0) and not math.isfinite(high or math.inf)
 
 
 def _without_an_end(findings: Findings, outlook: Outlook, advice: Advice, row: FrontierRow, rate: float) -> Advice:

@@ -16,18 +16,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from batchscope.errors import ArgumentError
 from batchscope.fit import devices_in_words as words
-from batchscope.fit.communication import all_reduce_seconds
-from batchscope.fit.limits import data_waits
-from batchscope.fit.sharding import STAGES, largest_micro_batch, sharded_memory
-from batchscope.fit.time_to_target import drawn_examples
+from batchscope.fit.device_draws import (
+    LEVEL,
+    DeviceCase,
+    DrawnExamples,
+    DrawnStep,
+    Floats,
+    SolvedCase,
+    drawn_interval,
+)
+from batchscope.fit.sharding import STAGES, sharded_memory
 from batchscope.fit.tradeoff import LEAST_SIZES
 from batchscope.records import (
     AllReduceLaw,
@@ -36,24 +39,13 @@ from batchscope.records import (
     Interval,
     Probe,
     ShardedMemory,
-    StepTimes,
     Sweep,
     TradeoffLaw,
 )
-from batchscope.records.devices import AllReduceAlgorithm, UpdatesSource
+from batchscope.records.devices import AllReduceAlgorithm
 
-Floats = NDArray[np.float64]
-
-DRAWS = 1000
-LEVEL = 0.95
-# A backward pass costs twice a forward pass.
-BACKWARD = 2 / 3
-# What dividing the weights adds to what is sent: they are gathered for the forward and for the backward pass.
-STAGE_3_TRAFFIC = 1.5
 MOST_DEVICES = 2**20
 BYTES_OF = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-# So small a batch takes the least examples that there are.
-VANISHING = 1e-9
 
 
 def plan_devices(
@@ -123,10 +115,10 @@ def plan_devices(
     between = _network(network)
     fitted = _fitted(law, target_examples)
     generator = np.random.default_rng(seed)
-    step = _Step.drawn(probe.step_time, between, generator)
+    step = DrawnStep.drawn(probe.step_time, between, generator)
     gradient_bytes = probe.workload.parameters * BYTES_OF.get(probe.provenance.dtype.removeprefix("torch."), 4)
     cases = [
-        _Case.of(
+        DeviceCase.of(
             probe,
             step,
             count,
@@ -137,8 +129,8 @@ def plan_devices(
         )
         for count in _between(counts)
     ]
-    examples = _Examples.drawn(probe, fitted, target_examples, np.concatenate([c.sizes for c in cases]), generator)
-    known = [_Solved.of(case, examples) for case in cases if len(case.sizes)]
+    examples = DrawnExamples.drawn(probe, fitted, target_examples, np.concatenate([c.sizes for c in cases]), generator)
+    known = [SolvedCase.of(case, examples) for case in cases if len(case.sizes)]
     if not known:
         raise ArgumentError(
             "at least one of the numbers of devices must have a setting",
@@ -188,171 +180,11 @@ def plan_devices(
     return words.concluded(plan)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """Times of an update on one device and of the network; the first of each is the estimate, the others are draws."""
-
-    times: StepTimes
-    fixed: Floats
-    each: Floats
-    below: Floats
-    latency: Floats
-    bytes_per_second: Floats
-
-    @classmethod
-    def drawn(cls, times: StepTimes, network: AllReduceLaw, generator: np.random.Generator) -> _Step:
-        law = times.law
-        if law.fixed_seconds.value is None or law.seconds_per_example.value is None:
-            raise ArgumentError("the probe must have a law of step times", got="one that is not resolved")
-        each = _drawn(law.seconds_per_example, generator)
-        ratio = each / law.seconds_per_example.value if law.seconds_per_example.value > 0 else np.ones_like(each)
-        below = each if law.seconds_per_example_below is None else law.seconds_per_example_below * ratio
-        fixed = _drawn(law.fixed_seconds, generator)
-        latency = _drawn(network.latency_seconds, generator)
-        return cls(times, fixed, each, below, latency, _drawn(network.bytes_per_second, generator))
-
-    def computing(self, sizes: Floats) -> Floats:
-        """τ without what it waits for its data: a row for each draw, a column for each micro-batch size."""
-        bend = self.times.law.bend
-        if bend is None:
-            return np.asarray(self.fixed[:, None] + self.each[:, None] * sizes)
-        low = self.below[:, None] * np.minimum(sizes, bend)
-        return np.asarray(self.fixed[:, None] + low + self.each[:, None] * np.maximum(0.0, sizes - bend))
-
-    def waiting(self, sizes: Floats, computing: Floats) -> Floats:
-        """τ with it."""
-        data = data_waits(self.times, sizes)
-        return np.maximum(computing, data) if self.times.reading == "beside them" else computing + data
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A number of devices, the batch sizes that it may train with, and what an update of each takes."""
-
-    devices: int
-    sizes: Floats
-    micro: Floats
-    seconds: Floats
-    communication: Floats
-    measured: tuple[int, int]
-    reason: str | None
-
-    @classmethod
-    def of(
-        cls,
-        probe: Probe,
-        step: _Step,
-        devices: int,
-        *,
-        algorithm: AllReduceAlgorithm,
-        overlap: float,
-        zero_stage: int,
-        gradient_bytes: int,
-    ) -> _Case:
-        largest = None
-        if probe.memory is not None:
-            largest = largest_micro_batch(
-                probe.memory, devices=devices, stage=zero_stage, gradient_bytes=gradient_bytes
-            )
-        share, micro = _shares(probe.workload.training_examples // devices, largest)
-        reason = None
-        if not len(share):
-            reason = (
-                "not even one example fits into a device's memory"
-                if largest == 0
-                else f"there are {probe.workload.training_examples:,} training examples for {devices:,} devices"
-            )
-        computing = step.computing(micro)
-        summing = all_reduce_seconds(
-            step.latency,
-            step.bytes_per_second,
-            message_bytes=gradient_bytes,
-            ranks=devices,
-            algorithm=algorithm,
-        )
-        summing = summing * (STAGE_3_TRAFFIC if zero_stage == 3 else 1.0)
-        communication = np.maximum(0.0, summing[:, None] - overlap * BACKWARD * computing)
-        seconds = (share / micro) * step.waiting(micro, computing) + communication
-        timed = [point.batch_size for point in step.times.points]
-        return cls(devices, devices * share, micro, seconds, communication, (min(timed), max(timed)), reason)
-
-
-@dataclass(frozen=True)
-class _Examples:
-    """Log of examples to the target against batch size, in the same draws."""
-
-    source: UpdatesSource
-    relative: bool
-    sizes: Floats
-    logs: Floats
-    least: Floats
-
-    @classmethod
-    def drawn(
-        cls,
-        probe: Probe,
-        law: TradeoffLaw | None,
-        target_examples: float | None,
-        sizes: Floats,
-        generator: np.random.Generator,
-    ) -> _Examples:
-        sizes = np.unique(sizes)
-        if law is not None:
-            grid = np.log(np.concatenate([[VANISHING], sizes]))
-            draws = drawn_examples(law, grid, generator, draws=DRAWS)
-            logs = np.vstack([[math.log(law.examples(float(size)) or math.nan) for size in np.exp(grid)], draws])
-            return cls("trade-off law", False, sizes, logs[:, 1:], logs[:, 0])
-        known = probe.limits.critical
-        if known.value is None and known.low:  # the least that it can be: no batch up to it is too large
-            known = Interval(known.low, None, None)
-        if known.value is None:
-            raise ArgumentError(
-                "the critical batch size must be known, from the probe or from a law",
-                got=f"a probe in which it is {probe.limits.critical}",
-                mend="probe for longer, or give law= (--law) a sweep or a fitted table",
-            )
-        critical = _drawn(known, generator)
-        least = np.zeros_like(critical)
-        if target_examples is not None:
-            least = math.log(target_examples) - np.log1p(probe.workload.batch_size / critical)
-        logs = least[:, None] + np.log1p(sizes / critical[:, None])
-        return cls(probe.limits.critical_source or "noise scale", target_examples is None, sizes, logs, least)
-
-    def at(self, sizes: Floats) -> Floats:
-        """A row for each draw, a column for each of some of the sizes."""
-        return np.asarray(self.logs[:, np.searchsorted(self.sizes, sizes)])
-
-
-@dataclass(frozen=True)
-class _Solved:
-    """The best batch size of a number of devices, by the estimates and in each draw."""
-
-    case: _Case
-    best: int
-    times: Floats
-    least_times: Floats
-    least_sizes: Floats
-
-    @classmethod
-    def of(cls, case: _Case, examples: _Examples) -> _Solved:
-        times = case.seconds * np.exp(examples.at(case.sizes)) / case.sizes
-        best, each = int(np.argmin(times[0])), np.argmin(times, axis=1)
-        return cls(case, best, times[:, best], times[np.arange(len(times)), each], case.sizes[each])
-
-    @property
-    def size(self) -> float:
-        return float(self.case.sizes[self.best])
-
-    @property
-    def micro(self) -> int:
-        return int(self.case.micro[self.best])
-
-
 def _row(
-    case: _Case,
-    solved: _Solved | None,
-    first: _Solved,
-    examples: _Examples,
+    case: DeviceCase,
+    solved: SolvedCase | None,
+    first: SolvedCase,
+    examples: DrawnExamples,
     *,
     asked: bool,
     price_per_hour: float | None,
@@ -388,25 +220,25 @@ def _row(
     hours = devices * solved.times / 3600
 
     def only_known(draws: Floats) -> Interval:
-        return unresolved if examples.relative else _interval(draws)
+        return unresolved if examples.relative else drawn_interval(draws)
 
     return DeviceRow(
         devices=devices,
         asked=asked,
         batch_size=round(size),
-        best_batch_size=_interval(solved.least_sizes),
+        best_batch_size=drawn_interval(solved.least_sizes),
         examples_per_device=share,
         micro_batch_size=micro,
         accumulation_steps=share // micro,
-        step_seconds=_interval(case.seconds[:, solved.best]),
-        communication_seconds=_interval(case.communication[:, solved.best]),
-        examples_ratio=_interval(np.exp(needed - examples.least)),
+        step_seconds=drawn_interval(case.seconds[:, solved.best]),
+        communication_seconds=drawn_interval(case.communication[:, solved.best]),
+        examples_ratio=drawn_interval(np.exp(needed - examples.least)),
         examples=only_known(np.exp(needed)),
         updates=only_known(np.exp(needed) / size),
         seconds=only_known(solved.times),
-        relative_time=_interval(1 / speed_up),
-        speed_up=_interval(speed_up),
-        efficiency=_interval(speed_up * first.case.devices / devices),
+        relative_time=drawn_interval(1 / speed_up),
+        speed_up=drawn_interval(speed_up),
+        efficiency=drawn_interval(speed_up * first.case.devices / devices),
         device_hours=only_known(hours),
         cost=None if price_per_hour is None else only_known(price_per_hour * hours),
         joules=None if power_watts is None else only_known(3600 * power_watts * hours),
@@ -415,7 +247,7 @@ def _row(
     )
 
 
-def _worth(solved: list[_Solved], least_gain: float, least_efficiency: float) -> Interval:
+def _worth(solved: list[SolvedCase], least_gain: float, least_efficiency: float) -> Interval:
     """The largest number of devices that a doubling up to it still pays for, in each draw."""
     if len(solved) < 2:
         return Interval.unresolved(LEVEL)
@@ -425,43 +257,10 @@ def _worth(solved: list[_Solved], least_gain: float, least_efficiency: float) ->
     gains = (times[:-1] / times[1:]) ** (1 / doublings)
     efficiency = times[0] * counts[0] / (times[1:] * counts[1:, None])
     pays = np.cumprod((gains >= 1 + least_gain) & (efficiency >= least_efficiency), axis=0)
-    worth = _interval(counts[pays.sum(axis=0).astype(int)])
+    worth = drawn_interval(counts[pays.sum(axis=0).astype(int)])
     # At the end of what was looked at, even more may pay.
     beyond = math.inf if worth.high == counts[-1] else worth.high
     return Interval(worth.value, worth.low, beyond, LEVEL)
-
-
-def _shares(most: int, largest: int | None) -> tuple[Floats, Floats]:
-    """Examples of an update on each device, and of a micro-batch: powers of two, and half as much again."""
-    limit = most if largest is None else min(most, largest)
-    whole = {b for k in range(max(0, limit).bit_length()) for b in (2**k, 3 * 2**k // 2) if 1 <= b <= limit}
-    pairs = [(float(b), float(b)) for b in sorted(whole)]
-    if largest is not None and 0 < largest < most:
-        micro = max(whole)
-        pairs += [(float(micro * 2**k), float(micro)) for k in range(1, (most // micro).bit_length())]
-    table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
-
-
-def _drawn(interval: Interval, generator: np.random.Generator) -> Floats:
-    """The value first, then draws: normal to either side, of the logarithm where the lower end is above 0."""
-    value, low, high = interval.value, interval.low, interval.high
-    if value is None:
-        raise ArgumentError("the law of an all-reduce must have a latency and a bandwidth", got="one not resolved")
-    normal = np.concatenate([[0.0], generator.standard_normal(DRAWS)]) / float(ndtri((1 + interval.level) / 2))
-    if low is None or high is None or not math.isfinite(high):
-        return np.full(DRAWS + 1, value)
-    if low > 0:
-        width = np.where(normal < 0, math.log(value / low), math.log(high / value))
-        return np.asarray(value * np.exp(normal * width))
-    return np.maximum(0.0, value + normal * np.where(normal < 0, value - low, high - value))
-
-
-def _interval(draws: Floats) -> Interval:
-    """The estimate, which comes first, with quantiles of the draws behind it."""
-    value = float(draws[0])
-    low, high = np.quantile(draws[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
-    return Interval(value, min(value, float(low)), max(value, float(high)), LEVEL)
 
 
 def _checked_devices(devices: Sequence[int]) -> tuple[int, ...]:

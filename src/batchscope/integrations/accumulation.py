@@ -86,13 +86,30 @@ class Accumulation:
             Micro-batches in an update.
         """
         if micro_batch % self.count == 0:
-            due = max((s for s in self.schedule.segments if s.first_example <= self.examples), key=_first_example)
-            count = due.phase.batch_size // self._micro
-            if due.phase != self._phase and micro_batch % count == 0:
-                self._phase, self.count = due.phase, count
-                self._settings.enter(due.phase, coupling=self.schedule.coupling)
-        self.examples += self._micro
+            self.begin(micro_batch)
+        self.ran()
         return self.count
+
+    def begin(self, micro_batch: int) -> bool:
+        """Go on to the next phase where it is time for it and an update can begin.
+
+        Args:
+            micro_batch: The one that the next update begins with: its number within the epoch, from 0.
+
+        Returns:
+            Whether a phase began.
+        """
+        due = max((s for s in self.schedule.segments if s.first_example <= self.examples), key=_first_example)
+        count = due.phase.batch_size // self._micro
+        if due.phase == self._phase or micro_batch % count:
+            return False
+        self._phase, self.count = due.phase, count
+        self._settings.enter(due.phase, coupling=self.schedule.coupling)
+        return True
+
+    def ran(self) -> None:
+        """Count a micro-batch."""
+        self.examples += self._micro
 
     def updated(self, noise_scale: Interval | None) -> None:
         """Count an update; a measured schedule decides here how it goes on.

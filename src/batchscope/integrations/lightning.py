@@ -16,6 +16,7 @@ from batchscope.integrations.accumulation import Accumulation
 from batchscope.integrations.frameworks import lightning
 from batchscope.integrations.loaders import reference_batch_size, source_of
 from batchscope.integrations.optimizers import OptimizerLike
+from batchscope.integrations.stopping import Stopping
 from batchscope.integrations.watching import Calls, interval_of, span, values_of
 from batchscope.measure import GradientNoise
 from batchscope.records import Interval, Schedule
@@ -53,8 +54,15 @@ class BatchscopeCallback(Callback):
     the new size would both begin, which is at most one new batch late where batches double. The last update of an
     epoch is Lightning's: it takes what is left. A measured schedule follows what this callback measures.
 
+    With ``monitor``, the weights at the best value of what the module logs in validation under this name are put back
+    when training ends, be it by itself, at ``target``, or after ``patience`` evaluations without a better one.
+
     Args:
         schedule: Batch sizes, rates and momenta; None: they are the trainer's and the module's own.
+        monitor: The name of a validation metric; None: none is watched, and the weights stay as they are in the end.
+        higher_is_better: Whether more of it is better; else less is.
+        target: Its value that ends training; None: none does.
+        patience: Evaluations without a better value that end training; None: any number.
         overhead: The largest share of the time that measuring may take.
         every: Measure each so many updates whatever it costs; None: as often as ``overhead`` permits.
         half_life: Updates after which a measurement counts for half; None: all count alike.
@@ -64,12 +72,20 @@ class BatchscopeCallback(Callback):
     Attributes:
         noise: The monitor, from the first batch on; it can be read after the run.
         history: (updates, interval) at each logging.
+        stopping: What was seen of ``monitor``: its best ``value``, and after how many ``updates``; None without one.
+
+    Raises:
+        ArgumentError: ``target`` or ``patience`` without ``monitor``, or one that makes no sense.
     """
 
     def __init__(
         self,
         *,
         schedule: Schedule | None = None,
+        monitor: str | None = None,
+        higher_is_better: bool = True,
+        target: float | None = None,
+        patience: int | None = None,
         overhead: float = 0.03,
         every: int | None = None,
         half_life: float | None = 1000,
@@ -84,6 +100,7 @@ class BatchscopeCallback(Callback):
             "seed": seed,
         }
         self.schedule = schedule
+        self.stopping = Stopping.of(monitor, higher_is_better=higher_is_better, target=target, patience=patience)
         self.noise: GradientNoise | None = None
         self.history: list[tuple[int, Interval]] = []
         self._following: Accumulation | None = None
@@ -139,8 +156,17 @@ class BatchscopeCallback(Callback):
         if trainer.log_every_n_steps and self._updates % trainer.log_every_n_steps == 0:
             self._log(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what was evaluated, and stop where that says so."""
+        if self.stopping is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.stopping.saw(trainer.callback_metrics, pl_module, trainer.global_step):
+            trainer.should_stop = True
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove every hook; what was found can still be read."""
+        """Go back to the best weights, and remove every hook; what was found can still be read."""
+        if self.stopping is not None:
+            self.stopping.go_back(pl_module)
         self._close(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -152,6 +178,7 @@ class BatchscopeCallback(Callback):
         return {
             "noise": None if self.noise is None else self.noise.state_dict(),
             "following": None if self._following is None else self._following.state_dict(),
+            "stopping": None if self.stopping is None else self.stopping.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -161,6 +188,8 @@ class BatchscopeCallback(Callback):
             state_dict: From :meth:`state_dict`.
         """
         self._loaded = dict(state_dict)
+        if (state := self._loaded.pop("stopping", None)) is not None and self.stopping is not None:
+            self.stopping.load_state_dict(state)
 
     def _watch(self, trainer: Trainer, model: nn.Module) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)

@@ -58,3 +58,7 @@ class MLflow:
     def end(self) -> None:
         """Mark the run as finished."""
         self._client.set_terminated(self.run_id)
+
+    def fail(self) -> None:
+        """Mark the run as failed."""
+        self._client.set_terminated(self.run_id, status="FAILED")

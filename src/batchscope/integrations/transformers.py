@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from batchscope.errors import WorkloadError, first_line
+from batchscope.errors import PlanError, WorkloadError, first_line
+from batchscope.integrations.accumulation import Accumulation
 from batchscope.integrations.frameworks import framework
 from batchscope.integrations.loaders import reference_batch_size, source_of
 from batchscope.integrations.optimizers import OptimizerLike, unwrapped
+from batchscope.integrations.stopping import Stopping
 from batchscope.integrations.watching import Calls, interval_of, span, values_of
 from batchscope.measure import GradientNoise
-from batchscope.records import Interval
+from batchscope.records import Interval, Schedule
 from batchscope.seeding import current_device, isolated
 from batchscope.workload import Workload
 from batchscope.workload.batches import take, to_device
@@ -28,7 +30,7 @@ else:
 
 
 class BatchscopeTrainerCallback(TrainerCallback):
-    """Follow the gradient noise scale of a Trainer's run.
+    """Follow the gradient noise scale of a Trainer's run, and a batch-size schedule where there is one.
 
     ::
 
@@ -44,10 +46,23 @@ class BatchscopeTrainerCallback(TrainerCallback):
     mixed precision are honoured; where a Trainer runs on several ranks, each measures its own share of the batch. The
     loss must follow from the model's largest output, as that of every model with one head does.
 
-    Stopping at a target and keeping the best weights are the Trainer's own: ``EarlyStoppingCallback`` and
-    ``load_best_model_at_end=True``.
+    With a schedule, ``args.gradient_accumulation_steps`` is set at its borders so that the batches of
+    ``per_device_train_batch_size`` make the schedule's, and the optimiser's settings as the schedule says. It begins
+    where an update of the old size and one of the new size would both begin. ``num_train_epochs`` and ``max_steps``
+    mean as many examples as without it: the Trainer counts its steps beforehand, in batches as its DataLoader makes
+    them. It cannot resume inside one either, since it works out how many batches lie behind from that count. A measured
+    schedule follows what this callback measures.
+
+    With ``monitor``, the weights at the best value of what the Trainer evaluates under this name are put back when
+    training ends, be it by itself, at ``target``, or after ``patience`` evaluations without a better one. A resumed run
+    looks for the best anew.
 
     Args:
+        schedule: Batch sizes, rates and momenta; None: they are the Trainer's own.
+        monitor: The name of an evaluated metric, with or without its ``eval_``; None: none is watched.
+        higher_is_better: Whether more of it is better; else less is.
+        target: Its value that ends training; None: none does.
+        patience: Evaluations without a better value that end training; None: any number.
         overhead: The largest share of the time that measuring may take.
         every: Measure each so many updates whatever it costs; None: as often as ``overhead`` permits.
         half_life: Updates after which a measurement counts for half; None: all count alike.
@@ -57,11 +72,20 @@ class BatchscopeTrainerCallback(TrainerCallback):
     Attributes:
         noise: The monitor, from the first update on; it can be read after the run.
         history: (updates, interval) at each logging.
+        stopping: What was seen of ``monitor``: its best ``value``, and after how many ``updates``; None without one.
+
+    Raises:
+        ArgumentError: ``target`` or ``patience`` without ``monitor``, or one that makes no sense.
     """
 
     def __init__(
         self,
         *,
+        schedule: Schedule | None = None,
+        monitor: str | None = None,
+        higher_is_better: bool = True,
+        target: float | None = None,
+        patience: int | None = None,
         overhead: float = 0.03,
         every: int | None = None,
         half_life: float | None = 1000,
@@ -75,9 +99,14 @@ class BatchscopeTrainerCallback(TrainerCallback):
             "examples": examples,
             "seed": seed,
         }
+        self.schedule = schedule
+        name = monitor if monitor is None or monitor.startswith("eval_") else f"eval_{monitor}"
+        self.stopping = Stopping.of(name, higher_is_better=higher_is_better, target=target, patience=patience)
         self.noise: GradientNoise | None = None
         self.history: list[tuple[int, Interval]] = []
         self._calls: Calls | None = None
+        self._following: Accumulation | None = None
+        self._micro_batch = 0  # of the epoch
 
     def attach(self, trainer: Trainer) -> BatchscopeTrainerCallback:
         """Put this callback before the Trainer's reporters, so that they are given its numbers too.
@@ -92,16 +121,39 @@ class BatchscopeTrainerCallback(TrainerCallback):
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at what the model calls in its first update."""
-        self._close()
+        """Look at what the model calls in its first update.
+
+        Raises:
+            PlanError: A schedule that this Trainer cannot follow.
+        """
+        self._close(args)
+        if self.schedule is not None:
+            self._following = self._follow(args, state, self.schedule, **kwargs)
         # Mixed precision casts what the model returns, and the loss that it returns with that comes from before the
         # cast: there the pass ends with the last of its parts.
         self._calls = Calls(kwargs["model"], depth=1) if args.fp16 or args.bf16 else None
         if self._calls is None:
             self._watch(kwargs["model"], kwargs["optimizer"])
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Accumulate as many batches as the schedule says."""
+        self._micro_batch = 0
+        self._begin(args, **kwargs)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count a batch."""
+        self._micro_batch += 1
+        if self._following is not None:
+            self._following.ran()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin to watch after the first update."""
+        """Begin to watch after the first update; count a batch, and go on to the next phase where it is time."""
+        self.on_substep_end(args, state, control, **kwargs)
+        if self._following is not None:
+            measured = self._following.schedule.measured
+            self._following.updated(interval_of(self.noise) if measured and self.noise else None)
+            if self._micro_batch % self._following.count == 0:
+                self._begin(args, **kwargs)
         if self._calls is not None:
             model = kwargs["model"]
             self._calls.close()
@@ -117,24 +169,89 @@ class BatchscopeTrainerCallback(TrainerCallback):
             return
         self.history.append((state.global_step, found))
         values = values_of(found)
+        if self._following is not None:
+            values["batch_size"] = float(self._following.batch_size)
         logs.update(values)
         if state.log_history:
             state.log_history[-1].update(values)
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at what was evaluated, and stop where that says so."""
+        if self.stopping is not None and self.stopping.saw(kwargs["metrics"], kwargs["model"], state.global_step):
+            control.should_training_stop = True
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove every hook; what was found can still be read."""
-        self._close()
+        """Go back to the best weights, and remove every hook; what was found can still be read."""
+        if self.stopping is not None:
+            self.stopping.go_back(kwargs["model"])
+        self._close(args)
 
     def _watch(self, model: nn.Module, optimizer: Any) -> None:
         scaler = getattr(optimizer, "scaler", None)
         self.noise = GradientNoise(model, unwrapped(optimizer), scaler=scaler, **self._options)
 
-    def _close(self) -> None:
+    def _follow(
+        self, args: Any, state: Any, schedule: Schedule, *, optimizer: Any, lr_scheduler: Any, **kwargs: Any
+    ) -> Accumulation:
+        sizes = [phase.batch_size for phase in schedule.phases]
+        refusals = (
+            (
+                args.gradient_accumulation_steps != 1,
+                "the schedule sets how many batches are accumulated",
+                f"gradient_accumulation_steps={args.gradient_accumulation_steps}",
+                "leave it at 1",
+            ),
+            (
+                args.lr_scheduler_type != "constant",
+                "the schedule sets the learning rate",
+                f'lr_scheduler_type="{getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)}" beside it',
+                'give lr_scheduler_type="constant", and put its steps into the schedule\'s phases',
+            ),
+            (
+                args.auto_find_batch_size,
+                "the schedule's batch sizes are multiples of the Trainer's",
+                "auto_find_batch_size=True, which changes it",
+                "leave it out and give per_device_train_batch_size, which bs.find_max_batch_size can find",
+            ),
+            (
+                state.global_step > 0,
+                "a Trainer that follows a schedule must begin at the beginning",
+                f"a run resumed after {state.global_step:,} updates",
+                "train without resume_from_checkpoint",
+            ),
+            (
+                min(sizes) < sizes[0],
+                "a Trainer cannot make smaller batches than it began with: it would leave data out",
+                f"{min(sizes):,} after {sizes[0]:,}",
+                "begin with the smallest",
+            ),
+        )
+        for refused, rule, got, mend in refusals:
+            if refused:
+                raise PlanError(rule, got=got, mend=mend)
+        source = source_of(kwargs["train_dataloader"], "the training data")
+        micro = args.train_batch_size * args.world_size
+        examples = len(source.dataset)  # type: ignore[arg-type]
+        return Accumulation(schedule, unwrapped(optimizer), micro_batch_size=micro, training_examples=examples)
+
+    def _begin(self, args: Any, *, lr_scheduler: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
+        """Enter the phase that is due before an update that can begin it."""
+        if self._following is None or not self._following.begin(self._micro_batch):
+            return
+        args.gradient_accumulation_steps = self._following.count
+        # What a constant rate is put back to at every update.
+        inner = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        inner.base_lrs = [group["lr"] for group in unwrapped(optimizer).param_groups]
+
+    def _close(self, args: Any) -> None:
         if self._calls is not None:
             self._calls.close()
             self._calls = None
         if self.noise is not None:
             self.noise.close()
+        if self._following is not None:
+            args.gradient_accumulation_steps = 1
+            self._following = None
 
 
 def workload_from_trainer(

@@ -47,3 +47,7 @@ class WeightsAndBiases:
     def end(self) -> None:
         """Write what is not written yet."""
         self._run.finish()
+
+    def fail(self) -> None:
+        """Likewise, of a run that an error ended."""
+        self._run.finish(exit_code=1)

@@ -102,15 +102,26 @@ def _setting(record: Advice) -> tuple[Card, ...]:
     memory = "" if record.peak_memory_bytes is None else f"Memory at its peak: {f.memory(record.peak_memory_bytes)}."
     return (
         Card(*_promise(record), "" if record.present is None else record.present.sentence, RED),
-        Card("Batch size", f.count(record.batch_size), ", ".join(filter(None, (split, on))), f"{grows} {near}".strip()),
+        Card(
+            "Batch size",
+            f.count(record.batch_size),
+            ", ".join(filter(None, (words.in_tokens(record, record.batch_size), split, on))),
+            f"{grows} {near}".strip(),
+        ),
         Card("Learning rate", f.number(record.learning_rate, 3), "", _rate_text(record)),
         Card(
             "Updates",
             f.UNRESOLVED if record.iterations is None else f.count(record.iterations),
-            "" if record.examples is None else f"{f.count(record.examples)} examples",
+            _trained_on(record),
             memory,
         ),
     )
+
+
+def _trained_on(record: Advice) -> str:
+    if record.examples is None:
+        return ""
+    return ", ".join(filter(None, (f"{f.count(record.examples)} examples", words.in_tokens(record, record.examples))))
 
 
 def _promise(record: Advice) -> tuple[str, str, str]:

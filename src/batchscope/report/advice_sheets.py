@@ -79,6 +79,7 @@ def frontier(record: Advice) -> Sheet:
     level = _levels(record)
     priced, powered = any(row.cost for row in rows), any(row.joules for row in rows)
     energy = f.energy_unit(None if row.joules is None else row.joules.value for row in rows)
+    tokens = record.workload.tokens_per_example
     columns = (
         Column("batch", "size", align="left"),
         Column("rate"),
@@ -90,7 +91,8 @@ def frontier(record: Advice) -> Sheet:
         *((Column("cost", "money"),) if priced else ()),
         *((Column("energy", energy.name),) if powered else ()),
         Column("update", update.name, minor=True),
-        Column("examples", "per s", minor=True),
+        *((Column("tokens", "an update", minor=True),) if tokens else ()),
+        Column("tokens" if tokens else "examples", "per s", minor=True),
         Column("memory", space.name, minor=True),
     )
 
@@ -103,14 +105,16 @@ def frontier(record: Advice) -> Sheet:
 
     def cost_cells(row: FrontierRow | None, *, own: bool = True) -> tuple[str, ...]:
         if row is None:
-            return (f.UNKNOWN,) * (3 + priced + powered)
+            return (f.UNKNOWN,) * (3 + priced + powered + bool(tokens))
         # Of another learning rate the money and the energy are not known.
         spent = (
             *((f.number(row.cost.value if own and row.cost else None, 3),) if priced else ()),
             *((energy.of(row.joules.value if own and row.joules else None),) if powered else ()),
         )
-        speed = f.number(row.examples_per_second.value, 3)
-        return (*spent, update.of(row.step_seconds.value), speed, space.of(row.peak_memory_bytes))
+        each = row.examples_per_second.value
+        made = (f.count(round(row.batch_size * tokens)),) if tokens else ()
+        speed = f.number(each * tokens if each is not None and tokens else each, 3)
+        return (*spent, update.of(row.step_seconds.value), *made, speed, space.of(row.peak_memory_bytes))
 
     def line(row: FrontierRow) -> Line:
         marks = [ADVISED] * (row.batch_size == record.batch_size) + [TODAY] * (
@@ -320,6 +324,12 @@ def held(record: Advice, result: TrainResult) -> str:
         return f"{predicted}; {said}."
     where = "below" if took < interval.low else "above" if took > interval.high else "within"
     return f"{predicted}; {said}, {where} that."
+
+
+def in_tokens(record: Advice, examples: int | None) -> str:
+    """So many examples in tokens; nothing where the workload does not say what an example has of them."""
+    tokens = record.workload.tokens_per_example
+    return "" if tokens is None or examples is None else f"{f.count(round(examples * tokens))} tokens"
 
 
 def known_of(interval: Interval) -> float | None:

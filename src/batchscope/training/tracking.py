@@ -19,7 +19,10 @@ CURVES = ("training_loss", "validation_loss", "score", "learning_rate", "batch_s
 
 
 class Tracker(Protocol):
-    """Where curves and files of a run are kept, as by TensorBoard, MLflow or Weights & Biases."""
+    """Where curves and files of a run are kept, as by TensorBoard, MLflow or Weights & Biases.
+
+    One that has a method ``fail()`` is told by that, in place of ``end()``, where the run ends with an error.
+    """
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Keep these values.
@@ -77,11 +80,16 @@ class Tracked:
                 with tempfile.TemporaryDirectory() as folder:
                     tracker.artifact(record.to_json(Path(folder) / name))
 
-    def end(self) -> None:
-        """Tell that there is nothing more to come."""
-        with self._guarded("end") as tracker:
+    def end(self, *, failed: bool = False) -> None:
+        """Tell that there is nothing more to come.
+
+        Args:
+            failed: Whether an error ended it.
+        """
+        call = "fail" if failed and hasattr(self.tracker, "fail") else "end"
+        with self._guarded(call) as tracker:
             if tracker is not None:
-                tracker.end()
+                getattr(tracker, call)()
 
     @contextlib.contextmanager
     def _guarded(self, call: str) -> Iterator[Tracker | None]:
@@ -107,5 +115,7 @@ def tracked(tracker: Tracker | None) -> Iterator[Tracked]:
     watched = Tracked(tracker)
     try:
         yield watched
-    finally:
-        watched.end()
+    except BaseException:
+        watched.end(failed=True)
+        raise
+    watched.end()
