@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
 import batchscope as bs
-from batchscope.errors import ArgumentError, PlanError, WorkloadError
+from batchscope.errors import ArgumentError, MissingPackageError, PlanError, WorkloadError
 from batchscope.integrations.transformers import BatchscopeTrainerCallback, workload_from_trainer
 
 TRAIN, HELD_OUT = Text(128), Text(32, first=128)
@@ -234,6 +234,15 @@ def test_a_schedule_that_a_trainer_cannot_follow_is_refused(
 ) -> None:
     with pytest.raises(PlanError, match=said):
         trainer(callbacks=[BatchscopeTrainerCallback(schedule=schedule)], **options).train()
+
+
+def test_a_schedule_needs_a_trainer_that_ends_updates_with_its_epochs(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchscope.integrations.frameworks._installed", lambda package: "4.47.1")
+    trainer(callbacks=[BatchscopeTrainerCallback()]).train()
+    with pytest.raises(MissingPackageError, match=r"4\.48 or newer is needed to follow a schedule"):
+        trainer(callbacks=[BatchscopeTrainerCallback(schedule=SCHEDULE)], **PLAIN).train()
 
 
 def test_training_ends_at_the_target_with_the_best_weights(trainer: Any) -> None:

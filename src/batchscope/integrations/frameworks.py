@@ -19,7 +19,9 @@ AT_LEAST = {
 }
 
 
-def framework(package: str, purpose: str, *, module: str | None = None, extra: str | None = None) -> ModuleType:
+def framework(
+    package: str, purpose: str, *, module: str | None = None, extra: str | None = None, at_least: str | None = None
+) -> ModuleType:
     """Import a framework.
 
     Args:
@@ -27,6 +29,7 @@ def framework(package: str, purpose: str, *, module: str | None = None, extra: s
         purpose: What it is needed for, as in "follow a Trainer".
         module: What to import of it; None: the package's own name.
         extra: The extra of ours that installs it; None: the package's own name.
+        at_least: The oldest release that will do; None: the oldest that anything here was written for.
 
     Returns:
         The module.
@@ -38,7 +41,7 @@ def framework(package: str, purpose: str, *, module: str | None = None, extra: s
         >>> framework("skorch", "read a net").__name__
         'skorch'
     """
-    needed, install = AT_LEAST[package], f"batchscope[{extra or package}]"
+    needed, install = at_least or AT_LEAST[package], f"batchscope[{extra or package}]"
     version = _installed(package)
     if version is not None and _numbers(version) < _numbers(needed):
         raise MissingPackageError(

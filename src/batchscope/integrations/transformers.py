@@ -29,6 +29,10 @@ else:
     Trainer, TrainerCallback = _PACKAGE.Trainer, _PACKAGE.TrainerCallback
 
 
+# Earlier ones do not end an update with the epoch, but carry what is left of its batches over to the next one.
+ENDS_EPOCHS = "4.48"
+
+
 class BatchscopeTrainerCallback(TrainerCallback):
     """Follow the gradient noise scale of a Trainer's run, and a batch-size schedule where there is one.
 
@@ -125,6 +129,7 @@ class BatchscopeTrainerCallback(TrainerCallback):
 
         Raises:
             PlanError: A schedule that this Trainer cannot follow.
+            MissingPackageError: A schedule, and a transformers that is too old to follow one.
         """
         self._close(args)
         if self.schedule is not None:
@@ -193,6 +198,7 @@ class BatchscopeTrainerCallback(TrainerCallback):
     def _follow(
         self, args: Any, state: Any, schedule: Schedule, *, optimizer: Any, lr_scheduler: Any, **kwargs: Any
     ) -> Accumulation:
+        framework("transformers", "follow a schedule in a Trainer", at_least=ENDS_EPOCHS)
         sizes = [phase.batch_size for phase in schedule.phases]
         refusals = (
             (
