@@ -371,7 +371,7 @@ class Race:
         near = {} if self.outlook is None else self.outlook.near_best()
         self._unlikely = self._unlikely[1], frozenset(size for size in near if near[size] < UNLIKELY)
         if self.outlook is not None and self.clock.seconds is None:
-            known = self.is_well_seen()
+            known = self.is_well_seen() and len(self.lanes) >= min(2, len(self.sizes))
             # Of what the plan takes; until a candidate has gone far, of what it well may take.
             plan = self.outlook if known or not self.as_they_stand else self._fitted(planned=True) or self.outlook
             [seconds] = quantiles(plan.seconds[plan.sizes.index(plan.best())], SHORT_RUN if known else LONG_RUN)
@@ -397,9 +397,7 @@ class Race:
         )
 
     def is_well_seen(self) -> bool:
-        """Whether some candidate has gone so far that its curve says something about the end, and there are others."""
-        if len(self.lanes) < min(2, len(self.sizes)):
-            return False
+        """Whether some candidate has gone so far that its curve says something about the end of it."""
         bests = [lane.best for lane in self.lanes.values()]
         return any(
             best.ended == "reached" or (len(best.points) > WELL_SEEN and best.points[-1].iterations >= WELL_TRAINED)
@@ -441,11 +439,13 @@ class Race:
     def _lane_of_open_rates(self, live: Sequence[Lane]) -> Lane | None:
         """The likeliest lane, where not knowing its rate costs more than not knowing which batch size is the best.
 
-        None where the sizes are the larger question, or where there is time to train all candidates to the goal: lanes
-        that have come as far as each other are compared best.
+        None where the sizes are the larger question, where fewer than two of them were seen, or where there is time to
+        train all candidates to the goal: lanes that have come as far as each other are compared best.
         """
         outlook = self.outlook
         if outlook is None or self.goal.kind == "examples":
+            return None
+        if len(self.lanes) < min(2, len(self.sizes)) or any(lane.points == 0 for lane in live):
             return None
         size = outlook.best()
         needed = float(np.median(outlook.seconds[outlook.sizes.index(size)]))

@@ -125,7 +125,8 @@ def recommend(findings: Findings) -> Advice:
     rate = row.learning_rate.value
     if row.examples.value is None or rate is None or _is_vague(row.seconds):
         share = float(np.isfinite(forecast.examples[outlook.sizes.index(size)]).mean())
-        if rate is not None and goal.kind == "target" and share >= NOT_UNLIKELY:
+        # Curves that have hardly begun do not say that a target is out of reach.
+        if rate is not None and goal.kind == "target" and (share >= NOT_UNLIKELY or not race.is_well_seen()):
             return _without_an_end(findings, outlook, advice, row, rate)
         return replace(advice, conclusion=no_answer(findings, outlook))
     iterations = max(1, math.ceil(row.examples.value / size))
