@@ -30,11 +30,8 @@ def short_answer(advice: Advice) -> str:
     accumulated = ""
     if advice.accumulation_steps and advice.accumulation_steps > 1:
         accumulated = f" (in {advice.accumulation_steps} micro-batches of {advice.micro_batch_size:,})"
-    tokens = advice.workload.tokens_per_example
-    if tokens is not None:
-        accumulated += f" ({(advice.batch_size or 0) * tokens:,.0f} tokens)"
     use = (
-        f"Use batch size {advice.batch_size:,}{accumulated}, learning rate {advice.learning_rate:.3g}, "
+        f"Use batch size {advice.batch_size:,}{_in_tokens(advice)}{accumulated}, learning rate {advice.learning_rate:.3g}, "
         f"{iterations:,} iterations with averaged weights"
     )
     if goal.kind == "target":
@@ -46,13 +43,19 @@ def short_answer(advice: Advice) -> str:
     return f"{answer} {_against_present(advice)}".strip()
 
 
+def _in_tokens(advice: Advice) -> str:
+    tokens = advice.workload.tokens_per_example
+    return "" if tokens is None else f" ({(advice.batch_size or 0) * tokens:,.0f} tokens)"
+
+
 def without_an_end(advice: Advice, findings: Findings) -> str:
     """What to use towards a target of which most draws do not say when it is reached."""
     low = advice.predicted_seconds.low
     least = "" if low is None else f", {seconds(low)} at least"
     budget = math.ceil(2 * findings.race.clock.spent)
     return (
-        f"Use batch size {advice.batch_size:,}, learning rate {advice.learning_rate:.3g} with averaged weights until "
+        f"Use batch size {advice.batch_size:,}{_in_tokens(advice)}, learning rate {advice.learning_rate:.3g} "
+        "with averaged weights until "
         f"{advice.goal.value:g} is reached: what was seen does not tell how long that takes{least}. "
         f"--budget {budget} would tell more. {_against_present(advice)}"
     ).strip()
