@@ -31,8 +31,8 @@ def short_answer(advice: Advice) -> str:
     if advice.accumulation_steps and advice.accumulation_steps > 1:
         accumulated = f" (in {advice.accumulation_steps} micro-batches of {advice.micro_batch_size:,})"
     use = (
-        f"Use batch size {advice.batch_size:,}{_in_tokens(advice)}{accumulated}, learning rate {advice.learning_rate:.3g}, "
-        f"{iterations:,} iterations with averaged weights"
+        f"Use batch size {advice.batch_size:,}{_in_tokens(advice)}{accumulated}, "
+        f"learning rate {advice.learning_rate:.3g}, {iterations:,} iterations with averaged weights"
     )
     if goal.kind == "target":
         answer = f"{use}: about {_took(advice.predicted_seconds)} to reach {goal.value:g}."
