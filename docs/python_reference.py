@@ -20,6 +20,25 @@ Everything that `import batchscope as bs` gives, by what it is for. A line for e
 numbers come about: [methods](methods.md).
 """
 
+# What is imported from where it is, since it asks for other packages or for few people.
+ELSEWHERE = {
+    "In other people's loops": (
+        "integrations.lightning.BatchscopeCallback",
+        "integrations.lightning.workload_from_lightning",
+        "integrations.transformers.BatchscopeTrainerCallback",
+        "integrations.transformers.workload_from_trainer",
+        "integrations.accelerate.gradient_noise_of",
+        "integrations.accelerate.workload_from_accelerate",
+        "integrations.skorch.BatchscopeNetCallback",
+        "integrations.skorch.workload_from_net",
+    ),
+    "Packed sequences": (
+        "workload.packing.PackedSequences",
+        "workload.packing.attention_within",
+        "workload.packing.tokens_filled",
+    ),
+}
+
 
 def main() -> None:
     """Write the file."""
@@ -28,9 +47,9 @@ def main() -> None:
 
 def reference() -> str:
     """The whole text."""
-    return HEADER + "".join(
-        f"\n## {title}\n" + "".join(_entry(name) for name in names) for title, names in groups().items()
-    )
+    public = "".join(f"\n## {title}\n" + "".join(map(_entry, names)) for title, names in groups().items())
+    apart = "".join(f"\n## {title}\n" + "".join(map(_apart, paths)) for title, paths in ELSEWHERE.items())
+    return HEADER + public + apart
 
 
 def groups() -> dict[str, list[str]]:
@@ -45,6 +64,12 @@ def groups() -> dict[str, list[str]]:
         elif name := re.match(r'\s*"(\w+)":', line):
             found.setdefault(title, []).append(name[1])
     return found
+
+
+def _apart(path: str) -> str:
+    name = path.rpartition(".")[2]
+    options = ("    options:", f"      heading: {path}", f"      toc_label: {name}")
+    return "\n".join((f"\n::: batchscope.{path}", *options)) + "\n"
 
 
 def _entry(name: str) -> str:
