@@ -1,4 +1,7 @@
-"""Shows Sphinx roles in docstrings, as in :func:`load`, as plain code on the pages that mkdocstrings makes."""
+"""Shows Sphinx roles in docstrings, as in :func:`load`, as plain code on the pages that mkdocstrings makes.
+
+A line of "::", which announces a block of code to Sphinx, is left out: indented as it is, the block is code here too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from griffe import Extension, Object
 
 ROLE = re.compile(r":\w+:`~?([^`]+)`")
+ANNOUNCED = re.compile(r"^ *::\n", re.M)
 
 
 class PlainRoles(Extension):
@@ -16,4 +20,4 @@ class PlainRoles(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrite one docstring, if there is one."""
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(r"`\1`", obj.docstring.value)
+            obj.docstring.value = ANNOUNCED.sub("", ROLE.sub(r"`\1`", obj.docstring.value))
