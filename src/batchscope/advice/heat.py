@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from batchscope.advice.anytime import AnytimeRate
-from batchscope.advice.judge import Judge
+from batchscope.advice.judge import FASTER, Judge
 from batchscope.advice.singles import Singles
 from batchscope.errors import RunError
 from batchscope.records import CurvePoint, Plan, RacePoint, TrainResult
@@ -29,9 +29,8 @@ FIRST_UPDATES, FIRST_SHARE = 6, 0.75
 LEAST_SHARE = 0.5
 # For a target that is reached sooner than that.
 EARLY_RATIO, EARLY_SHARE = 1.15, 0.02
-# Of the candidate that is trained to the end, by all of the validation set: an evaluation costs a third of training on
-# as many examples.
-FINAL_RATIO, FINAL_SHARE, EVALUATION_COST = 1.05, 0.5, 1 / 3
+# Of the candidate that is trained to the end.
+FINAL_RATIO, FINAL_SHARE = 1.05, 0.5
 # One batched pass for all candidates up to so many operations of an update; above, one after the other is as fast.
 BATCHED_FLOPS = 60e6
 
@@ -290,7 +289,7 @@ class Heat:
         if self._final:
             # As many examples are overshot as evaluations cost, about, if the goal lies as far ahead as the way so far.
             whole = self.judge.prepared.workload.validation_examples
-            gap = max(FINAL_SHARE * whole, math.sqrt(2 * EVALUATION_COST * whole * examples))
+            gap = max(FINAL_SHARE * whole, math.sqrt(2 * whole / FASTER * examples))
             return max(math.ceil(examples * FINAL_RATIO), examples + math.ceil(gap))
         return max(self._first, math.ceil(examples * self._ratio), examples + self._gap)
 

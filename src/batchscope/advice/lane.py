@@ -148,7 +148,8 @@ class Lane:
     @property
     def is_level(self) -> bool:
         """Whether rates that were added later have got about as far as where the valley is looked at."""
-        return all(ABOUT * heat.examples >= self._common_place() for heat in self.heats if heat.live)
+        place = self._common_place()
+        return all(ABOUT * heat.examples >= place for heat in self.heats if heat.live)
 
     def bottoms(self) -> list[Bottom]:
         """The bottoms of the valleys on the way, each known as well as it adds to the others."""

@@ -251,7 +251,7 @@ class Race:
         """
         if self.outlook is None or self.goal.kind != "target":
             return self.horizon_examples(batch_size)
-        return max(self.outlook.rate_examples(batch_size), 1.0)
+        return self.outlook.rate_examples(batch_size)
 
     def budget_examples(self, batch_size: int) -> int:
         """Where a run of a batch size would end."""
@@ -429,8 +429,7 @@ class Race:
             return False
         lane = leading or min(live, key=self._how_far)
         lane.drop_far_rates()
-        foretold = self.foretold_rate(lane.batch_size)
-        if foretold is not None and lane is not leading:
+        if lane is not leading and (foretold := self.foretold_rate(lane.batch_size)) is not None:
             lane.narrow(foretold)
         self.tell(self._standing(lane))
         lane.advance()

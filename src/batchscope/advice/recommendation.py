@@ -165,8 +165,9 @@ def recommend(findings: Findings) -> Advice:
 
 def _is_vague(seconds: Interval) -> bool:
     """Whether an interval has no upper end and a middle so far above its lower one that it says nothing either."""
-    value, low, high = seconds.value, seconds.low, seconds.high
-    return value is not None and bool(low) and value > VAGUE * (low or 0.0) and not math.isfinite(high or math.inf)
+    if seconds.value is None or not seconds.low:
+        return False
+    return seconds.high in (None, math.inf) and seconds.value > VAGUE * seconds.low
 
 
 def _without_an_end(findings: Findings, outlook: Outlook, advice: Advice, row: FrontierRow, rate: float) -> Advice:

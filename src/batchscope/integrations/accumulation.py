@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from batchscope.errors import PlanError
+from batchscope.integrations.watching import interval_of
+from batchscope.measure import GradientNoise
 from batchscope.records import Interval, Phase, Schedule, decode, encode
 from batchscope.schedule import OptimizerSettings, decide
 
@@ -85,20 +87,21 @@ class Accumulation:
         Returns:
             Micro-batches in an update.
         """
-        if micro_batch % self.count == 0:
-            self.begin(micro_batch)
+        self.begin(micro_batch)
         self.ran()
         return self.count
 
     def begin(self, micro_batch: int) -> bool:
-        """Go on to the next phase where it is time for it and an update can begin.
+        """Go on to the next phase where it is time for it and one of its updates can begin.
 
         Args:
-            micro_batch: The one that the next update begins with: its number within the epoch, from 0.
+            micro_batch: The next one: its number within the epoch, from 0.
 
         Returns:
             Whether a phase began.
         """
+        if micro_batch % self.count:
+            return False
         due = max((s for s in self.schedule.segments if s.first_example <= self.examples), key=_first_example)
         count = due.phase.batch_size // self._micro
         if due.phase == self._phase or micro_batch % count:
@@ -110,6 +113,15 @@ class Accumulation:
     def ran(self) -> None:
         """Count a micro-batch."""
         self.examples += self._micro
+
+    def updated_with(self, noise: GradientNoise | None) -> None:
+        """Count an update, with what a monitor says where the schedule follows that.
+
+        Args:
+            noise: The monitor; None: there is none yet.
+        """
+        follows = self.schedule.measured is not None
+        self.updated(interval_of(noise) if follows and noise is not None else None)
 
     def updated(self, noise_scale: Interval | None) -> None:
         """Count an update; a measured schedule decides here how it goes on.

@@ -151,8 +151,7 @@ class BatchscopeCallback(Callback):
             return
         self._updates = trainer.global_step
         if self._following is not None:
-            measured = self._following.schedule.measured
-            self._following.updated(interval_of(self.noise) if measured and self.noise else None)
+            self._following.updated_with(self.noise)
         if trainer.log_every_n_steps and self._updates % trainer.log_every_n_steps == 0:
             self._log(trainer)
 

@@ -155,10 +155,8 @@ class BatchscopeTrainerCallback(TrainerCallback):
         """Begin to watch after the first update; count a batch, and go on to the next phase where it is time."""
         self.on_substep_end(args, state, control, **kwargs)
         if self._following is not None:
-            measured = self._following.schedule.measured
-            self._following.updated(interval_of(self.noise) if measured and self.noise else None)
-            if self._micro_batch % self._following.count == 0:
-                self._begin(args, **kwargs)
+            self._following.updated_with(self.noise)
+            self._begin(args, **kwargs)
         if self._calls is not None:
             model = kwargs["model"]
             self._calls.close()

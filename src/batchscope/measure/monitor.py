@@ -299,15 +299,15 @@ pass an update; micro-batches or ranks do |
             self._next = self._steps + round(gap if self._way == "ranks" else self._budget.gap())
 
     def _account(self, seconds: float, spent: float, ended: MeasuredStep | None, *, begins: bool) -> None:
-        beyond = max(0.0, seconds - self._budget.step_seconds) if self._budget.steps else 0.0
-        if self._device.type == "cuda":
-            # Kernels run on after the hooks have returned, and hooks wait for kernels that are not theirs; but a
-            # measured step begins and ends with the device idle, so that it can be held against others as a whole.
-            spent = beyond if ended is not None else spent
-        elif ended is not None or begins or self._just_measured:
-            # A step with hooks takes longer by itself, and the one after it too, since the memory that measuring took
-            # and gave back is asked for anew: no clock of ours sees either.
-            spent = max(spent, min(beyond, MOST_BEYOND * max(spent, self._budget.step_seconds)))
+        on_a_gpu = self._device.type == "cuda"
+        if ended is not None or (not on_a_gpu and (begins or self._just_measured)):
+            usual = self._budget.step_seconds
+            beyond = max(0.0, seconds - usual) if self._budget.steps else 0.0
+            # On a GPU kernels run on after the hooks have returned, and hooks wait for kernels that are not theirs; but
+            # a measured step begins and ends with the device idle, so that it can be held against others as a whole.
+            # Elsewhere a step with hooks takes longer by itself, and the one after it too, since the memory that
+            # measuring took and gave back is asked for anew: no clock of ours sees either.
+            spent = beyond if on_a_gpu else max(spent, min(beyond, MOST_BEYOND * max(spent, usual)))
         self._just_measured = ended is not None
         self._budget.step(seconds, min(spent, seconds))
         if ended is not None and not ended.check:
