@@ -118,7 +118,7 @@ def over(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
 def cold_start(workload: bs.Workload, target: float, seed: int) -> float | None:
     """Seconds of ``train --auto`` to the target, infinite where it does not get there; None where there is no such."""
     try:
-        from batchscope.advice import train_from_nothing
+        from batchscope.search import train_from_nothing
     except ImportError:
         return None
     began = time.perf_counter()

@@ -30,7 +30,7 @@ ORDER = (
     "training",
     "measure",
     "study",
-    "advice",
+    "search",
     "folklore",
     "report",
     "integrations",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # The answer, and acting on it
-    from batchscope.advice import advise, train_from_nothing
+    from batchscope.search import advise, train_from_nothing
 
     # Errors
     from batchscope.errors import (
@@ -92,8 +92,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     # The answer, and acting on it
-    "advise": "batchscope.advice",
-    "train_from_nothing": "batchscope.advice",
+    "advise": "batchscope.search",
+    "train_from_nothing": "batchscope.search",
     # What is trained
     "Workload": "batchscope.workload",
     "load_workload": "batchscope.workload",

@@ -50,7 +50,7 @@ def advise(
     debug: Debug = False,
 ) -> int:
     """Say which batch size, learning rate and number of updates to use, how sure that is, and why."""
-    from batchscope.advice import advise as run
+    from batchscope.search import advise as run
 
     memory = None if max_memory is None else parse_bytes(max_memory)
     sizes = None if batch_sizes is None else parse_numbers("--batch-sizes", batch_sizes, int)

@@ -146,7 +146,7 @@ def train(
             "start": start,
         }
         _check_auto([*asked, *(name for name, value in others.items() if value is not None)], noise=noise)
-        from batchscope.advice import train_from_nothing
+        from batchscope.search import train_from_nothing
 
         with tracked(_opened(tracker)) as watched:
             result = train_from_nothing(

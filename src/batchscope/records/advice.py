@@ -38,8 +38,9 @@ class RacePoint:
         examples: Examples trained on.
         iterations: Updates made.
         seconds: On the virtual clock: updates times the measured time of an update trained alone.
-        loss: Validation loss of the averaged weights, with which the plan ends.
-        score: Validation score, likewise.
+        loss: Validation loss of the averaged weights, with which the plan ends; where it was not evaluated, the
+            training loss before the updates.
+        score: Validation score of the averaged weights; None where it was not evaluated.
         raw_loss: Validation loss of the weights as they stand, where the race judges by them; None where it does not.
         raw_score: Validation score, likewise.
     """
@@ -48,7 +49,7 @@ class RacePoint:
     iterations: int
     seconds: float
     loss: float
-    score: float
+    score: float | None
     raw_loss: float | None = None
     raw_score: float | None = None
 

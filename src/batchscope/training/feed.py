@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from batchscope.training.order import ExampleOrder
 from batchscope.training.rank_places import share
 from batchscope.workload.batches import as_tensors, describe, nbytes, take, to_device
 from batchscope.workload.tokens import tokens_of
-from batchscope.workload.workload import Batch, Workload, length
+from batchscope.workload.workload import Batch, Examples, Workload, length
 
 # Small batches are gathered many at a time and handed out as views: one gather of 64 examples costs about as much as
 # a gather of one. Bounded, so that a large batch is gathered by itself and memory does not grow.
@@ -53,6 +53,7 @@ class TrainingData:
         self.examples = workload.training_examples
         tensors = as_tensors(workload.train)
         self.tensors = None if tensors is None else _resident(tensors, device)
+        self.source: Examples = workload.train
         self._workers = workers
         self._lengths: Tensor | None = None
 
@@ -64,6 +65,15 @@ class TrainingData:
         if self._workers is None:
             self._workers = _workers_that_pay(self.workload)
         return self._workers
+
+    def read_from(self, source: Dataset[Any], *, workers: int) -> None:
+        """Read the examples from another Dataset, which yields the same ones.
+
+        Args:
+            source: As long as the workload's own.
+            workers: Processes that read it.
+        """
+        self.source, self._workers = source, workers
 
     def labels(self) -> Tensor:
         """The class of every training example: the last tensor of a tuple, or a Dataset's ``targets`` or ``labels``.
@@ -303,7 +313,7 @@ class LoaderFeed(Feed):
     def _pieces(self, start: int) -> Iterator[Batch | WorkloadError]:
         """Read the micro-batches of the updates from this one on, ahead of their use where there are workers."""
         loader: DataLoader[Batch | WorkloadError] = DataLoader(
-            _Fetcher(self.data.workload, self.seed),
+            _Fetcher(self.data.source, self.data.workload.collate, self.seed),
             sampler=_Pieces(self, start),
             batch_size=None,
             collate_fn=_unchanged,  # torch's own would turn arrays into tensors, which evaluation does not
@@ -339,15 +349,15 @@ class _Fetcher(Dataset[Batch]):
     after it, and training's own random stream is not touched.
     """
 
-    def __init__(self, workload: Workload, seed: int) -> None:
-        self.workload = workload
+    def __init__(self, source: Examples, collate: Callable[[list[Any]], Batch] | None, seed: int) -> None:
+        self.source, self.collate = source, collate
         self.seed = seed
 
     def __getitem__(self, piece: tuple[int, list[int]]) -> Batch | WorkloadError:
         position, indices = piece
         with isolated(derive(self.seed, "dataset", position)):
             try:
-                return take(self.workload.train, indices, self.workload.collate)
+                return take(self.source, indices, self.collate)
             except Exception as error:
                 # Returned, since the loader would wrap it into a traceback when it is raised in a worker.
                 failure = WorkloadError(

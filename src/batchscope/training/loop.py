@@ -194,6 +194,7 @@ class Run:
         self._stop = StopRequest()
         self._random: dict[str, Any] | None = None
         self._rounds: Generator[None, None, Outcome] | None = None
+        self._pause_at: int | None = None
         self.clock = Stopwatch(self.device)
         self.step: MicroBatchingStep | None = None
         self.unread: list[Tensor] = []
@@ -233,6 +234,27 @@ class Run:
         """
         with self._at_work():
             return self._round()
+
+    def advance_updates(self, updates: int) -> TrainResult | None:
+        """Train for so many updates, or until the next evaluation where that comes first; nothing observes it.
+
+        Args:
+            updates: At least 1.
+
+        Returns:
+            The result, when it has ended.
+        """
+        self._pause_at = self.progress.iterations + updates
+        try:
+            return self.advance()
+        finally:
+            self._pause_at = None
+
+    def evaluate_now(self) -> CurvePoint:
+        """Evaluate where it stands, beside the evaluations that are due; the point is added to its curve."""
+        with self._at_work():
+            self._evaluate()
+        return self.progress.curve[-1]
 
     def state(self, *, averaged: bool = False) -> dict[str, Any]:
         """A copy of the weights, as they are evaluated or as they stand."""
@@ -354,7 +376,7 @@ class Run:
             return ended or "finished"
         batch_size, next_change = self._enter_phase()
         next_evaluation = course.next_evaluation()
-        next_pause = min(next_evaluation, next_change, progress.iterations + LOSSES_AT_ONCE)
+        next_pause = self._next_pause(next_evaluation, next_change)
         last_saved = time.perf_counter()
         losses = self.unread
 
@@ -397,12 +419,16 @@ class Run:
             if progress.iterations == next_change < self.iterations:
                 batch_size, next_change = self._enter_phase()
                 next_evaluation = course.next_evaluation()
-            if evaluated:
+            if evaluated or progress.iterations == self._pause_at:
                 yield
                 next_evaluation = course.next_evaluation()  # whoever looked may want the next one elsewhere
-            next_pause = min(next_evaluation, next_change, progress.iterations + LOSSES_AT_ONCE)
+            next_pause = self._next_pause(next_evaluation, next_change)
             self.clock.start()
         return ended or "finished"
+
+    def _next_pause(self, next_evaluation: int, next_change: int) -> int:
+        pause_at = self.iterations if self._pause_at is None else self._pause_at
+        return min(next_evaluation, next_change, pause_at, self.progress.iterations + LOSSES_AT_ONCE)
 
     def _enter_phase(self) -> tuple[int, int]:
         """Make the optimiser and the threads those of the update to come.

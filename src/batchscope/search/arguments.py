@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 from batchscope.errors import ArgumentError
-from batchscope.records import Goal, StepTimes
+from batchscope.records import Goal
 from batchscope.workload.workload import Workload
 
-# Batches beyond this many times the largest one that was timed save nothing: there throughput had stopped growing.
-BEYOND_TIMED = 4
-# … and so many of them must fit into the data.
+# So many batches must fit into the data.
 LEAST_BATCHES = 4
 SMALLEST = 4
+# Seconds; a shorter search sees nothing.
+LEAST_BUDGET = 1.0
 
 
 def checked_goal(target: float | None, examples: int | None, seconds: float | None) -> Goal:
@@ -69,19 +69,50 @@ def checked_sizes(batch_sizes: Sequence[int] | None, workload: Workload) -> tupl
     return tuple(sizes)
 
 
-def default_sizes(workload: Workload, measured: StepTimes, least: int) -> tuple[int, ...]:
-    """Powers of two that may be worth having.
+def default_sizes(workload: Workload, least: int) -> tuple[int, ...]:
+    """Batch sizes that may be advised: powers of two, and the one used today.
 
     Args:
         workload: What is trained.
-        measured: Times of its updates, as far as throughput grows.
         least: The smallest batch that the model takes.
 
     Returns:
         The sizes, ascending; at least one.
     """
-    most = min(BEYOND_TIMED * measured.points[-1].batch_size, workload.training_examples // LEAST_BATCHES)
-    sizes = [1 << k for k in range(31) if max(least, SMALLEST) <= 1 << k <= most]
+    most = workload.training_examples // LEAST_BATCHES
+    sizes = {1 << k for k in range(31) if max(least, SMALLEST) <= 1 << k <= most}
     if len(sizes) < 3:
-        sizes = [1 << k for k in range(31) if least <= 1 << k <= max(most, workload.training_examples)]
-    return tuple(sizes or [least])
+        sizes = {1 << k for k in range(31) if least <= 1 << k <= max(most, workload.training_examples)}
+    if least <= workload.batch_size <= workload.training_examples:
+        sizes.add(workload.batch_size)
+    return tuple(sorted(sizes or {least}))
+
+
+def checked_budget(budget_seconds: float | None) -> float | None:
+    """The budget, if it is at least a second, or None.
+
+    Raises:
+        ArgumentError: It is neither.
+    """
+    if budget_seconds is None:
+        return None
+    if not isinstance(budget_seconds, (int, float)) or not LEAST_BUDGET <= budget_seconds < math.inf:
+        raise ArgumentError(f"a budget must be at least {LEAST_BUDGET:g} second", got=budget_seconds)
+    return float(budget_seconds)
+
+
+def checked_devices(devices: int, network: tuple[float, float] | None) -> int:
+    """The number of devices, if it makes sense and the network between several is known.
+
+    Raises:
+        ArgumentError: It does not, or it is not.
+    """
+    if type(devices) is not int or devices < 1:
+        raise ArgumentError("devices must be a whole number of at least 1", got=devices)
+    if devices > 1 and network is None:
+        raise ArgumentError(
+            "with several devices the network between them must be known",
+            got=f"devices={devices} without network",
+            mend="give network=(bytes_per_second, latency_seconds)",
+        )
+    return devices

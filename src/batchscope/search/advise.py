@@ -1,14 +1,14 @@
-"""Which batch size, learning rate and number of updates to use, for the least cost that an honest answer has."""
+"""Which batch size, learning rate and number of updates to use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from batchscope.advice.contest import contest
-from batchscope.advice.costs import Power
-from batchscope.advice.recommendation import recommend
 from batchscope.progress import Reporter
 from batchscope.records import Advice
+from batchscope.search.costs import Power
+from batchscope.search.recommendation import recommend
+from batchscope.search.study import study
 from batchscope.workload.workload import Workload
 
 
@@ -33,16 +33,16 @@ def advise(
 ) -> Advice:
     """Say which batch size, learning rate and number of updates to use.
 
-    Times an update over batch sizes, finds a learning rate, races batch sizes and rates side by side, and works out
-    from their curves what each batch size needs for the goal (:class:`batchscope.advice.race.Race`). The workload's own
-    batch size and learning rate are where it begins; they may be bad.
+    Trains candidates, each a batch size with a learning rate, in small steps: at each step the one whose training is
+    expected to save the most for each second that it costs (:class:`batchscope.search.policy.Policy`). It begins with
+    the workload's own setting and stops when looking further costs more than it can save.
 
     Args:
         workload: What is to be trained.
         target: A validation score to reach in the least time. Exactly one of the three is given.
         examples: A number of examples to train on, for the best score.
         seconds: A time of training, evaluation apart, for the best score.
-        budget_seconds: What the advice may cost; None: a quarter of a training run, and no less than 8 seconds.
+        budget_seconds: What the advice may cost; None: a quarter of the training run that it forecasts, and no less than 10 seconds.
         max_memory_bytes: Memory that training may take; None: what is free here.
         batch_sizes: Batch sizes that may be advised; None: powers of two.
         devices: Devices that share each batch.
@@ -60,8 +60,8 @@ def advise(
         progress: True shows progress on stderr; or a function that is told of every step.
 
     Returns:
-        The advice. Where nothing can be advised its ``batch_size`` is None, and ``conclusion`` says what was found out
-        and what to do.
+        The advice. Where training diverged at every rate its ``batch_size`` is None, and ``conclusion`` says what was
+        found and what to do.
 
     Raises:
         ArgumentError: Not exactly one goal, or a setting that makes no sense.
@@ -72,7 +72,7 @@ def advise(
         >>> bs.train(bs.load_workload("digits"), advice.plan).reached
         True
     """
-    with contest(
+    with study(
         workload,
         target=target,
         examples=examples,
@@ -89,5 +89,5 @@ def advise(
         device=device,
         workers=workers,
         progress=progress,
-    ) as held:
-        return recommend(held.findings)
+    ) as found:
+        return recommend(found)

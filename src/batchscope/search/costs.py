@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from batchscope.advice.forecast import scaled
 from batchscope.errors import ArgumentError
 from batchscope.measure.power import assumed_power, find_power_meter, given_power, power_use
 from batchscope.records import Goal, Interval, PowerPoint, PowerUse
@@ -140,6 +139,21 @@ def find_power(
             f"Energy is no better than that; power_watts (--power) gives another."
         )
     return power_use(workload, batch_sizes=batch_sizes, meter=found.meter, seed=seed, device=device), None
+
+
+def scaled(known: Interval, factor: float) -> Interval:
+    """An interval times a number.
+
+    Args:
+        known: The interval.
+        factor: Above 0.
+
+    Examples:
+        >>> print(scaled(Interval(2.0, 1.0, 3.0), 2.0))
+        4 (2 to 6)
+    """
+    value, low, high = (None if end is None else factor * end for end in (known.value, known.low, known.high))
+    return replace(known, value=value, low=low, high=high)
 
 
 def product(first: Interval, second: Interval) -> Interval:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from batchscope.records import RacePoint
-
 # A run has stalled when its loss was the least where it had so many times fewer examples.
 STALLED = 1.5
 CUT = 0.5
@@ -28,7 +26,7 @@ class AnytimeRate:
 
     Examples:
         >>> rate = AnytimeRate(1000.0)
-        >>> points = [RacePoint(examples, 1, 0.0, 1000 / examples, 0.0) for examples in (500, 4000)]
+        >>> points = [(examples, 1000 / examples) for examples in (500, 4000)]
         >>> rate.after(points[:1]), rate.after(points)
         (1.0, 0.5)
     """
@@ -37,16 +35,16 @@ class AnytimeRate:
         self.horizon = horizon_examples
         self.factor, self._cuts, self._cut_at = 1.0, 1.0, 0.0
 
-    def after(self, points: Sequence[RacePoint]) -> float:
+    def after(self, points: Sequence[tuple[float, float]]) -> float:
         """The factor from now on.
 
         Args:
-            points: Evaluations so far, at least one, the last of them new.
+            points: Examples and losses of the evaluations so far, at least one, the last of them new.
         """
-        now = points[-1].examples
+        now = points[-1][0]
         if now > self.horizon:
-            least = min((p.loss for p in points), default=math.inf)
-            found_at = next(p.examples for p in points if not p.loss > least)
+            least = min((loss for _, loss in points), default=math.inf)
+            found_at = next(examples for examples, loss in points if not loss > least)
             if now >= STALLED * max(found_at, self._cut_at, self.horizon):
                 self._cuts, self._cut_at = CUT * self._cuts, float(now)
             self.factor = self._cuts * math.sqrt(self.horizon / now)

@@ -1,0 +1,350 @@
+"""What a search does next: a pure function of the candidates' points and costs.
+
+The value of training a setting further is what it can save: of the run that is left, the share by which the setting may
+turn out to be faster than the best one, times the chance of that. A policy takes the step that saves the most for each
+second that it costs, and stops when no step saves what it costs (the knowledge gradient: Frazier et al. 2009, doi
+10.1287/ijoc.1080.0314, with costs). It begins with the setting that is used today.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from batchscope.search.candidates import Observation, Setting
+from batchscope.search.speed import SpeedPrior, Speeds, coordinates
+
+Floats = NDArray[np.float64]
+
+# A step takes a candidate to its first horizon, or a factor of 2 further, or as far as the farthest one has come.
+GROWTH = 2.0
+# A candidate is judged after so many updates at the earliest.
+LEAST_UPDATES = 6
+# Shortest first horizon, as a share of the budget: so many looks are possible at all.
+FIRST_SHARE = 1 / 100
+# Before settings are compared, the loss of one must have fallen by so many of its standard errors. Until then rates
+# are tried a factor apart, each for this share of the budget at most: larger ones, or smaller ones where training fails.
+CLEAR_FALL, PILOT_FACTOR, PILOT_SHARE = 6.0, 4.0, 1 / 20
+# A step is worth it if it saves this many times its cost.
+WORTHWHILE = 0.3
+# An edge of what was tried counts as seen when a candidate there has trained for this share of the best one's time; a
+# neighbour lies within so many factors of two of where it was looked for.
+EDGE_SHARE, NEIGHBOUR = 0.2, 0.8
+ENDED_BADLY = ("diverged", "out of memory", "failed")
+# Rates at the edge of the lattice about those that were tried, in factors of two.
+RATE_REACH, SIZE_REACH = 4, 3
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Train a candidate until its clock shows so many seconds.
+
+    Attributes:
+        setting: Which.
+        seconds: On its own clock, in all.
+    """
+
+    setting: Setting
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the search.
+
+    Attributes:
+        reason: Why, as a clause.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a search may cost and try.
+
+    Attributes:
+        budget_seconds: Wall time that is left.
+        total_seconds: Wall time in all.
+        run_seconds: What a whole run at the best setting is expected to take.
+        overhead: Wall time over training time.
+    """
+
+    budget_seconds: float
+    total_seconds: float
+    run_seconds: float
+    overhead: float = 1.15
+
+
+def lattice(observations: Sequence[Observation], start: Setting, sizes: Sequence[int]) -> list[Setting]:
+    """Settings that may be tried next: batch sizes that are allowed, rates factors of two from today's.
+
+    Args:
+        observations: What was tried.
+        start: Today's setting.
+        sizes: Batch sizes that are allowed.
+
+    Returns:
+        Them, those tried among them.
+    """
+    # From settings that hardly train nothing farther away is looked for.
+    behind = {o.setting for o in observations if o.ended in ("diverged", "failed")}
+    tried = [o.setting for o in observations if o.setting not in behind] or [start]
+    bases = sorted({s.batch_size for s in tried})
+    found: set[Setting] = set(tried)
+    for size in sizes:
+        octaves = [abs(math.log2(size / base)) for base in bases]
+        if min(octaves) > SIZE_REACH:
+            continue
+        # Rates in ε/√B about those tried: the exponents 0 and 1 are both within reach.
+        near = [s for s in tried if abs(math.log2(size / s.batch_size)) <= SIZE_REACH]
+        steps = [math.log2(s.learning_rate / start.learning_rate) for s in near]
+        low, high = math.floor(min(steps)) - RATE_REACH, math.ceil(max(steps)) + RATE_REACH
+        found |= {Setting(size, start.learning_rate * 2.0**k) for k in range(low, high + 1)}
+    return sorted(found)
+
+
+@dataclass
+class UpdateSeconds:
+    """Time of an update against the batch size, from candidates' own clocks: c₀ + c₁·B through the nearest ones.
+
+    Examples:
+        >>> seconds = UpdateSeconds({8: 1.0, 32: 1.6})
+        >>> round(seconds(16), 3), round(seconds(64), 3), round(seconds(4), 3)
+        (1.2, 2.4, 0.9)
+    """
+
+    known: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation]) -> UpdateSeconds:
+        """From what was trained."""
+        times: dict[int, list[tuple[int, float]]] = {}
+        for o in observations:
+            if o.points and o.points[-1].updates:
+                times.setdefault(o.setting.batch_size, []).append((o.points[-1].updates, o.points[-1].seconds))
+        return cls({size: sum(s for _, s in own) / sum(n for n, _ in own) for size, own in times.items()})
+
+    def __call__(self, batch_size: int) -> float:
+        """Seconds of an update; with one size known, half of it counts as fixed."""
+        sizes = sorted(self.known)
+        if batch_size in self.known:
+            return self.known[batch_size]
+        if not sizes:
+            return math.nan
+        if len(sizes) == 1:
+            only = sizes[0]
+            return self.known[only] * (0.5 + 0.5 * batch_size / only)
+        i = min(max(int(np.searchsorted(sizes, batch_size)), 1), len(sizes) - 1)
+        a, b = sizes[i - 1], sizes[i]
+        slope = max(0.0, (self.known[b] - self.known[a]) / (b - a))
+        return max(self.known[a] + slope * (batch_size - a), min(self.known.values()) * 0.25)
+
+
+class Policy:
+    """Chooses the next step of a search.
+
+    Args:
+        start: Today's setting, which is trained first.
+        sizes: Batch sizes that may be advised, ascending.
+        prior: What is expected of log speeds.
+        trains_winner: Whether the winner's training goes on afterwards, so that what it trains is not spent.
+        weight: What a second counts for at a batch size (:class:`batchscope.search.speed.Speeds`).
+    """
+
+    def __init__(
+        self,
+        start: Setting,
+        sizes: Sequence[int],
+        *,
+        prior: SpeedPrior | None = None,
+        trains_winner: bool = False,
+        weight: Callable[[int], float] = lambda batch_size: 1.0,
+    ) -> None:
+        self.start, self.sizes, self.weight = start, tuple(sizes), weight
+        self.prior, self.trains_winner = prior or SpeedPrior(), trains_winner
+
+    def speeds(self, observations: Sequence[Observation], run_seconds: float) -> Speeds:
+        """The posterior of log speeds at the horizon of the whole run."""
+        farthest = max(observations, key=lambda o: o.seconds).setting.batch_size if observations else self.start[0]
+        return Speeds(observations, math.log(run_seconds * self.weight(farthest)), self.prior, self.weight)
+
+    def best(self, observations: Sequence[Observation], run_seconds: float) -> Observation | None:
+        """The candidate with the greatest expected speed over the whole run; None where none has trained."""
+        able = [o for o in observations if o.points and o.ended not in ("diverged", "out of memory", "failed")]
+        able = [o for o in able if math.isfinite(o.points[-1].loss)]
+        able = [o for o in able if o.points[-1].loss < o.points[0].loss] or able
+        if not able:
+            return None
+        mean, _ = self.speeds(observations, run_seconds).posterior([o.setting for o in able])
+        return able[int(np.argmax(mean))]
+
+    def next_step(self, observations: Sequence[Observation], limits: Limits) -> Advance | Stop:
+        """What to do next.
+
+        Args:
+            observations: All candidates so far, in any order.
+            limits: What may be spent.
+
+        Returns:
+            The step, or why there is none.
+        """
+        seconds_of = UpdateSeconds.of(observations)
+        trained = [o for o in observations if o.points]
+        if not trained:
+            return Advance(self.start, FIRST_SHARE * limits.total_seconds)
+        horizon = limits.run_seconds
+        pilot = self._pilot(trained, seconds_of, limits)
+        if pilot is not None:
+            return pilot
+        settings = lattice(observations, self.start, self.sizes)
+        steps = self._steps(settings, observations, seconds_of, limits)
+        if not steps:
+            return Stop("the budget allows no further step")
+        best = self.best(observations, horizon)
+        speeds = self.speeds(observations, horizon)
+        gains = self._gains(speeds, steps, None if best is None else best.setting, settings)
+        costs = np.array([self._cost(step, observations, best, limits) for step in steps])
+        left = horizon - (best.seconds if best is not None and self.trains_winner else 0.0)
+        worth = gains * left / costs
+        i = int(np.argmax(worth))
+        if best is not None and worth[i] < WORTHWHILE:
+            beside = self._open_edge(best, observations, steps)
+            return beside or Stop("no further step is expected to save what it costs")
+        return steps[i]
+
+    def _open_edge(
+        self, best: Observation, observations: Sequence[Observation], steps: Sequence[Advance]
+    ) -> Advance | None:
+        """A step to a side of the best setting where nothing was trained yet; None where every side was seen.
+
+        A rate or a batch size at the edge of what was tried is not known to be the best one.
+        """
+        size, rate = best.setting
+        tried = [o for o in observations if o.seconds >= EDGE_SHARE * best.seconds or o.ended in ENDED_BADLY]
+        for octaves, rates in ((0.0, 1.0), (0.0, -1.0), (1.0, 0.5), (-1.0, -0.5)):
+            if any(_lies_towards(o.setting, best.setting, octaves, rates) for o in tried):
+                continue
+            wanted = coordinates(Setting(size, rate), 0.0)
+            wanted = (wanted[0] + octaves, wanted[1] + (rates if not octaves else 0.0), 0.0)
+            near = [s for s in steps if math.dist(coordinates(s.setting, 0.0)[:2], wanted[:2]) <= NEIGHBOUR]
+            near = [s for s in near if s.seconds <= best.seconds * GROWTH / 2]
+            if near:
+                return max(near, key=lambda s: (s.seconds, -math.dist(coordinates(s.setting, 0.0)[:2], wanted[:2])))
+        return None
+
+    def _pilot(
+        self, trained: Sequence[Observation], seconds_of: UpdateSeconds, limits: Limits
+    ) -> Advance | None:
+        """A step towards a rate that trains at all; None where there is one, or where a third of the budget is spent."""
+        spent = limits.total_seconds - limits.budget_seconds
+        if any(_fell(o) for o in trained) or (spent > limits.total_seconds / 3 and any(_improved(o) for o in trained)):
+            return None
+        most = PILOT_SHARE * limits.total_seconds
+        last = trained[-1]
+        failed = last.ended in ENDED_BADLY or last.points[-1].loss > last.points[0].loss + _error(last)
+        if not failed and last.ended is None and GROWTH * last.seconds <= most:
+            return Advance(last.setting, GROWTH * last.seconds)
+        quick = [size for size in self.sizes if LEAST_UPDATES * seconds_of(size) <= most] or [min(self.sizes)]
+        size = min(quick, key=lambda size: abs(math.log(size / self.start.batch_size)))
+        rates = {round(math.log2(self._at(o.setting, size) / self.start.learning_rate)): o for o in trained}
+        step = round(math.log2(PILOT_FACTOR))
+        place = max(rates) + step if not failed else min(rates) - step
+        if size != last.setting.batch_size and not failed:
+            place = round(math.log2(self._at(last.setting, size) / self.start.learning_rate))
+        seconds = max(FIRST_SHARE * limits.total_seconds, LEAST_UPDATES * seconds_of(size))
+        return Advance(Setting(size, self.start.learning_rate * 2.0**place), min(seconds, limits.budget_seconds))
+
+    @staticmethod
+    def _at(setting: Setting, batch_size: int) -> float:
+        """The rate at another batch size by the square-root rule, which lies between those that are seen."""
+        return setting.learning_rate * math.sqrt(batch_size / setting.batch_size)
+
+    def _steps(
+        self,
+        settings: Sequence[Setting],
+        observations: Sequence[Observation],
+        seconds_of: UpdateSeconds,
+        limits: Limits,
+    ) -> list[Advance]:
+        """Every step that the budget allows."""
+        by_setting = {o.setting: o for o in observations}
+        too_large = min((o.setting.batch_size for o in observations if o.ended == "out of memory"), default=math.inf)
+        first = FIRST_SHARE * limits.total_seconds
+        farthest = max((o.seconds for o in observations), default=first)
+        found = []
+        for setting in settings:
+            own = by_setting.get(setting)
+            if setting.batch_size >= too_large or (own is not None and (own.ended is not None or not own.is_held)):
+                continue
+            stands = own.seconds if own is not None else 0.0
+            least = max(first, LEAST_UPDATES * seconds_of(setting.batch_size))
+            place = least if stands == 0.0 else GROWTH * stands
+            while True:
+                if (place - stands) * limits.overhead > limits.budget_seconds:
+                    break
+                found.append(Advance(setting, place))
+                if place >= farthest:
+                    break
+                place *= GROWTH
+        return found
+
+    def _cost(
+        self, step: Advance, observations: Sequence[Observation], best: Observation | None, limits: Limits
+    ) -> float:
+        own = next((o for o in observations if o.setting == step.setting), None)
+        training = step.seconds - (own.seconds if own is not None else 0.0)
+        if self.trains_winner and best is not None and own is not None and own.setting == best.setting:
+            training *= 0.1  # it would be trained in any case, unless another one wins
+        return max(1e-9, training * limits.overhead)
+
+    def _gains(
+        self, speeds: Speeds, steps: Sequence[Advance], best: Setting | None, settings: Sequence[Setting]
+    ) -> Floats:
+        """Expected log speed that each step adds to that of the best setting."""
+        index = {setting: k for k, setting in enumerate(settings)}
+        ends = speeds.at_horizon(settings)
+        mean = speeds.means(ends)
+        weights = [math.log(s.seconds * self.weight(s.setting.batch_size)) for s in steps]
+        own = np.array([index[s.setting] for s in steps])
+        places = np.column_stack([ends[own, :2], weights])
+        variance = np.maximum(speeds.covariances(places, places), 0.0) + speeds.prior.noise**2
+        with_own = speeds.covariances(ends[own], places)
+        if best is None:
+            return np.asarray(np.abs(with_own) / np.sqrt(variance))
+        b = index[best]
+        # For steps of the best itself, what counts is whether the second best takes its place.
+        others = mean.copy()
+        others[b] = -np.inf
+        rival = np.where(own == b, int(np.argmax(others)), b)
+        gap = -np.abs(mean[own] - mean[rival])
+        known = np.abs(with_own - speeds.covariances(ends[rival], places)) / np.sqrt(variance)
+        known = np.maximum(known, 1e-9)
+        return np.asarray(known * norm.pdf(gap / known) + gap * norm.cdf(gap / known))
+
+
+def _lies_towards(setting: Setting, best: Setting, octaves: float, rates: float) -> bool:
+    """Whether a setting lies on one side of the best: of its batch size, or of its rate at about that batch size."""
+    a, b = coordinates(setting, 0.0), coordinates(best, 0.0)
+    if octaves:
+        return 0 < (a[0] - b[0]) * octaves <= 2.1 and abs(a[1] - b[1]) <= 1.6
+    return abs(a[0] - b[0]) <= 1.1 and 0.4 <= (a[1] - b[1]) * rates <= 2.1
+
+
+def _error(observation: Observation) -> float:
+    return CLEAR_FALL * max(observation.points[0].error, observation.points[-1].error)
+
+
+def _fell(observation: Observation) -> bool:
+    """Whether a candidate's loss has fallen by clearly more than it scatters."""
+    first, last = observation.points[0], observation.points[-1]
+    return observation.ended not in ENDED_BADLY and first.loss - last.loss > _error(observation)
+
+
+def _improved(observation: Observation) -> bool:
+    return observation.ended not in ENDED_BADLY and observation.points[-1].loss < observation.points[0].loss

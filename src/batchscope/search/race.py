@@ -1,0 +1,149 @@
+"""A search for the setting that is the fastest to a goal: candidates of a source, advanced as a policy says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from batchscope.records import Goal
+from batchscope.search.candidates import Candidate, Observation, Setting, Source
+from batchscope.search.forecast import CurveForecast, fit_curve
+from batchscope.search.policy import Advance, Limits, Policy
+
+# What a search may cost where nothing is said: this share of the run that it forecasts, and so many seconds at least.
+BUDGET_SHARE, LEAST_SECONDS = 0.25, 10.0
+# Until a forecast exists, a run is taken to be this many times as long as the farthest candidate has trained.
+UNSEEN = 16.0
+# Of the draws of a run's length: a budget follows the shorter ones, so that a long tail is not paid for.
+SHORT = 0.35
+
+
+@dataclass
+class Budget:
+    """What a search may cost.
+
+    Attributes:
+        seconds: What was asked for; None: a share of the run that is forecast.
+    """
+
+    seconds: float | None
+
+    def limit(self, run_seconds: float | None) -> float:
+        """What it may cost in all, as far as is known.
+
+        Args:
+            run_seconds: Forecast of the whole run; None: there is none yet.
+        """
+        if self.seconds is not None:
+            return self.seconds
+        return LEAST_SECONDS if run_seconds is None else max(LEAST_SECONDS, BUDGET_SHARE * run_seconds)
+
+
+@dataclass
+class Race:
+    """One search.
+
+    Args:
+        source: Where candidates come from.
+        policy: What to do next.
+        goal: What is asked for.
+        budget: What it may cost.
+        tell: Told of each step before it is made, with the seconds left.
+        stopped: Asked between two steps whether to end.
+
+    Attributes:
+        candidates: All, by setting.
+        stop_reason: Why it ended.
+    """
+
+    source: Source
+    policy: Policy
+    goal: Goal
+    budget: Budget
+    tell: Callable[[str, float], None] = lambda label, left: None
+    stopped: Callable[[], bool] = lambda: False
+    candidates: dict[Setting, Candidate] = field(default_factory=dict)
+    stop_reason: str = ""
+    steps: int = 0
+
+    def run(self) -> None:
+        """Search until the budget is spent, or until looking costs more than it can save."""
+        while True:
+            if self.stopped():
+                self.stop_reason = "it was interrupted"
+                return
+            run_seconds, _ = self.run_seconds()
+            total = self.budget.limit(run_seconds)
+            left = total - self.source.elapsed_seconds()
+            observations = self.observations()
+            if left <= 0 and any(o.points for o in observations):
+                self.stop_reason = "the budget was spent"
+                return
+            guess = run_seconds or self.guessed_seconds(observations)
+            step = self.policy.next_step(observations, Limits(left, total, guess, self._overhead(observations)))
+            if not isinstance(step, Advance):
+                self.stop_reason = step.reason
+                return
+            self.tell(str(step.setting), left)
+            self.advance(step)
+
+    def advance(self, step: Advance) -> None:
+        """Make one step."""
+        candidate = self.candidates.get(step.setting)
+        if candidate is None:
+            candidate = self.candidates[step.setting] = self.source.open(step.setting)
+        candidate.advance(step.seconds)
+        self.steps += 1
+
+    def observations(self) -> list[Observation]:
+        """All candidates as the policy sees them."""
+        return [
+            Observation(c.setting, tuple(c.points), c.ended, c.ended is None, c.cost_seconds)
+            for c in self.candidates.values()
+        ]
+
+    def run_seconds(self) -> tuple[float | None, CurveForecast | None]:
+        """Forecast of the whole run at the best setting; None before its curve says anything."""
+        if self.goal.kind == "seconds":
+            return self.goal.value, None
+        observations = self.observations()
+        best = self.policy.best(observations, self._unseen(observations)) if observations else None
+        if best is None:
+            return None, None
+        if self.goal.kind == "examples":
+            last = best.points[-1]
+            return last.seconds / last.examples * self.goal.value, None
+        if best.reached is not None:
+            return best.reached.seconds, None
+        law = forecast_of(best)
+        if law is None:
+            return None, None
+        draws = law.seconds_to(self.goal.value)
+        finite = draws[np.isfinite(draws)]
+        if not len(finite):
+            return None, law
+        return max(float(np.quantile(finite, SHORT)), best.seconds), law
+
+    def guessed_seconds(self, observations: Sequence[Observation]) -> float:
+        """What a whole run is taken to last until a forecast says more: what the budget is meant for, or longer."""
+        return max(self._unseen(observations), self.budget.limit(None) / BUDGET_SHARE)
+
+    def _unseen(self, observations: Sequence[Observation]) -> float:
+        return UNSEEN * max((o.seconds for o in observations), default=1.0)
+
+    def _overhead(self, observations: Sequence[Observation]) -> float:
+        training = sum(o.seconds for o in observations)
+        if training <= 0:
+            return 1.0
+        return min(max(self.source.elapsed_seconds() / training, 1.0), 4.0)
+
+
+def forecast_of(observation: Observation) -> CurveForecast | None:
+    """The law of a candidate's scores; None where there are too few."""
+    scored = [p for p in observation.points if p.score is not None and math.isfinite(p.score) and p.seconds > 0]
+    if not scored:
+        return None
+    return fit_curve([p.seconds for p in scored], [p.score or 0.0 for p in scored])
