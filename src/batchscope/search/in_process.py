@@ -30,11 +30,15 @@ from batchscope.workload.workload import Workload
 
 # Updates are made in pieces of about this long, so that a deadline and Ctrl-C are seen in time.
 PIECE_SECONDS = 0.1
+# The first pieces are shorter, each this share of the updates so far.
+PIECE_GROWTH = 0.3
 # The training loss at one moment is the mean over this last part of the updates so far: long enough to average the
 # batches' scatter, and the same part at every moment, so that curves keep their shape.
 WINDOW = 1 / 3
 # Evaluating may take this share of training; points of a curve are so far apart in time at least.
 EVALUATION_SHARE, EVALUATION_RATIO = 0.1, 1.2
+# Where examples are seen again nothing but evaluations says how well a candidate does: they may take this share.
+REPEATED_SHARE = 0.5
 # An evaluation of the search takes about this long at most, on so many examples at least.
 EVALUATION_SECONDS, LEAST_EXAMPLES = 0.08, 64
 # Points stand a factor of this apart in updates.
@@ -316,18 +320,18 @@ class Trained:
             each = self.source.update_seconds(size)
             wall = self.source.times.seconds(size)
             if math.isnan(each):
-                updates = 1
+                updates = 1  # nothing is known of this batch size: one update says how long the next ones take
             else:
                 left = math.ceil(seconds / each - 1e-9) - self.updates
                 if left <= 0:
                     if not first:
                         break
                     left = 1
-                updates = min(left, max(1, round(PIECE_SECONDS / wall)), max(2, 2 * self.updates))
+                updates = min(left, max(1, round(PIECE_SECONDS / wall)), max(2, round(PIECE_GROWTH * self.updates)))
             self._piece(updates)
             first = False
-        if self._ended is None and self.run is not None:
-            self._evaluate_if_due()
+            if self._ended is None and self.run is not None:
+                self._evaluate_if_due()
         self.cost_seconds += time.perf_counter() - began
 
     def _make(self) -> None:
@@ -395,11 +399,9 @@ class Trained:
         each = source.evaluation_seconds
         since = self._seconds - self._evaluated_at
         repeats = self.updates * self._setting.batch_size > source.workload.training_examples
-        if not repeats and (
-            each > EVALUATION_SHARE * since or self._seconds < EVALUATION_RATIO * self._evaluated_at
-        ):
-            return
-        self.evaluate()
+        share = REPEATED_SHARE if repeats else EVALUATION_SHARE
+        if each <= share * since and self._seconds >= EVALUATION_RATIO * self._evaluated_at:
+            self.evaluate()
 
     def evaluate(self) -> CurvePoint | None:
         """Evaluate where it stands; None where it holds no weights."""
