@@ -238,7 +238,7 @@ def _of_the_optimizer(workload: Workload) -> tuple[float, float | None]:
     """The scaling rule's exponent, between the two rules for an optimiser that has none, and β₂ where it has one."""
     with isolated(0, current_device()):
         model = workload.model()
-        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+        optimizer = workload.optimizer_for(model, workload.learning_rate)
     betas = optimizer.param_groups[0].get("betas")
     second_decay = float(betas[1]) if isinstance(betas, (tuple, list)) and len(betas) > 1 else None
     try:

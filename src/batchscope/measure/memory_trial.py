@@ -69,7 +69,7 @@ class FreshTraining:
     def __init__(self, workload: Workload, longest: LongestExamples, device: torch.device) -> None:
         self.workload, self.longest, self.device = workload, longest, device
         self.model: nn.Module = workload.model().to(device)
-        self.optimizer = workload.optimizer(self.model.parameters(), workload.learning_rate)
+        self.optimizer = workload.optimizer_for(self.model, workload.learning_rate)
         self._step = TrainingStep(workload, self.model, self.optimizer, micro_batch_size=None)
 
     def step(self, size: int) -> None:

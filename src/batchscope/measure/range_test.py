@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,10 @@ def range_test(
         losses = np.stack([test.repeat(rates, repeat, _teller(report, repeat, repeats)) for repeat in range(repeats)])
         found = estimate_range(rates, losses, seed=derive(seed, "bootstrap"))
     eigenvalue = _eigenvalue(workload, seed, chosen) if curvature else None
+    bound = None
+    if eigenvalue is not None:
+        with isolated(derive(seed, "weights"), chosen):
+            bound = curvature_bound(test.optimizer_of(workload.model()), eigenvalue)
     return RangeTest(
         workload=workload.title,
         batch_size=size,
@@ -130,9 +134,7 @@ def range_test(
         suggested=found.suggested,
         verdict=found.verdict,
         largest_eigenvalue=eigenvalue,
-        curvature_bound=None
-        if eigenvalue is None
-        else curvature_bound(test.optimizer_of([nn.Parameter(torch.zeros(1))]), eigenvalue),
+        curvature_bound=bound,
         seconds=time.perf_counter() - began,
         provenance=provenance(workload, device=chosen, seed=seed),
     )
@@ -147,9 +149,9 @@ class _Test:
         self.data = TrainingData(workload, device)
         self.data.check(self.plan)
 
-    def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
         """The workload's optimiser at its own rate."""
-        return self.workload.optimizer(parameters, self.workload.learning_rate)
+        return self.workload.optimizer_for(model, self.workload.learning_rate)
 
     def seconds_per_update(self, rate: float) -> float:
         """Time of one update with both its forward passes, from a few after a first one."""
@@ -183,7 +185,7 @@ class _Test:
         """Train, yielding each batch's loss before its update and the same batch's at the first weights."""
         with isolated(derive(self.seed, "weights"), self.device):
             model = self.workload.model().to(self.device)
-            optimizer = self.optimizer_of(model.parameters())
+            optimizer = self.optimizer_of(model)
         first = copy.deepcopy(model)
         # Groups may have rates of their own: each grows by the same factor from where the person has it.
         factors = [float(group["lr"]) / self.workload.learning_rate for group in optimizer.param_groups]

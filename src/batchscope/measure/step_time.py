@@ -165,7 +165,7 @@ class Timer:
         workload, device = prepared.workload, prepared.device
         with isolated(derive(seed, "weights"), device):
             self.model = workload.model().to(device)
-            optimizer = workload.optimizer(self.model.parameters(), workload.learning_rate)
+            optimizer = workload.optimizer_for(self.model, workload.learning_rate)
         for group in optimizer.param_groups:
             set_rate(group, 0.0)
         self.step = TrainingStep(workload, self.model, optimizer, micro_batch_size=None)

@@ -53,7 +53,7 @@ def reference_rate(workload: Workload, batch_size: int, *, by_rule: bool = False
         PlanError: There is no rule, and one is insisted on.
     """
     with isolated(0, current_device()):
-        optimizer = workload.optimizer(workload.model().parameters(), workload.learning_rate)
+        optimizer = workload.optimizer_for(workload.model(), workload.learning_rate)
     if by_rule:
         rescale(optimizer, from_batch_size=workload.batch_size, to_batch_size=batch_size)
         return float(optimizer.param_groups[0]["lr"])

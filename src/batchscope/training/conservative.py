@@ -42,5 +42,5 @@ class ConservativeStep(MicroBatchingStep):
                 for parameter, anchor in zip(self.parameters, began, strict=True):
                     if parameter.grad is not None:
                         parameter.grad.add_(parameter - anchor, alpha=self.proximity)
-            self.optimizer.step()
+            self.update()
         return loss

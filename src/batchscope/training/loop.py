@@ -175,7 +175,7 @@ class Run:
         self.memory = MemoryPeak(self.device) if measure_memory else None
         with isolated(derive(seed, "weights"), self.device):
             self.model = self.workload.model().to(self.device)
-            self.optimizer = self.workload.optimizer(self.model.parameters(), plan.learning_rate)
+            self.optimizer = self.workload.optimizer_for(self.model, plan.learning_rate)
         if start is not None:
             start.load_into(self.model, self.optimizer)
         if plan.rescaled_from is not None:

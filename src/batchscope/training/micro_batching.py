@@ -68,7 +68,7 @@ class MicroBatchingStep(TrainingStep):
             MemoryError: Memory ran out, and the update cannot be repeated; the message says why, and what would help.
         """
         loss = self.repeatable_gradient(micro_batches, examples)
-        self.optimizer.step()
+        self.update()
         return loss
 
     def repeatable_gradient(self, micro_batches: list[Batch], examples: int) -> Tensor:

@@ -125,7 +125,7 @@ class RankedStep(MicroBatchingStep):
             raise
         if observer is not None:
             observer.see(float(norm), float(self._norm_squared()), shares=shares)
-        self.optimizer.step()
+        self.update()
         return mean
 
     def _share(self, examples: int, rank: int) -> int:

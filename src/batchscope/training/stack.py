@@ -17,6 +17,7 @@ from batchscope.training.captured_update import captured_or_none
 from batchscope.training.flat_graph import Flat
 from batchscope.training.stacked_optimizer import StackedOptimizer
 from batchscope.training.traced_step import TensorNames, batched, losses_and_gradients, traced, untraced
+from batchscope.training.update import clip_rows
 from batchscope.workload.workload import Batch, Workload
 
 # Weights begin at multiples of this many elements, so that they lie as well in memory as tensors of their own.
@@ -69,7 +70,7 @@ class Stack:
         for plan, seed in zip(plans, seeds, strict=True):
             with isolated(derive(seed, "weights"), device):
                 model = workload.model().to(device)
-                optimizer = workload.optimizer(model.parameters(), plan.learning_rate)
+                optimizer = workload.optimizer_for(model, plan.learning_rate)
             if plan.rescaled_from is not None:
                 rescale(optimizer, from_batch_size=plan.rescaled_from, to_batch_size=plan.batch_size)
             self.models.append(model)
@@ -133,6 +134,7 @@ class Stack:
 
     def _update(self, leaves: Sequence[Tensor]) -> Tensor:
         losses = self.gradient(leaves)
+        clip_rows(self.workload, self._gradient_block)
         self.optimizer.step()
         return losses
 
@@ -211,7 +213,7 @@ class Stack:
             edges.append(width)
         like: dict[str, Any] = {"dtype": first[self.names.trained[0]].dtype, "device": self.device}
         weights, gradients = (torch.zeros(self.size, width, **like) for _ in range(2))
-        self._block = weights
+        self._block, self._gradient_block = weights, gradients
 
         def views(block: Tensor) -> list[Tensor]:
             return [

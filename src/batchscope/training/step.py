@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from batchscope.training.update import clip
 from batchscope.workload.workload import Batch, Workload
 
 
@@ -35,6 +36,7 @@ class TrainingStep:
         self.optimizer = optimizer
         self.micro_batch_size = micro_batch_size
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._spent: Tensor | None = None
 
     def __call__(self, micro_batches: list[Batch], examples: int) -> Tensor:
@@ -48,8 +50,13 @@ class TrainingStep:
             The batch's mean loss before the update, detached and on the device: reading it would wait for the GPU.
         """
         loss = self.gradient(micro_batches, self.sizes(examples))
-        self.optimizer.step()
+        self.update()
         return loss
+
+    def update(self) -> None:
+        """Clip the gradient that the parameters hold, and let the optimiser make its step."""
+        clip(self.workload, self._clipped)
+        self.optimizer.step()
 
     def sizes(self, examples: int) -> list[int]:
         """Examples in each micro-batch of a batch."""

@@ -285,7 +285,7 @@ class _Separate:
     def _update(self) -> Callable[[], object]:
         workload, plan = self.prepared.workload, self.plan
         model = workload.model().to(self.prepared.device)
-        optimizer = workload.optimizer(model.parameters(), plan.learning_rate)
+        optimizer = workload.optimizer_for(model, plan.learning_rate)
         step = MicroBatchingStep(workload, model, optimizer, micro_batch_size=None)
         feed = iter(self.prepared.training.feed(plan, MOST_UPDATES * plan.batch_size, seed=self.seed))
         return lambda: step(next(feed), plan.batch_size)

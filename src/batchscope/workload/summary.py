@@ -12,7 +12,7 @@ def summarise(workload: Workload) -> WorkloadSummary:
     """Describe a workload for a record."""
     with isolated(0, current_device()):
         model = workload.model()
-        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+        optimizer = workload.optimizer_for(model, workload.learning_rate)
     return WorkloadSummary(
         name=workload.title,
         parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
