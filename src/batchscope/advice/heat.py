@@ -122,6 +122,7 @@ class Heat:
                 batch_size=batch_size,
                 learning_rate=rate,
                 examples=budget_examples,
+                shape="constant",
                 averaging=POWER if averaging else None,
             )
             for rate in learning_rates

@@ -51,7 +51,7 @@ def pace(prepared: Prepared, batch_size: int, learning_rate: float, *, seed: int
     judge = Judge(prepared, LEAST_EXAMPLES)
     spent = []
     for updates in (SHORT, LONG):
-        plan = Plan(batch_size=batch_size, learning_rate=learning_rate, iterations=updates, averaging=POWER)
+        plan = Plan(batch_size, learning_rate, iterations=updates, shape="constant", averaging=POWER)
         run = Run(
             prepared,
             plan,

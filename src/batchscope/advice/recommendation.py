@@ -189,6 +189,7 @@ def _without_an_end(findings: Findings, outlook: Outlook, advice: Advice, row: F
             learning_rate=rate,
             target=findings.goal.value,
             micro_batch_size=None if row.accumulation_steps == 1 else row.micro_batch_size,
+            shape="constant",
             averaging=POWER,
         ),
     )
@@ -305,6 +306,7 @@ def _plan(goal: Goal, size: int, row: FrontierRow, rate: float, iterations: int)
             examples=math.ceil(most / size) * size,
             target=goal.value,
             micro_batch_size=micro,
+            shape="constant",
             averaging=POWER,
         )
     examples = int(goal.value) if goal.kind == "examples" else iterations * size
@@ -313,6 +315,7 @@ def _plan(goal: Goal, size: int, row: FrontierRow, rate: float, iterations: int)
         learning_rate=rate,
         examples=examples,
         micro_batch_size=micro,
+        shape="constant",
         averaging=POWER,
     )
 

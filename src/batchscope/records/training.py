@@ -79,6 +79,7 @@ class TrainResult(Record):
         stack_size: Runs in the stack of replicas that it began in; its seconds are then its share of the stack's. None
             where it was trained by itself.
         ranks: Data-parallel processes that shared each batch; times and memory are those of the first.
+        notes: What was done otherwise than the workload says.
         state: Weights at the best validation score (a state dict); in memory only.
     """
 
@@ -112,6 +113,7 @@ class TrainResult(Record):
     micro_batch_size: int | None = None
     stack_size: int | None = None
     ranks: int = 1
+    notes: tuple[str, ...] = ()
     state: dict[str, Any] | None = field(default=None, metadata={"json": False}, repr=False, compare=False)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchscope.errors import ArgumentError, PlanError
+from batchscope.records import Shape
 from batchscope.schedule import learning_rate_exponent, rescale
 from batchscope.seeding import current_device, isolated
 from batchscope.training.train import checked_seed
@@ -35,6 +36,18 @@ def checked_seeds(seeds: int | Sequence[int], seed: int) -> tuple[int, ...]:
     if len(set(chosen)) < len(chosen):
         raise ArgumentError("seeds must differ from each other", got=seeds)
     return chosen
+
+
+def falling_shape(workload: Workload) -> Shape:
+    """The rate over a fixed budget: as the workload says, or linear to zero where it says constant.
+
+    Examples:
+        >>> import dataclasses
+        >>> from batchscope.workload.digits import digits
+        >>> falling_shape(digits()), falling_shape(dataclasses.replace(digits(), shape="cosine"))
+        ('linear', 'cosine')
+    """
+    return "linear" if workload.shape == "constant" else workload.shape
 
 
 def reference_rate(workload: Workload, batch_size: int, *, by_rule: bool = False) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +17,36 @@ from batchscope.workload.workload import Workload
 
 # A loss this many times the initial one has exploded, though it may never become infinite.
 EXPLOSION = 1000.0
+
+
+def completed(plan: Plan, workload: Workload) -> tuple[Plan, str | None]:
+    """A plan with the shape and the warm-up of the workload where it leaves them open.
+
+    Args:
+        plan: What is asked for.
+        workload: What is to be trained.
+
+    Returns:
+        The plan, and a note where the workload's shape cannot be followed; None where there is nothing to say.
+
+    Examples:
+        >>> import dataclasses
+        >>> from batchscope.workload.digits import digits
+        >>> workload = dataclasses.replace(digits(), shape="cosine", warmup_examples=640)
+        >>> plan, note = completed(Plan(batch_size=64, learning_rate=0.1, iterations=100), workload)
+        >>> plan.shape, plan.warmup_examples, note
+        ('cosine', 640, None)
+    """
+    shape, warmup, note = plan.shape, plan.warmup_examples, None
+    if shape is None:
+        shape = workload.shape
+        if shape != "constant" and plan.budget_examples is None:
+            note = (
+                f"the rate was kept constant: the workload's {shape} shape needs a length, and the plan has only a "
+                f"target; give examples or iterations as well"
+            )
+            shape = "constant"
+    return replace(plan, shape=shape, warmup_examples=workload.warmup_examples if warmup is None else warmup), note
 
 
 class Course:
@@ -34,6 +65,7 @@ class Course:
         best: The best of its evaluations.
         diverged_at: The update that diverged; None: none has.
         message: Why it ended, where the outcome alone does not say.
+        notes: What was done otherwise than the workload says.
     """
 
     def __init__(
@@ -46,7 +78,9 @@ class Course:
         next_place: Callable[[int], int] | None = None,
         keep_going: Callable[[CurvePoint], bool] | None = None,
     ) -> None:
-        self.workload, self.plan = workload, plan
+        self.workload = workload
+        self.plan, note = completed(plan, workload)
+        self.notes = [] if note is None else [note]
         self.budget, self.evaluate_every, self.keep_going = budget, evaluate_every, keep_going
         self.next_place = next_place
         self.progress = Progress()
@@ -204,5 +238,6 @@ class Course:
             provenance=provenance(self.workload, device=device, seed=seed),
             stack_size=stack_size,
             ranks=ranks,
+            notes=tuple(self.notes),
             state=best.state,
         )

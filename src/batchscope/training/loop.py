@@ -160,13 +160,14 @@ class Run:
         observer: MakeObserver | None = None,
     ) -> None:
         self.began = time.perf_counter()
-        self.prepared, self.plan, self.seed = prepared, plan, seed
+        self.prepared, self.seed = prepared, seed
         self.workload, self.device = prepared.workload, prepared.device
         prepared.training.check(plan)
         self.validation = validation or prepared.validation
         self.course = course_of(
             self.workload, plan, evaluate_every=evaluate_every, next_place=next_place, keep_going=keep_going
         )
+        self.plan = self.course.plan
         self.budget = self.course.budget
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
@@ -180,6 +181,7 @@ class Run:
             start.load_into(self.model, self.optimizer)
         if plan.rescaled_from is not None:
             rescale(self.optimizer, from_batch_size=plan.rescaled_from, to_batch_size=plan.batch_size)
+        plan = self.plan
         self.average = None if plan.averaging is None else WeightAverage(_tensors(self.model), plan.averaging)
         self.settings = OptimizerSettings(self.optimizer, plan.batch_size)
         self.settings.check(plan.batch_sizes)
