@@ -35,6 +35,7 @@ from batchscope.training.micro_batching import least_batch_size
 from batchscope.training.step import TrainingStep
 from batchscope.training.threads import compute_threads, flops_per_example
 from batchscope.training.train import checked_seed, chosen_device
+from batchscope.training.update import fresh
 from batchscope.workload.batches import nbytes
 from batchscope.workload.tokens import mean_tokens
 from batchscope.workload.workload import Batch, Workload
@@ -164,8 +165,7 @@ class Timer:
         self.prepared, self.seed = prepared, seed
         workload, device = prepared.workload, prepared.device
         with isolated(derive(seed, "weights"), device):
-            self.model = workload.model().to(device)
-            optimizer = workload.optimizer_for(self.model, workload.learning_rate)
+            self.model, optimizer = fresh(workload, workload.learning_rate, device)
         for group in optimizer.param_groups:
             set_rate(group, 0.0)
         self.step = TrainingStep(workload, self.model, optimizer, micro_batch_size=None)

@@ -26,6 +26,28 @@ ALIGNMENT = 16
 UPDATES_BEFORE_CAPTURE = 2
 
 
+def unstackable(workload: Workload) -> str | None:
+    """What a workload says of its loop that no stack does.
+
+    Args:
+        workload: What is to be trained.
+
+    Returns:
+        The reason, in a sentence without a full stop; None where there is nothing.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from batchscope.workload.digits import digits
+        >>> unstackable(replace(digits(), compile=True))
+        'a stack traces its updates itself, and compile=True asks for torch.compile'
+    """
+    if workload.precision == "fp16":
+        return "the loss scaler of precision='fp16' skips updates of one run and not of another"
+    if workload.compile:
+        return "a stack traces its updates itself, and compile=True asks for torch.compile"
+    return None
+
+
 class Stack:
     """Replicas of a workload's model, each with its own seed and learning rate, and their optimiser.
 
@@ -64,6 +86,12 @@ class Stack:
         example: Batch,
         in_turn: bool = False,
     ) -> None:
+        if (reason := unstackable(workload)) is not None:
+            raise WorkloadError(
+                "runs of a stack are neither compiled nor in half precision with a scaler",
+                got=reason,
+                mend="train the runs by themselves",
+            )
         self.workload, self.device, self.in_turn = workload, device, in_turn
         self.models: list[nn.Module] = []
         optimizers: list[torch.optim.Optimizer] = []

@@ -1,16 +1,59 @@
-"""What follows the gradient of an update: clipping, and the optimiser's step."""
+"""The model and the optimiser that a run begins with, and what follows its gradients: unscaling and clipping."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.amp import GradScaler
 
+from batchscope.training.compiling import compile_in_place
+from batchscope.workload.options import check_precision
 from batchscope.workload.workload import Workload
 
 # What torch.nn.utils.clip_grad_norm_ adds to the norm, so that a gradient of zero stays one.
 NORM_OFFSET = 1e-6
+
+
+def fresh(workload: Workload, learning_rate: float, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model of a workload and its optimiser, as training begins with them.
+
+    torch compiles a model for the size of the first batch, and once more for batches of any size when another comes.
+
+    Args:
+        workload: What is trained.
+        learning_rate: The optimiser's.
+        device: Where.
+
+    Returns:
+        Both.
+
+    Raises:
+        WorkloadError: A precision that the device does not have.
+    """
+    check_precision(workload, device)
+    model = workload.model().to(device)
+    if workload.compile:
+        compile_in_place(model)
+    return model, workload.optimizer_for(model, learning_rate)
+
+
+def scaler_for(workload: Workload, device: torch.device) -> GradScaler | None:
+    """The loss scaler of a run in half precision; None for any other.
+
+    Args:
+        workload: What is trained.
+        device: Where.
+
+    Returns:
+        A scaler with torch's own settings.
+    """
+    if workload.precision != "fp16":
+        return None
+    scaler = GradScaler(device.type)
+    scaler.scale(torch.zeros((), device=device))  # its scale is made at first use: now, so that it can be read
+    return scaler
 
 
 def clip(workload: Workload, parameters: Iterable[Tensor]) -> None:

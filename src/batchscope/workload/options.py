@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from batchscope.errors import WorkloadError
+import torch
+
+from batchscope.errors import WorkloadError, first_line
 
 if TYPE_CHECKING:
     from batchscope.workload.workload import Workload
 
 Precision = Literal["bf16", "fp16"]
 LoopShape = Literal["constant", "linear", "cosine"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The options and what each is when the person leaves it out.
 DEFAULTS: dict[str, Any] = {
     "clip_norm": None,
@@ -66,6 +70,33 @@ def check_options(workload: Workload) -> None:
         )
     if workload.shape not in get_args(LoopShape):
         raise WorkloadError("shape must be 'constant', 'linear' or 'cosine'", got=workload.shape)
+
+
+def check_precision(workload: Workload, device: torch.device) -> None:
+    """Refuse a precision that torch has no autocast for on a device.
+
+    Args:
+        workload: With its ``precision``.
+        device: Where it is to be trained.
+
+    Raises:
+        WorkloadError: There is none.
+    """
+    if workload.precision is None:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns, and computes in single precision
+            with workload.autocast(device):
+                said = None if torch.is_autocast_enabled(device.type) else "no autocast of that type"
+    except RuntimeError as error:
+        said = first_line(error)
+    if said is not None:
+        raise WorkloadError(
+            f"precision='{workload.precision}' must be supported by torch {torch.__version__} on {device.type}",
+            got=said,
+            mend="use the other precision, another device, or leave precision out",
+        )
 
 
 def form_of(factory: Callable[..., Any]) -> str:

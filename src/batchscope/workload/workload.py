@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from batchscope.errors import WorkloadError
-from batchscope.workload.options import DEFAULTS, LoopShape, Precision, form_of
+from batchscope.workload.options import DEFAULTS, DTYPES, LoopShape, Precision, form_of
 
 Examples: TypeAlias = "tuple[Tensor, ...] | Dataset[Any]"
 Batch: TypeAlias = Any
@@ -142,6 +143,19 @@ class Workload:
         elif self._optimizer_form == "named_parameters":
             given = model.named_parameters()
         return self.optimizer(given, learning_rate)
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """Where the forward pass and the loss are computed: ``torch.autocast`` where there is a precision.
+
+        Args:
+            device: Where the model is.
+
+        Returns:
+            The context; one that changes nothing without a precision.
+        """
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, DTYPES[self.precision])
 
     def output_and_target(self, model: nn.Module, batch: Batch) -> tuple[Any, Any]:
         """Run the model on a batch.
