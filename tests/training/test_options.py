@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from batchscope.provenance import fingerprint
 from batchscope.seeding import derive, isolated
 from batchscope.study.ways import ways_of
 from batchscope.training import Prepared
-from batchscope.training.compiling import is_compiled
+from batchscope.training.compiling import compile_in_place, is_compiled
 from batchscope.training.loop import Run
 from batchscope.training.replicas import Replicas
 from batchscope.training.ways import refusal
@@ -349,6 +350,19 @@ def test_a_compiled_model_trains_the_same_and_compiling_is_off_the_clock(make: M
     assert (again.compile_seconds or 0.0) < 0.1 * result.compile_seconds
 
 
+def test_a_copy_of_a_compiled_model_runs_its_own_weights() -> None:
+    model = nn.Linear(2, 1)
+    compile_in_place(model)
+    copied = copy.deepcopy(model)
+    assert is_compiled(copied)
+    x = torch.ones(3, 2)
+    with torch.no_grad():
+        before = copied(x).clone()
+        model.weight.zero_()
+        assert torch.equal(copied(x), before)
+        assert torch.equal(model(x), model.bias.expand(3, 1))
+
+
 def test_compiling_leaves_the_person_s_model_alone(make: Make) -> None:
     workload = replace(make(optimizer=momentum), compile=True)
     trained(workload, Plan(SIZE, 0.1, iterations=1))
@@ -356,14 +370,15 @@ def test_compiling_leaves_the_person_s_model_alone(make: Make) -> None:
 
 
 def test_an_optimiser_factory_takes_what_its_first_parameter_names(make: Make) -> None:
-    def groups(named: list[tuple[str, Any]], rate: float) -> torch.optim.Optimizer:
-        decayed: list[Any] = [p for name, p in named if name.endswith("weight")]
-        others: list[Any] = [p for name, p in named if not name.endswith("weight")]
+    def groups(named: Any, rate: float) -> torch.optim.Optimizer:
+        decayed = [p for name, p in named if name.endswith("weight")]
+        others = [p for name, p in named if not name.endswith("weight")]
         return torch.optim.SGD([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=rate, momentum=0.9)
 
     def by_parameters(params: Any, lr: float) -> torch.optim.Optimizer:
         kept = list(params)
-        return groups([(f"{i}.{'weight' if p.dim() > 1 else 'bias'}", p) for i, p in enumerate(kept)], lr)
+        named: Any = [("weight" if p.dim() > 1 else "bias", p) for p in kept]
+        return groups(named, lr)
 
     forms: dict[str, Any] = {
         "params": by_parameters,
