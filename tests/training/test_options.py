@@ -373,7 +373,8 @@ def test_an_optimiser_factory_takes_what_its_first_parameter_names(make: Make) -
     def groups(named: Any, rate: float) -> torch.optim.Optimizer:
         decayed = [p for name, p in named if name.endswith("weight")]
         others = [p for name, p in named if not name.endswith("weight")]
-        return torch.optim.SGD([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=rate, momentum=0.9)
+        made: list[dict[str, Any]] = [{"params": decayed, "weight_decay": 0.1}, {"params": others}]
+        return torch.optim.SGD(made, lr=rate, momentum=0.9)
 
     def by_parameters(params: Any, lr: float) -> torch.optim.Optimizer:
         kept = list(params)

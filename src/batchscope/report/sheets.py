@@ -316,6 +316,7 @@ def workload_facts(work: WorkloadSummary) -> tuple[tuple[str, str], ...]:
         ("training examples", f.count(work.training_examples)),
         ("validation examples", f.count(work.validation_examples)),
         ("optimizer", work.optimizer),
+        *((("training options", work.options),) if work.options else ()),
         ("loss", work.loss),
         ("score", work.score),
         ("today's setting", f"batch size {f.count(work.batch_size)}, rate {f.number(work.learning_rate, 3)}"),

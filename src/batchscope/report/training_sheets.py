@@ -50,6 +50,9 @@ def results(run: TrainResult) -> tuple[tuple[str, str], ...]:
     if run.micro_batch_size is not None and run.micro_batch_size < planned:
         cut = f"{f.count(run.micro_batch_size)} (of {f.count(planned)}, since memory ran out)"
         facts.append(("examples at once", cut))
+    if run.skipped_updates:
+        facts.append(("skipped updates", f"{f.count(run.skipped_updates)}, since scaled gradients overflowed"))
+    facts += [("note", note) for note in run.notes]
     return (("outcome", run.outcome + (f" ({run.message})" if run.message else "")), *facts)
 
 
@@ -77,11 +80,12 @@ def plan(run: TrainResult) -> tuple[tuple[str, str], ...]:
 
 def cost_parts(run: TrainResult) -> tuple[tuple[str, float], ...]:
     """Where the time went: names and seconds that add up to the whole."""
-    known = run.data_seconds + run.compute_seconds + run.evaluation_seconds
+    known = run.data_seconds + run.compute_seconds + run.evaluation_seconds + (run.compile_seconds or 0.0)
     return (
         ("forward, backward, update", run.compute_seconds),
         ("gathering batches", run.data_seconds),
         ("evaluation", run.evaluation_seconds),
+        *((("compiling", run.compile_seconds),) if run.compile_seconds else ()),
         ("set-up and the rest", max(run.total_seconds - known, 0.0)),
     )
 

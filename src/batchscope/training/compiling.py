@@ -29,10 +29,12 @@ class CompiledForward:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._call = torch.compile(_forward_of(model, type(model).forward))
+        self._call: Callable[..., Any] | None = None  # made at the first call, when a copied model is whole
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
+        if self._call is None:
+            self._call = torch.compile(_forward_of(self.model, type(self.model).forward))
         return self._call(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,6 +57,7 @@ def compile_in_place(model: nn.Module) -> None:
         model: A model; one that ``torch.compile`` has made is left alone.
     """
     if "forward" not in vars(model) and model._compiled_call_impl is None:
+        _clock.listen()  # which loads the compiler, before any training clock runs
         model.forward = CompiledForward(model)
 
 

@@ -24,6 +24,7 @@ def summarise(workload: Workload) -> WorkloadSummary:
         batch_size=workload.batch_size,
         learning_rate=float(workload.learning_rate),
         tokens_per_example=mean_tokens(workload),
+        options=", ".join(f"{name}={value!r}" for name, value in workload.options.items()) or None,
     )
 
 
