@@ -95,7 +95,7 @@ def _identify(workload: Workload) -> tuple[str, str]:
     digest = hashlib.blake2b(digest_size=8)
     with isolated(0, current_device()):
         model = workload.model()
-        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+        optimizer = workload.optimizer_for(model, workload.learning_rate)
         for name, value in model.state_dict().items():
             _add(digest, name)
             _add(digest, value)
@@ -116,6 +116,8 @@ def _identify(workload: Workload) -> tuple[str, str]:
     for function in (workload.loss, workload.score, workload.forward, workload.collate, *forwards):
         _add(digest, _code(function))
     _add(digest, (workload.batch_size, float(workload.learning_rate)))
+    for option in workload.options.items():  # those that were left out add nothing, so that older fingerprints hold
+        _add(digest, option)
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     _fingerprints[workload] = digest.hexdigest(), ", ".join(dtypes)
     return _fingerprints[workload]

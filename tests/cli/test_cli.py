@@ -124,7 +124,7 @@ def test_train_writes_its_record_its_weights_and_its_checkpoint(command: Command
     assert said.status == 0, said.err
     result = load(paths["r.json"])
     assert isinstance(result, TrainResult)
-    assert result.plan == Plan(batch_size=8, learning_rate=0.05, iterations=20, shape="linear")
+    assert result.plan == Plan(batch_size=8, learning_rate=0.05, iterations=20, shape="linear", warmup_examples=0)
     assert (result.outcome, result.examples) == ("finished", 160)
     from safetensors.torch import load_file
 
@@ -146,7 +146,7 @@ def test_train_takes_the_workloads_own_settings(command: Command, file: Path, tm
     assert said.status == 0
     result = load(tmp_path / "r.json")
     assert isinstance(result, TrainResult)
-    assert result.plan == Plan(batch_size=16, learning_rate=0.1, examples=64)
+    assert result.plan == Plan(batch_size=16, learning_rate=0.1, examples=64, shape="constant", warmup_examples=0)
 
 
 def test_train_stops_at_its_target(command: Command, file: Path, tmp_path: Path) -> None:

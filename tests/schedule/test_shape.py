@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -31,16 +32,20 @@ def test_the_shapes(budget: int, size: int, share: float, data: st.DataObject) -
 def test_a_warm_up_ends_when_its_examples_are_seen(warmup: int, seen: int, size: int) -> None:
     factor = rate_factor(plan_of(10**6, warmup_examples=warmup), seen, size)
     assert factor == (pytest.approx((seen + size) / warmup) if seen + size < warmup else 1.0)
+    after = max(0, seen - warmup) / (10**6 - warmup) if warmup < 10**6 else 0.0
     linear = rate_factor(plan_of(10**6, warmup_examples=warmup, shape="linear"), seen, size)
-    assert linear == pytest.approx(factor * (1 - seen / 10**6))
+    assert linear == pytest.approx(factor * (1 - after))
+    cosine = rate_factor(plan_of(10**6, warmup_examples=warmup, shape="cosine"), seen, size)
+    assert cosine == pytest.approx(factor * (1 + math.cos(math.pi * after)) / 2)
+    assert cosine > 0
 
 
 def test_what_the_shapes_spend_of_the_constant_one_s_rate() -> None:
     spent = {
         shape: sum(rate_factor(plan_of(1000, shape=shape), k, 1) for k in range(1000))
-        for shape in ("linear", "cooldown")
+        for shape in ("linear", "cosine", "cooldown")
     }
-    assert spent == pytest.approx({"linear": 500.5, "cooldown": 900.5})
+    assert spent == pytest.approx({"linear": 500.5, "cosine": 500.5, "cooldown": 900.5})
 
 
 def test_a_batch_size_leaves_the_rate_where_it_is() -> None:

@@ -84,6 +84,10 @@ class Complex(nn.Module):
         return (x.to(self.weight.dtype) @ self.weight).abs()
 
 
+def thirty_fold(output: Tensor, target: Tensor) -> Tensor:
+    return 30 * F.cross_entropy(output, target)
+
+
 def quartic(output: Tensor, target: Tensor) -> Tensor:
     return (output - F.one_hot(target, CLASSES)).pow(4).sum(1).mean()
 
@@ -192,6 +196,16 @@ CASES = {
     "stratified, read one by one": Case(lambda: workload(items=True), plan(order="stratified", micro_batch_size=2)),
     "single precision": Case(lambda: workload(dtype=torch.float32), plan()),
     "half precision": Case(lambda: workload(dtype=torch.bfloat16), plan(iterations=10), same=False),
+    "clipped": Case(
+        lambda: workload(clip_norm=0.2, warmup_examples=60, shape="cosine"), plan(micro_batch_size=2, learning_rate=0.3)
+    ),
+    "clipped by value": Case(lambda: workload(clip_value=0.01), plan(learning_rate=0.3)),
+    # Its first updates are skipped, since the gradients of so large a loss overflow at the scaler's first scale.
+    "a scaler": Case(
+        lambda: workload(dtype=torch.float32, precision="fp16", loss=thirty_fold),
+        plan(learning_rate=1e-3, iterations=30),
+        same=False,
+    ),
     "complex": Case(lambda: workload(Complex), plan(iterations=30), saved=False),
     "target": Case(workload, plan(iterations=400, target=0.8)),
     "patience": Case(workload, plan(iterations=400, patience=2, tolerance=0.9)),

@@ -177,7 +177,13 @@ def test_half_precision_stays_half_precision(two: Path) -> None:
     assert {value.dtype for key, value in weights.items() if key.startswith("model")} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("case", ["batch norm", "dropout", "half precision"])
+def test_ranks_skip_the_same_updates(two: Path) -> None:
+    first, second = result(two, "a scaler", 0), result(two, "a scaler", 1)
+    assert first.skipped_updates == second.skipped_updates > 0
+    assert first.iterations == 30 - first.skipped_updates
+
+
+@pytest.mark.parametrize("case", ["batch norm", "dropout", "half precision", "a scaler"])
 def test_ranks_tell_the_same_where_chance_or_shares_matter(two: Path, case: str) -> None:
     first, second = result(two, case, 0), result(two, case, 1)
     assert first.outcome == "finished"

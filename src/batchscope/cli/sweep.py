@@ -34,8 +34,8 @@ def sweep(
     target: Annotated[float | None, typer.Option(help="A validation score to reach.")] = None,
     examples: Annotated[int | None, typer.Option(help="Budget of a trial; with --target: given up there.")] = None,
     shape: Annotated[
-        Literal["linear", "constant"] | None,
-        typer.Option(help="The rate over the budget: constant with --target, linear without, if left out."),
+        Literal["linear", "cosine", "constant"] | None,
+        typer.Option(help="The rate over the budget: constant with --target, falling to zero without, if left out."),
     ] = None,
     order: Order = "shuffled",
     prune: Annotated[bool, typer.Option(help="Stop trials that cannot win.")] = True,

@@ -45,13 +45,15 @@ def train(
     examples: Annotated[int | None, typer.Option(help="Examples to train on, instead of --iterations.")] = None,
     target: Annotated[float | None, typer.Option(help="A validation score to stop at.")] = None,
     shape: Annotated[
-        Literal["linear", "constant", "cooldown"] | None,
-        typer.Option(help="The rate over the budget; constant, if left out."),
+        Literal["linear", "cosine", "constant", "cooldown"] | None,
+        typer.Option(help="The rate over the budget; as the workload says, if left out."),
     ] = None,
     cooldown: Annotated[
         float | None, typer.Option(help="Share of the budget that --shape cooldown falls in; 0.2, if left out.")
     ] = None,
-    warmup_examples: Annotated[int | None, typer.Option(help="Examples over which the rate rises.")] = None,
+    warmup_examples: Annotated[
+        int | None, typer.Option(help="Examples over which the rate rises; the workload's, if left out.")
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="As in smith:at=60000/120000,factor=5,cap=512 or measured:knee=200; or a JSON file."),

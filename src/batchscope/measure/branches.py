@@ -192,7 +192,7 @@ def branched_runs(
 
 
 def _base(workload: Workload, examples: int) -> Plan:
-    return Plan(batch_size=workload.batch_size, learning_rate=float(workload.learning_rate), examples=examples)
+    return Plan(workload.batch_size, float(workload.learning_rate), examples=examples, shape="constant")
 
 
 def _sizes(workload: Workload, factors: Sequence[float]) -> list[int]:
@@ -225,7 +225,13 @@ def _train_to_point(prepared: Prepared, examples: int, seed: int) -> tuple[Start
 
 def _branch(prepared: Prepared, start: Start, batch_size: int, examples: int, seed: int) -> Run:
     base = prepared.workload.batch_size
-    plan = replace(_base(prepared.workload, examples), batch_size=batch_size, shape="linear", rescaled_from=base)
+    plan = replace(
+        _base(prepared.workload, examples),
+        batch_size=batch_size,
+        shape="linear",
+        warmup_examples=0,  # it goes on from trained weights
+        rescaled_from=base,
+    )
     return Run(
         prepared,
         plan,

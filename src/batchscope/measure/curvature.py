@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from batchscope.errors import ArgumentError, RunError
 from batchscope.measure.arguments import checked_whole
@@ -23,7 +22,7 @@ from batchscope.measure.eigenvalues import top_eigenpairs
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records.curvature import CurvatureMatrix, HessianEigenvalues
-from batchscope.seeding import derive
+from batchscope.seeding import current_device, derive, isolated
 from batchscope.workload.workload import Workload
 
 # Products that an eigenvalue takes, and the first one, where nothing is known yet: for the cost told beforehand.
@@ -179,7 +178,8 @@ def largest_eigenvalue(
 
 
 def _optimizer(workload: Workload) -> torch.optim.Optimizer:
-    return workload.optimizer([nn.Parameter(torch.zeros(1))], workload.learning_rate)
+    with isolated(0, current_device()):
+        return workload.optimizer_for(workload.model(), workload.learning_rate)
 
 
 def _check_tolerance(tolerance: float) -> None:

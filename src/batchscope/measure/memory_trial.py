@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from batchscope.measure.arguments import drawn_examples
 from batchscope.seeding import derive, isolated
 from batchscope.training.modes import evaluating
 from batchscope.training.step import TrainingStep
+from batchscope.training.update import fresh
 from batchscope.workload.batches import as_tensors, nbytes, take, to_device
 from batchscope.workload.workload import Batch, Workload
 
@@ -68,8 +69,7 @@ class FreshTraining:
 
     def __init__(self, workload: Workload, longest: LongestExamples, device: torch.device) -> None:
         self.workload, self.longest, self.device = workload, longest, device
-        self.model: nn.Module = workload.model().to(device)
-        self.optimizer = workload.optimizer(self.model.parameters(), workload.learning_rate)
+        self.model, self.optimizer = fresh(workload, workload.learning_rate, device)
         self._step = TrainingStep(workload, self.model, self.optimizer, micro_batch_size=None)
 
     def step(self, size: int) -> None:
@@ -78,7 +78,7 @@ class FreshTraining:
 
     def evaluate(self, size: int) -> None:
         """One pass in evaluation mode over so many examples."""
-        with evaluating(self.model), torch.no_grad():
+        with evaluating(self.model), torch.no_grad(), self.workload.autocast(self.device):
             self.workload.loss(*self.workload.output_and_target(self.model, self._batch(size)))
 
     @property

@@ -15,11 +15,12 @@ from batchscope.fit.noise import NoiseEstimate
 from batchscope.measure.budget import Budget, Stopwatch
 from batchscope.measure.measured_step import MeasuredStep
 from batchscope.measure.sample import Sample, Void, Way
-from batchscope.measure.trained import is_compiled, trained_by
+from batchscope.measure.trained import trained_by
 from batchscope.measure.window import Window
 from batchscope.provenance import version
 from batchscope.records import Interval
 from batchscope.records.noise import MonitoredNoise, NoiseSource
+from batchscope.training.compiling import is_compiled
 from batchscope.training.micro_batching import ties_examples
 
 # Steps that are always left alone at the start: they warm up, and an adaptive optimiser has no state before its first.

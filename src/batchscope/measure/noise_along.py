@@ -87,7 +87,7 @@ def noise_along_training(
         )
     run = Run(
         Prepared(lightly_validated(workload), chosen),
-        Plan(batch_size=workload.batch_size, learning_rate=workload.learning_rate, examples=16 * step),
+        Plan(workload.batch_size, workload.learning_rate, examples=16 * step, shape="constant"),
         seed=seed,
         evaluate_every=step,
         keep_best_weights=False,

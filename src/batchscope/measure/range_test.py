@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from batchscope.training.memory import is_out_of_memory
 from batchscope.training.step import TrainingStep
 from batchscope.training.threads import compute_threads, flops_per_example
 from batchscope.training.train import checked_seed, chosen_device
+from batchscope.training.update import fresh
 from batchscope.workload.workload import Batch, Workload
 
 # The range where none is given: four decades to either side of the workload's rate.
@@ -119,6 +120,10 @@ def range_test(
         losses = np.stack([test.repeat(rates, repeat, _teller(report, repeat, repeats)) for repeat in range(repeats)])
         found = estimate_range(rates, losses, seed=derive(seed, "bootstrap"))
     eigenvalue = _eigenvalue(workload, seed, chosen) if curvature else None
+    bound = None
+    if eigenvalue is not None:
+        with isolated(derive(seed, "weights"), chosen):
+            bound = curvature_bound(workload.optimizer_for(workload.model(), workload.learning_rate), eigenvalue)
     return RangeTest(
         workload=workload.title,
         batch_size=size,
@@ -130,9 +135,7 @@ def range_test(
         suggested=found.suggested,
         verdict=found.verdict,
         largest_eigenvalue=eigenvalue,
-        curvature_bound=None
-        if eigenvalue is None
-        else curvature_bound(test.optimizer_of([nn.Parameter(torch.zeros(1))]), eigenvalue),
+        curvature_bound=bound,
         seconds=time.perf_counter() - began,
         provenance=provenance(workload, device=chosen, seed=seed),
     )
@@ -146,10 +149,6 @@ class _Test:
         self.plan = Plan(batch_size=batch_size, learning_rate=workload.learning_rate, iterations=1)
         self.data = TrainingData(workload, device)
         self.data.check(self.plan)
-
-    def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The workload's optimiser at its own rate."""
-        return self.workload.optimizer(parameters, self.workload.learning_rate)
 
     def seconds_per_update(self, rate: float) -> float:
         """Time of one update with both its forward passes, from a few after a first one."""
@@ -182,8 +181,7 @@ class _Test:
     def _updates(self, rates: NDArray[np.float64], repeat: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Train, yielding each batch's loss before its update and the same batch's at the first weights."""
         with isolated(derive(self.seed, "weights"), self.device):
-            model = self.workload.model().to(self.device)
-            optimizer = self.optimizer_of(model.parameters())
+            model, optimizer = fresh(self.workload, self.workload.learning_rate, self.device)
         first = copy.deepcopy(model)
         # Groups may have rates of their own: each grows by the same factor from where the person has it.
         factors = [float(group["lr"]) / self.workload.learning_rate for group in optimizer.param_groups]
@@ -210,8 +208,9 @@ class _Test:
                 yield loss, reference
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        output, target = self.workload.output_and_target(model, batch)
-        return self.workload.loss(output, target)
+        with self.workload.autocast(self.device):
+            output, target = self.workload.output_and_target(model, batch)
+            return self.workload.loss(output, target)
 
 
 def _diverged(loss: float, reference: float) -> bool:

@@ -27,6 +27,7 @@ from batchscope.provenance import provenance
 from batchscope.records import Interval, Plan, StepTimePoint, StepTimes
 from batchscope.schedule import set_rate
 from batchscope.seeding import derive, isolated
+from batchscope.training.compiling import compile_seconds
 from batchscope.training.feed import Feed, TrainingData
 from batchscope.training.loop import Prepared
 from batchscope.training.memory import is_out_of_memory
@@ -35,6 +36,7 @@ from batchscope.training.micro_batching import least_batch_size
 from batchscope.training.step import TrainingStep
 from batchscope.training.threads import compute_threads, flops_per_example
 from batchscope.training.train import checked_seed, chosen_device
+from batchscope.training.update import fresh
 from batchscope.workload.batches import nbytes
 from batchscope.workload.tokens import mean_tokens
 from batchscope.workload.workload import Batch, Workload
@@ -108,7 +110,7 @@ def step_times(
         >>> [point.batch_size for point in times.points], times.reading
         ([8, 64], 'between updates')
     """
-    began = time.perf_counter()
+    began, compiled = time.perf_counter(), compile_seconds()
     seed = checked_seed(seed)
     wanted = _checked(batch_sizes, workload.training_examples)
     if not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
@@ -153,6 +155,7 @@ def step_times(
         tokens_per_example=mean_tokens(workload, seed),
         # Counted already where a CPU's threads go by it.
         flops_per_example=timer.prepared.flops_per_example or flops_per_example(workload),
+        compile_seconds=(compile_seconds() - compiled) or None,
         peak_flops_per_second=peak_flops_per_second(chosen, next(timer.model.parameters()).dtype),
     )
 
@@ -164,8 +167,7 @@ class Timer:
         self.prepared, self.seed = prepared, seed
         workload, device = prepared.workload, prepared.device
         with isolated(derive(seed, "weights"), device):
-            self.model = workload.model().to(device)
-            optimizer = workload.optimizer(self.model.parameters(), workload.learning_rate)
+            self.model, optimizer = fresh(workload, workload.learning_rate, device)
         for group in optimizer.param_groups:
             set_rate(group, 0.0)
         self.step = TrainingStep(workload, self.model, optimizer, micro_batch_size=None)

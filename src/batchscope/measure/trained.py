@@ -59,8 +59,3 @@ def trained_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[Train
     if not any(t.parameter.requires_grad for t in found):
         raise ArgumentError("the optimiser must train at least one parameter that requires a gradient", got="none")
     return found
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` stands between a module and its hooks."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

@@ -29,6 +29,7 @@ class WorkloadSummary:
         batch_size: What the person uses today.
         learning_rate: What the person uses today.
         tokens_per_example: Of training examples, in the mean; None where the workload does not say.
+        options: Clipping, precision, compilation, warm-up and shape as the workload gives them; None: none of them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class WorkloadSummary:
     batch_size: int
     learning_rate: float
     tokens_per_example: float | None = None
+    options: str | None = None
 
 
 @dataclass(frozen=True)

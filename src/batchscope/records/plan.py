@@ -10,7 +10,7 @@ from batchscope.errors import PlanError
 from batchscope.records.base import Record
 from batchscope.records.schedule import Phase, Schedule, checked_count, checked_number
 
-Shape = Literal["constant", "linear", "cooldown"]
+Shape = Literal["constant", "linear", "cosine", "cooldown"]
 Order = Literal["shuffled", "replacement", "stratified", "bucketed"]
 
 
@@ -23,12 +23,13 @@ class Plan(Record):
 
     Attributes:
         batch_size: Examples per parameter update; with a ``schedule``, of its first phase.
-        learning_rate: The optimiser's rate; with ``shape="linear"`` its value at the first update.
+        learning_rate: The optimiser's rate, before ``shape`` and ``warmup_examples`` scale it down.
         iterations: Parameter updates to make, of whatever batch sizes.
         examples: Examples to train on; the last batch is cut short so that they are met exactly.
         target: A validation score to stop at.
-        shape: The learning rate over the budget's examples: constant; linear down to zero; or cooldown, constant until
-            its last share and from there linear down to zero.
+        shape: The learning rate over the budget's examples: "constant"; "linear" or "cosine" down to zero once the
+            warm-up is over; "cooldown", constant until its last share and from there linear down to zero. None: the
+            workload's ``shape``; constant where the plan has no budget, only a target.
         order: How batches are drawn: shuffled without replacement (default), with replacement, stratified by label so
             that every batch has the data's class proportions, or bucketed, of examples of about equal length.
         micro_batch_size: Examples that pass through the model at once; None: the whole batch.
@@ -39,7 +40,7 @@ class Plan(Record):
             rule; ``learning_rate`` is then the rate at that reference. None: nothing is rescaled.
         schedule: How the batch size, and with it the rate, changes on the way; None: it does not. What it says of the
             rate is multiplied by what ``shape`` and ``warmup_examples`` say.
-        warmup_examples: Examples over which the rate rises linearly to its full value.
+        warmup_examples: Examples over which the rate rises linearly to its full value. None: as the workload says.
         cooldown: The share of the budget's examples in which ``shape="cooldown"`` falls.
         averaging: Evaluations, the target and the best weights are of the average of the weights on the way, weighted
             by the examples seen to this power; 8 is a good one. None: of the weights as they stand.
@@ -62,14 +63,14 @@ class Plan(Record):
     iterations: int | None = None
     examples: int | None = None
     target: float | None = None
-    shape: Shape = "constant"
+    shape: Shape | None = None
     order: Order = "shuffled"
     micro_batch_size: int | None = None
     patience: int | None = None
     tolerance: float = 0.0
     rescaled_from: int | None = None
     schedule: Schedule | None = None
-    warmup_examples: int = 0
+    warmup_examples: int | None = None
     cooldown: float = 0.2
     averaging: float | None = None
     inner_steps: int = 1
@@ -93,18 +94,19 @@ class Plan(Record):
             raise PlanError("a plan needs a budget", got="none", mend="give iterations, examples or target")
         if self.target is not None:
             checked_number("target", self.target)
-        if self.shape not in ("constant", "linear", "cooldown"):
-            raise PlanError("shape must be constant, linear or cooldown", got=self.shape)
+        if self.shape is not None and self.shape not in get_args(Shape):
+            raise PlanError(f"shape must be one of {', '.join(get_args(Shape))}", got=self.shape)
         if self.order not in get_args(Order):
             raise PlanError(f"order must be one of {', '.join(get_args(Order))}", got=self.order)
         self._check_schedule()
-        if self.shape != "constant" and self.budget_examples is None:
+        if self.shape not in (None, "constant") and self.budget_examples is None:
             raise PlanError(
                 "a rate that falls to zero needs to know where it ends",
                 got="a target without iterations or examples",
                 mend="give iterations or examples as well, or shape='constant'",
             )
-        checked_count("warmup_examples", self.warmup_examples, 0)
+        if self.warmup_examples is not None:
+            checked_count("warmup_examples", self.warmup_examples, 0)
         checked_number("cooldown", self.cooldown)
         if not 0 < self.cooldown <= 1:
             raise PlanError("cooldown must be a share of the budget, above 0 and at most 1", got=self.cooldown)

@@ -88,6 +88,8 @@ class StepTimes(Record):
         tokens_per_example: Of training examples, in the mean; None where the workload does not say.
         flops_per_example: Floating-point operations of forward and backward, as torch counts them; None where it
             can't. Backward is taken as twice forward.
+        compile_seconds: Time that torch.compile took, which is in none of the times but ``seconds``; None: nothing was
+            compiled.
         peak_flops_per_second: Of the device at the model's precision, as its maker publishes it; None where not known.
     """
 
@@ -106,6 +108,7 @@ class StepTimes(Record):
     tokens_per_example: float | None = None
     flops_per_example: float | None = None
     peak_flops_per_second: float | None = None
+    compile_seconds: float | None = None
 
     @property
     def most_tokens_per_second(self) -> float | None:

@@ -53,7 +53,7 @@ class TrainResult(Record):
             or "out of memory"; in a sweep also "pruned", stopped because it could not be the best any more.
         reached: Whether the target was reached; False where there was none.
         examples: Training examples seen.
-        iterations: Parameter updates made.
+        iterations: Parameter updates made, without those that were skipped.
         data_seconds: Time spent gathering batches.
         compute_seconds: Time spent in forward, backward and update.
         step_seconds: Both together: the time that training takes.
@@ -79,6 +79,11 @@ class TrainResult(Record):
         stack_size: Runs in the stack of replicas that it began in; its seconds are then its share of the stack's. None
             where it was trained by itself.
         ranks: Data-parallel processes that shared each batch; times and memory are those of the first.
+        skipped_updates: Batches whose update was skipped with ``precision="fp16"``, since scaled gradients overflowed.
+            They count among the examples, and not among the updates.
+        compile_seconds: Time that torch.compile took, which is in none of the times but the total; None: nothing was
+            compiled.
+        notes: What was done otherwise than the workload says.
         state: Weights at the best validation score (a state dict); in memory only.
     """
 
@@ -112,6 +117,9 @@ class TrainResult(Record):
     micro_batch_size: int | None = None
     stack_size: int | None = None
     ranks: int = 1
+    skipped_updates: int = 0
+    compile_seconds: float | None = None
+    notes: tuple[str, ...] = ()
     state: dict[str, Any] | None = field(default=None, metadata={"json": False}, repr=False, compare=False)
 
     @property

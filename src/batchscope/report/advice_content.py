@@ -143,9 +143,10 @@ def _promise(record: Advice) -> tuple[str, str, str]:
 
 def _rate_text(record: Advice) -> str:
     plan = record.plan
-    if plan is None or plan.shape == "constant":
+    if plan is None or plan.shape in (None, "constant"):
         return ""
-    return "Falls linearly to zero." if plan.shape == "linear" else "Constant, then linearly to zero at the end."
+    words = f.shape(plan.shape)
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _ends(interval: Interval, size: float, places: int | None = None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from batchscope.records import Interval
+from batchscope.records.plan import Shape
 
 UNKNOWN = "–"
 UNRESOLVED = "not resolved"
@@ -302,6 +303,24 @@ def share(part: float, whole: float) -> str:
         return UNKNOWN
     percent = 100 * part / whole
     return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%"
+
+
+def shape(name: Shape | None) -> str:
+    """A learning rate's shape over a run, in words.
+
+    Examples:
+        >>> shape("cosine"), shape(None)
+        ('falls to zero as a cosine', 'as the workload says')
+    """
+    return "as the workload says" if name is None else _SHAPES[name]
+
+
+_SHAPES: dict[Shape, str] = {
+    "constant": "constant",
+    "linear": "falls linearly to zero",
+    "cosine": "falls to zero as a cosine",
+    "cooldown": "constant, then falls linearly to zero",
+}
 
 
 def _half_width(interval: Interval) -> float | None:

@@ -316,6 +316,7 @@ def workload_facts(work: WorkloadSummary) -> tuple[tuple[str, str], ...]:
         ("training examples", f.count(work.training_examples)),
         ("validation examples", f.count(work.validation_examples)),
         ("optimizer", work.optimizer),
+        *((("training options", work.options),) if work.options else ()),
         ("loss", work.loss),
         ("score", work.score),
         ("today's setting", f"batch size {f.count(work.batch_size)}, rate {f.number(work.learning_rate, 3)}"),
@@ -324,11 +325,10 @@ def workload_facts(work: WorkloadSummary) -> tuple[tuple[str, str], ...]:
 
 def settings(record: Comparison) -> tuple[tuple[str, str], ...]:
     """What was trained and how, as names and values."""
-    schedule = {"constant": "constant", "linear": "falls linearly to zero"}[record.shape]
     return (
         *workload_facts(record.workload),
         ("learning rates", {"search": "searched", "rescaled": "rescaled", "fixed": "fixed"}[record.learning_rate]),
-        ("rate over the run", schedule),
+        ("rate over the run", f.shape(record.shape)),
         ("order of the data", record.order),
         ("seeds", ", ".join(map(str, record.seeds))),
         ("evaluated every", f"{f.count(record.evaluate_every_examples)} examples"),

@@ -176,7 +176,6 @@ def trials(record: Sweep) -> Sheet:
 
 def settings(record: Sweep) -> Facts:
     """What was trained and how, as names and values."""
-    schedule = {"constant": "constant", "linear": "falls linearly to zero"}[record.shape]
     searched = "searched" if record.searched else "given"
     engine = f"{record.engine}, {record.processes} process{'' if record.processes == 1 else 'es'}"
     trained = Counter(line.trained_as.partition(":")[0] for line in record.best if line.trained_as)
@@ -185,7 +184,7 @@ def settings(record: Sweep) -> Facts:
         ("target", "none: scores at the budget" if record.target is None else f.number(record.target)),
         ("budget of a trial", f"{f.count(record.budget_examples)} examples"),
         ("learning rates", searched + (", hopeless trials stopped" if record.pruning else ", every trial to its end")),
-        ("rate over the run", schedule),
+        ("rate over the run", f.shape(record.shape)),
         ("order of the data", record.order),
         ("seeds", ", ".join(map(str, record.seeds))),
         ("evaluated every", f"{f.count(record.evaluate_every_examples)} examples"),

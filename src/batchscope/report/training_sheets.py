@@ -50,6 +50,9 @@ def results(run: TrainResult) -> tuple[tuple[str, str], ...]:
     if run.micro_batch_size is not None and run.micro_batch_size < planned:
         cut = f"{f.count(run.micro_batch_size)} (of {f.count(planned)}, since memory ran out)"
         facts.append(("examples at once", cut))
+    if run.skipped_updates:
+        facts.append(("skipped updates", f"{f.count(run.skipped_updates)}, since scaled gradients overflowed"))
+    facts += [("note", note) for note in run.notes]
     return (("outcome", run.outcome + (f" ({run.message})" if run.message else "")), *facts)
 
 
@@ -63,7 +66,8 @@ def plan(run: TrainResult) -> tuple[tuple[str, str], ...]:
         ("updates", None if asked.iterations is None else f.count(asked.iterations)),
         ("examples", None if asked.examples is None else f.count(asked.examples)),
         ("target score", None if asked.target is None else f.number(asked.target)),
-        ("rate over the run", "falls linearly to zero" if asked.shape == "linear" else "constant"),
+        ("rate over the run", f.shape(asked.shape)),
+        ("warm-up", f"{f.count(asked.warmup_examples)} examples" if asked.warmup_examples else None),
         ("order of the data", asked.order),
         ("micro-batch size", None if asked.micro_batch_size is None else f.count(asked.micro_batch_size)),
         ("patience", None if asked.patience is None else f"{asked.patience} evaluations"),
@@ -76,11 +80,12 @@ def plan(run: TrainResult) -> tuple[tuple[str, str], ...]:
 
 def cost_parts(run: TrainResult) -> tuple[tuple[str, float], ...]:
     """Where the time went: names and seconds that add up to the whole."""
-    known = run.data_seconds + run.compute_seconds + run.evaluation_seconds
+    known = run.data_seconds + run.compute_seconds + run.evaluation_seconds + (run.compile_seconds or 0.0)
     return (
         ("forward, backward, update", run.compute_seconds),
         ("gathering batches", run.data_seconds),
         ("evaluation", run.evaluation_seconds),
+        *((("compiling", run.compile_seconds),) if run.compile_seconds else ()),
         ("set-up and the rest", max(run.total_seconds - known, 0.0)),
     )
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 from batchscope.records import Plan
 
 
 def rate_factor(plan: Plan, examples: int, batch_size: int) -> float:
     """What a plan's shape and warm-up multiply the learning rate by at an update.
 
-    With E the budget, e the examples seen before the update and B those in it:
+    With E the budget, W the examples of the warm-up, e the examples seen before the update, B those in it, and
+    p = max(0, e − W)/(E − W):
 
     * constant: 1;
-    * linear: 1 − e/E, so that the first update has the whole rate, and none is wasted at a rate of zero;
+    * linear: 1 − p, so that the first update after the warm-up has the whole rate, and none has a rate of zero;
+    * cosine: (1 + cos πp)/2 (Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts);
     * cooldown, over the last share c of the budget: min(1, (1 − e/E)/c) (Hägele et al. 2024, arXiv 2405.18392).
 
-    A warm-up over W examples multiplies that by min(1, (e + B)/W). All of it is in examples, so that a change of the
-    batch size leaves the rate where it is.
+    The warm-up multiplies that by min(1, (e + B)/W). All of it is in examples, so that a change of the batch size
+    leaves the rate where it is.
 
     Args:
-        plan: The plan.
+        plan: The plan; a shape or a warm-up of None counts as constant and as none.
         examples: Examples seen before the update.
         batch_size: Examples in it.
 
@@ -30,13 +34,16 @@ def rate_factor(plan: Plan, examples: int, batch_size: int) -> float:
         >>> [rate_factor(plan, examples, 2) for examples in (0, 2, 4, 6)]
         [1.0, 0.75, 0.5, 0.25]
     """
+    budget, warmup = plan.budget_examples, plan.warmup_examples or 0
     factor = 1.0
-    if plan.shape != "constant" and plan.budget_examples is not None:
-        factor = 1.0 - examples / plan.budget_examples
-        if plan.shape == "cooldown":
-            factor = min(1.0, factor / plan.cooldown)
-    if examples + batch_size < plan.warmup_examples:
-        factor *= (examples + batch_size) / plan.warmup_examples
+    if plan.shape == "cooldown" and budget is not None:
+        factor = min(1.0, (1.0 - examples / budget) / plan.cooldown)
+    elif plan.shape in ("linear", "cosine") and budget is not None and examples > warmup:
+        factor = 1.0 - (examples - warmup) / (budget - warmup)
+        if plan.shape == "cosine":
+            factor = math.sin(math.pi * factor / 2) ** 2
+    if examples + batch_size < warmup:
+        factor *= (examples + batch_size) / warmup
     return factor
 
 
@@ -47,4 +54,4 @@ def varies(plan: Plan) -> bool:
         >>> varies(Plan(batch_size=2, learning_rate=0.1, examples=8, warmup_examples=4))
         True
     """
-    return plan.shape != "constant" or plan.warmup_examples > 0
+    return plan.shape not in (None, "constant") or bool(plan.warmup_examples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchscope.errors import ArgumentError, PlanError
+from batchscope.records import Shape
 from batchscope.schedule import learning_rate_exponent, rescale
 from batchscope.seeding import current_device, isolated
 from batchscope.training.train import checked_seed
@@ -37,6 +38,18 @@ def checked_seeds(seeds: int | Sequence[int], seed: int) -> tuple[int, ...]:
     return chosen
 
 
+def falling_shape(workload: Workload) -> Shape:
+    """The rate over a fixed budget: as the workload says, or linear to zero where it says constant.
+
+    Examples:
+        >>> import dataclasses
+        >>> from batchscope.workload.digits import digits
+        >>> falling_shape(digits()), falling_shape(dataclasses.replace(digits(), shape="cosine"))
+        ('linear', 'cosine')
+    """
+    return "linear" if workload.shape == "constant" else workload.shape
+
+
 def reference_rate(workload: Workload, batch_size: int, *, by_rule: bool = False) -> float:
     """The workload's learning rate, rescaled to another batch size by the optimiser's rule.
 
@@ -53,7 +66,7 @@ def reference_rate(workload: Workload, batch_size: int, *, by_rule: bool = False
         PlanError: There is no rule, and one is insisted on.
     """
     with isolated(0, current_device()):
-        optimizer = workload.optimizer(workload.model().parameters(), workload.learning_rate)
+        optimizer = workload.optimizer_for(workload.model(), workload.learning_rate)
     if by_rule:
         rescale(optimizer, from_batch_size=workload.batch_size, to_batch_size=batch_size)
         return float(optimizer.param_groups[0]["lr"])

@@ -21,7 +21,7 @@ from batchscope.progress import Report, Reporter, reporter
 from batchscope.provenance import fingerprint, provenance, version
 from batchscope.records import Engine as EngineName
 from batchscope.records import Order, Shape, StepTimes, Sweep
-from batchscope.study.arguments import checked_seeds, reference_rate
+from batchscope.study.arguments import checked_seeds, falling_shape, reference_rate
 from batchscope.study.local_engine import local_engine
 from batchscope.study.rate_search import RateSearch
 from batchscope.study.sweep_conclusion import conclude_sweep
@@ -79,7 +79,8 @@ def sweep(
         target: Validation score to reach: what is looked for is the examples that takes.
         examples: Budget of a trial. With a target, where it is given up, by default after 200 passes over the data;
             without one, where scores are compared. One of the two is needed.
-        shape: The rate over the budget; None: constant on the way to a target, linear to zero for a budget.
+        shape: The rate over the budget; None: the workload's ``shape``, and where that is constant, linear to zero for
+            a budget; constant on the way to a target.
         order: How batches are drawn.
         prune: Whether to stop trials that cannot win.
         evaluate_every: Examples between two evaluations; examples to the target are as coarse as that. None: a
@@ -267,7 +268,7 @@ def _conditions(
         target=None if target is None else float(target),
         budget_examples=MOST_EPOCHS * workload.training_examples if examples is None else examples,
         evaluate_every=every,
-        shape=shape or ("linear" if target is None else "constant"),
+        shape=shape or ("constant" if target is not None else falling_shape(workload)),
         order=order,
         pruning=prune,
     )

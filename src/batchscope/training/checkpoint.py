@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from batchscope.errors import ArgumentError, StorageError, require
 from batchscope.records import CurvePoint, Schedule, decode, encode, write_atomically
@@ -32,7 +33,7 @@ class Progress:
     """Where a run stands, apart from weights, optimiser and random state.
 
     Attributes:
-        iterations: Updates made.
+        iterations: Batches trained on, those of skipped updates among them.
         examples: Examples seen.
         seconds: Training time.
         data_seconds: Of which getting batches.
@@ -44,6 +45,9 @@ class Progress:
         schedule: The batch sizes so far, where they grow by measurement; None: they are the plan's.
         growth_votes: Decisions in a row for larger batches, or below 0 for smaller ones.
         evaluation_due: Whether it stands before an evaluation that was not made any more.
+        skipped: Updates that the scaler of a run in half precision skipped.
+        skipped_in_a_row: The latest of them, since the last update that was made.
+        compile_seconds: Seconds of compilation, which are in none of the others but the total.
     """
 
     iterations: int = 0
@@ -58,6 +62,14 @@ class Progress:
     schedule: Schedule | None = None
     growth_votes: int = 0
     evaluation_due: bool = False
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    compile_seconds: float = 0.0
+
+    @property
+    def updates(self) -> int:
+        """Updates made, which have changed weights."""
+        return self.iterations - self.skipped
 
 
 def save(
@@ -71,6 +83,7 @@ def save(
     device: torch.device,
     observer: Observer | None = None,
     average: WeightAverage | None = None,
+    scaler: GradScaler | None = None,
     other_ranks: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write a checkpoint, all of it or nothing.
@@ -85,6 +98,7 @@ def save(
         device: Whose random state is written besides the CPU's.
         observer: What watches the run, if anything; its state is written.
         average: Of the weights, if there is one; likewise.
+        scaler: Of a run in half precision; likewise.
         other_ranks: The random states of the ranks after the first.
 
     Raises:
@@ -105,6 +119,7 @@ def save(
         "other_ranks": _flatten([_random_as_plain(state) for state in other_ranks], "other_ranks", tensors),
         "observer": None if observer is None else _flatten(observer.state_dict(), "observer", tensors),
         "average": None if average is None else _flatten(average.state_dict(), "average", tensors),
+        "scaler": None if scaler is None else scaler.state_dict(),
     }
     text, owned = json.dumps(header), _owned(tensors)
     metadata = {"batchscope": text, "crc32": str(_checksum(text, owned))}
@@ -176,6 +191,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     observer: Observer | None = None,
     average: WeightAverage | None = None,
+    scaler: GradScaler | None = None,
     rank: int = 0,
 ) -> tuple[Progress, dict[str, Any] | None]:
     """Read a checkpoint into a run's own model, optimiser and best evaluation.
@@ -188,6 +204,7 @@ def restore(
         optimizer: Filled in.
         observer: Filled in, where the checkpoint has one's state.
         average: Filled in likewise.
+        scaler: Filled in likewise.
         rank: Whose random state is wanted.
 
     Returns:
@@ -249,6 +266,8 @@ def restore(
         observer.load_state_dict(_unflatten(header["observer"], tensors))
     if average is not None and header["average"] is not None:
         average.load_state_dict(_unflatten(header["average"], tensors))
+    if scaler is not None and header.get("scaler") is not None:
+        scaler.load_state_dict(header["scaler"])
     states = [header["random"], *header.get("other_ranks", ())]
     random = _random_from_plain(_unflatten(states[rank], tensors)) if rank < len(states) else None
     return decode(Progress, header["progress"], str(path)), random

@@ -35,12 +35,18 @@ class ConservativeStep(MicroBatchingStep):
             The batch's mean loss before the first step.
         """
         began = [parameter.detach().clone() for parameter in self.parameters]
+
+        @torch.no_grad()
+        def hold_back() -> None:
+            for parameter, anchor in zip(self.parameters, began, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - anchor, alpha=self.proximity)
+
         loss = super().__call__(micro_batches, examples)
+        skipped = self.skipped
         for _ in range(self.inner_steps - 1):
             self.repeatable_gradient(micro_batches, examples)
-            with torch.no_grad():
-                for parameter, anchor in zip(self.parameters, began, strict=True):
-                    if parameter.grad is not None:
-                        parameter.grad.add_(parameter - anchor, alpha=self.proximity)
-            self.optimizer.step()
+            self.update(hold_back)
+            skipped = skipped and self.skipped
+        self.skipped = skipped
         return loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +17,39 @@ from batchscope.workload.workload import Workload
 
 # A loss this many times the initial one has exploded, though it may never become infinite.
 EXPLOSION = 1000.0
+# Skipped updates in a row after which a run in half precision has diverged. Each halves the scale of the loss: 32 take
+# it from torch's first 2^16 to 2^-16, where only an infinite loss has gradients that overflow.
+MOST_SKIPPED = 32
+
+
+def completed(plan: Plan, workload: Workload) -> tuple[Plan, str | None]:
+    """A plan with the shape and the warm-up of the workload where it leaves them open.
+
+    Args:
+        plan: What is asked for.
+        workload: What is to be trained.
+
+    Returns:
+        The plan, and a note where the workload's shape cannot be followed; None where there is nothing to say.
+
+    Examples:
+        >>> import dataclasses
+        >>> from batchscope.workload.digits import digits
+        >>> workload = dataclasses.replace(digits(), shape="cosine", warmup_examples=640)
+        >>> plan, note = completed(Plan(batch_size=64, learning_rate=0.1, iterations=100), workload)
+        >>> plan.shape, plan.warmup_examples, note
+        ('cosine', 640, None)
+    """
+    shape, warmup, note = plan.shape, plan.warmup_examples, None
+    if shape is None:
+        shape = workload.shape
+        if shape != "constant" and plan.budget_examples is None:
+            note = (
+                f"the rate was kept constant: the workload's {shape} shape needs a length, and the plan has only a "
+                f"target; give examples or iterations as well"
+            )
+            shape = "constant"
+    return replace(plan, shape=shape, warmup_examples=workload.warmup_examples if warmup is None else warmup), note
 
 
 class Course:
@@ -34,6 +68,7 @@ class Course:
         best: The best of its evaluations.
         diverged_at: The update that diverged; None: none has.
         message: Why it ended, where the outcome alone does not say.
+        notes: What was done otherwise than the workload says.
     """
 
     def __init__(
@@ -46,7 +81,9 @@ class Course:
         next_place: Callable[[int], int] | None = None,
         keep_going: Callable[[CurvePoint], bool] | None = None,
     ) -> None:
-        self.workload, self.plan = workload, plan
+        self.workload = workload
+        self.plan, note = completed(plan, workload)
+        self.notes = [] if note is None else [note]
         self.budget, self.evaluate_every, self.keep_going = budget, evaluate_every, keep_going
         self.next_place = next_place
         self.progress = Progress()
@@ -72,22 +109,38 @@ class Course:
         """
         self.progress.schedule = self.schedule.then(Phase(self.progress.examples, batch_size))
 
+    def made(self, *, skipped: bool) -> None:
+        """Take note of an update, or of one that was skipped.
+
+        Args:
+            skipped: Whether the scaler of a run in half precision skipped it, which has changed no weight.
+        """
+        progress = self.progress
+        progress.iterations += 1
+        progress.skipped += skipped
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
+
     def exploded(self, losses: Sequence[float]) -> bool:
         """Take in the losses of the last updates; whether one of them has exploded.
 
         Args:
-            losses: In order, the last one that of the latest update.
+            losses: In order, the last one that of the latest update; those of skipped updates are left out.
 
         Returns:
-            Whether one is not finite, or ``EXPLOSION`` times the first validation loss.
+            Whether one is not finite, or ``EXPLOSION`` times the first validation loss; or the last ``MOST_SKIPPED``
+            updates were all skipped.
         """
         self.progress.losses.extend(losses)
         limit = EXPLOSION * max(1.0, abs(self.progress.curve[0].validation_loss))
         for i, loss in enumerate(losses):
             if not abs(loss) <= limit:  # so that nan counts
-                self.diverged_at = self.progress.iterations - len(losses) + i + 1
+                self.diverged_at = self.progress.updates - len(losses) + i + 1
                 self.message = f"the loss of update {self.diverged_at:,} is {loss:.4g}"
                 return True
+        if self.progress.skipped_in_a_row >= MOST_SKIPPED:
+            self.diverged_at = self.progress.updates + 1
+            self.message = f"the gradients of the last {self.progress.skipped_in_a_row} batches were not finite"
+            return True
         return False
 
     def evaluated(
@@ -107,7 +160,7 @@ class Course:
         progress, losses = self.progress, self.progress.losses
         point = CurvePoint(
             examples=progress.examples,
-            iterations=progress.iterations,
+            iterations=progress.updates,
             seconds=progress.seconds,
             learning_rate=learning_rate,
             # Summed exactly, so that it does not matter in which groups the losses were read.
@@ -182,7 +235,7 @@ class Course:
             outcome=outcome,
             reached=outcome == "reached",
             examples=progress.examples,
-            iterations=progress.iterations,
+            iterations=progress.updates,
             data_seconds=progress.data_seconds,
             compute_seconds=progress.seconds - progress.data_seconds,
             step_seconds=progress.seconds,
@@ -204,5 +257,8 @@ class Course:
             provenance=provenance(self.workload, device=device, seed=seed),
             stack_size=stack_size,
             ranks=ranks,
+            notes=tuple(self.notes),
+            skipped_updates=progress.skipped,
+            compile_seconds=progress.compile_seconds or None,
             state=best.state,
         )

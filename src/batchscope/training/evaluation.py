@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from batchscope.errors import RunError
 from batchscope.seeding import derive, isolated
@@ -108,10 +109,13 @@ def evaluate(model: nn.Module, data: EvaluationData) -> tuple[float, float]:
 
     with evaluating(model), torch.no_grad(), isolated(derive(0, "evaluation"), data.device):
         for count, batch in data.batches():
-            output, target = workload.output_and_target(model, batch)
-            total_loss += float(workload.loss(output, target)) * count
+            with workload.autocast(data.device):
+                output, target = workload.output_and_target(model, batch)
+                loss_of_batch = workload.loss(output, target)
+            total_loss += float(loss_of_batch) * count
             seen += count
             if score_of is not None:
+                output = in_full(output) if workload.precision else output
                 kept.append((output, target, count))
                 kept_bytes += nbytes((output, target))
                 if kept_bytes > SCORE_SET_BYTES:
@@ -123,6 +127,19 @@ def evaluate(model: nn.Module, data: EvaluationData) -> tuple[float, float]:
     if len(scored) > 1:
         return loss, sum(score * count for score, count in scored) / seen
     return loss, scored[0][0] if scored else -loss
+
+
+def in_full(output: Any) -> Any:
+    """An output with its numbers of 16 bits in single precision, as scores take it that know no others.
+
+    Examples:
+        >>> in_full(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return pytree.tree_map(lambda v: v.float() if isinstance(v, torch.Tensor) and v.dtype in _HALF else v, output)
+
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def scores_of_sets(score: Score, kept: list[tuple[Any, Any, int]]) -> list[tuple[float, int]]:

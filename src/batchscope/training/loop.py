@@ -23,6 +23,7 @@ from batchscope.seeding import derive, isolated, random_state, set_random_state
 from batchscope.training import checkpoint
 from batchscope.training.averaging import WeightAverage
 from batchscope.training.checkpoint import Progress
+from batchscope.training.compiling import compile_seconds
 from batchscope.training.conservative import ConservativeStep
 from batchscope.training.course import Course
 from batchscope.training.evaluation import EvaluationData, evaluate
@@ -34,6 +35,8 @@ from batchscope.training.micro_batching import MicroBatchingStep
 from batchscope.training.observer import MakeObserver, Observer
 from batchscope.training.start import Start
 from batchscope.training.threads import compute_threads, flops_per_example
+from batchscope.training.update import fresh, scaler_for
+from batchscope.workload.options import check_precision
 from batchscope.workload.workload import Workload
 
 # Losses stay on the device and are read this many at a time, so that a GPU is never waited for at each update.
@@ -53,6 +56,7 @@ class Prepared:
     """
 
     def __init__(self, workload: Workload, device: torch.device, *, workers: int | None = None) -> None:
+        check_precision(workload, device)
         self.workload = workload
         self.device = device
         self.training = TrainingData(workload, device, workers=workers)
@@ -160,13 +164,14 @@ class Run:
         observer: MakeObserver | None = None,
     ) -> None:
         self.began = time.perf_counter()
-        self.prepared, self.plan, self.seed = prepared, plan, seed
+        self.prepared, self.seed = prepared, seed
         self.workload, self.device = prepared.workload, prepared.device
         prepared.training.check(plan)
         self.validation = validation or prepared.validation
         self.course = course_of(
             self.workload, plan, evaluate_every=evaluate_every, next_place=next_place, keep_going=keep_going
         )
+        self.plan = self.course.plan
         self.budget = self.course.budget
         self.checkpoint, self.checkpoint_every_seconds = checkpoint, checkpoint_every_seconds
         self.keep_best_weights, self.on_evaluation = keep_best_weights, on_evaluation
@@ -174,12 +179,13 @@ class Run:
 
         self.memory = MemoryPeak(self.device) if measure_memory else None
         with isolated(derive(seed, "weights"), self.device):
-            self.model = self.workload.model().to(self.device)
-            self.optimizer = self.workload.optimizer(self.model.parameters(), plan.learning_rate)
+            self.model, self.optimizer = fresh(self.workload, plan.learning_rate, self.device)
+        self.scaler = scaler_for(self.workload, self.device)
         if start is not None:
             start.load_into(self.model, self.optimizer)
         if plan.rescaled_from is not None:
             rescale(self.optimizer, from_batch_size=plan.rescaled_from, to_batch_size=plan.batch_size)
+        plan = self.plan
         self.average = None if plan.averaging is None else WeightAverage(_tensors(self.model), plan.averaging)
         self.settings = OptimizerSettings(self.optimizer, plan.batch_size)
         self.settings.check(plan.batch_sizes)
@@ -193,6 +199,7 @@ class Run:
         self._threads = contextlib.ExitStack()
         self._stop = StopRequest()
         self._random: dict[str, Any] | None = None
+        self._compiled = 0.0  # seconds of the compiler's that are counted
         self._rounds: Generator[None, None, Outcome] | None = None
         self._pause_at: int | None = None
         self.clock = Stopwatch(self.device)
@@ -310,11 +317,19 @@ class Run:
             isolated(self._stream(), self.device),
             self._threads,
         ):
+            self._compiled = compile_seconds()
             if self._random is not None:
                 set_random_state(self._random, self.device)
                 self._use_threads(self.course.schedule.batch_size_at(max(0, self.progress.iterations - 1)))
             yield
+            self._count_compiling()
             self._random = random_state(self.device)
+
+    def _count_compiling(self) -> None:
+        """Take note of the seconds of compilation since this was last called."""
+        now = compile_seconds()
+        self.progress.compile_seconds += now - self._compiled
+        self._compiled = now
 
     def _round(self) -> TrainResult | None:
         """Train until the next evaluation, or the end."""
@@ -345,7 +360,7 @@ class Run:
     @contextlib.contextmanager
     def _observed(self) -> Iterator[None]:
         if self.make_observer is not None:
-            self.observer = self.make_observer(self.model, self.optimizer)
+            self.observer = self._made_observer(self.make_observer)
         try:
             yield
         finally:
@@ -371,7 +386,7 @@ class Run:
             self._enter_phase()
         if not progress.curve or progress.evaluation_due:
             self._evaluate()
-        ended = course.ending() if progress.curve[-1].iterations == progress.iterations else None
+        ended = course.ending() if progress.curve[-1].examples == progress.examples else None
         if ended is not None or progress.iterations == self.iterations:
             return ended or "finished"
         batch_size, next_change = self._enter_phase()
@@ -385,8 +400,10 @@ class Run:
             if varying:
                 self.settings.scale(rate_factor(plan, progress.examples, batch_size))
             examples = min(batch_size, self.budget - progress.examples)
-            losses.append(step(micro_batches, examples))
-            progress.iterations += 1
+            loss = step(micro_batches, examples)
+            course.made(skipped=step.skipped)
+            if not step.skipped:
+                losses.append(loss)
             progress.examples += examples
             if average is not None:
                 average.see(progress.examples)
@@ -395,7 +412,7 @@ class Run:
 
             # A pause: the clock stands still while losses are read, and now and then the model evaluated or a phase
             # begun. What a resumed run would do at once comes before the checkpoint.
-            diverged = course.exploded(torch.stack(losses).tolist())
+            diverged = course.exploded(torch.stack(losses).tolist() if losses else [])
             losses.clear()
             self.clock.stop()
             progress.seconds = self.clock.seconds
@@ -479,7 +496,7 @@ class Run:
         return min(self.plan.micro_batch_size or batch_size, batch_size)
 
     def _evaluate(self) -> None:
-        began = time.perf_counter()
+        began, compiled = time.perf_counter(), compile_seconds()
         progress = self.progress
         progress.evaluation_due = True
         with self._averaged():
@@ -489,7 +506,7 @@ class Run:
             progress.evaluation_due = False
             if new_best and self.keep_best_weights:
                 self.course.best.keep(self.model.state_dict())
-        progress.evaluation_seconds += time.perf_counter() - began
+        progress.evaluation_seconds += time.perf_counter() - began - (compile_seconds() - compiled)
         if self.on_evaluation is not None:
             left = self.budget - progress.examples
             per_example = progress.seconds / progress.examples if progress.examples else None
@@ -529,10 +546,16 @@ class Run:
             self.optimizer,
             micro_batch_size=self.plan.micro_batch_size,
             cut_to=self.progress.micro_batch_size,
+            scaler=self.scaler,
         )
         if isinstance(step, ConservativeStep):
             step.inner_steps, step.proximity = self.plan.inner_steps, self.plan.proximity
         return step
+
+    def _made_observer(self, make: MakeObserver) -> Observer:
+        if self.scaler is None:
+            return make(self.model, self.optimizer)
+        return make(self.model, self.optimizer, scaler=self.scaler)
 
     def _noise(self, observer: Observer) -> Interval:
         """What a measured schedule goes by."""
@@ -557,6 +580,7 @@ class Run:
 
     def _write(self, path: Path, other_ranks: Sequence[dict[str, Any]] = ()) -> None:
         """Save a checkpoint, with the random states of other ranks."""
+        self._count_compiling()
         self.progress.total_seconds = time.perf_counter() - self.began
         self.progress.micro_batch_size = self.step.cut_to if self.step else None
         checkpoint.save(
@@ -569,6 +593,7 @@ class Run:
             device=self.device,
             observer=self.observer,
             average=self.average,
+            scaler=self.scaler,
             other_ranks=other_ranks,
         )
 
@@ -582,6 +607,7 @@ class Run:
             optimizer=self.optimizer,
             observer=self.observer,
             average=self.average,
+            scaler=self.scaler,
             rank=rank,
         )
         if random_state is not None:
@@ -591,6 +617,7 @@ class Run:
         return random_state is not None
 
     def _result(self, outcome: Outcome) -> TrainResult:
+        self._count_compiling()
         size = self.course.schedule.batch_size_at(max(0, self.progress.iterations - 1))
         return self.course.result(
             outcome,

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from batchscope.training.compiling import compile_seconds
+
 
 class Stopwatch:
     """Seconds of training, with everything else off the clock.
 
-    A CUDA device is waited for at every start and stop, so that no work slips across.
+    A CUDA device is waited for at every start and stop, so that no work slips across. Compiling a model is off it too.
 
     Args:
         device: The device that computes.
@@ -24,11 +26,13 @@ class Stopwatch:
     def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
         self._device = device
         self._began: float | None = None
+        self._compiled = 0.0
         self.seconds = seconds
 
     def start(self) -> None:
         """Let the clock run."""
         self._wait()
+        self._compiled = compile_seconds()
         self._began = time.perf_counter()
 
     def stop(self) -> None:
@@ -36,7 +40,7 @@ class Stopwatch:
         if self._began is None:
             return
         self._wait()
-        self.seconds += time.perf_counter() - self._began
+        self.seconds += time.perf_counter() - self._began - (compile_seconds() - self._compiled)
         self._began = None
 
     def _wait(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from batchscope.seeding import random_state, set_random_state
 from batchscope.training.memory import is_out_of_memory
@@ -34,6 +35,7 @@ class MicroBatchingStep(TrainingStep):
         optimizer: Its optimiser.
         micro_batch_size: Examples in every micro-batch as they come; None: batches come whole.
         cut_to: Examples at once where memory ran out before, when a run is resumed.
+        scaler: As in :class:`batchscope.training.step.TrainingStep`.
 
     Attributes:
         cut_to: Examples at once since memory ran out; None: it has not.
@@ -47,11 +49,11 @@ class MicroBatchingStep(TrainingStep):
         *,
         micro_batch_size: int | None,
         cut_to: int | None = None,
+        scaler: GradScaler | None = None,
     ) -> None:
-        super().__init__(workload, model, optimizer, micro_batch_size=micro_batch_size)
+        super().__init__(workload, model, optimizer, micro_batch_size=micro_batch_size, scaler=scaler)
         self.cut_to = cut_to
-        self._device = self.parameters[0].device
-        self._random = _RandomMark(self._device)
+        self._random = _RandomMark(self.device)
         self._buffers = _versions(model)
 
     def __call__(self, micro_batches: list[Batch], examples: int) -> Tensor:
@@ -68,7 +70,7 @@ class MicroBatchingStep(TrainingStep):
             MemoryError: Memory ran out, and the update cannot be repeated; the message says why, and what would help.
         """
         loss = self.repeatable_gradient(micro_batches, examples)
-        self.optimizer.step()
+        self.update()
         return loss
 
     def repeatable_gradient(self, micro_batches: list[Batch], examples: int) -> Tensor:
@@ -98,7 +100,7 @@ class MicroBatchingStep(TrainingStep):
             # Only now, with the error gone, are the failed attempt's activations free.
             for parameter in self.parameters:
                 parameter.grad = None
-            if self._device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self._random.rewind()
             pieces, sizes = self._cut(micro_batches, examples)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
-from torch import nn
-
 from batchscope.records import Interval
 
 
@@ -39,4 +36,5 @@ class SharedObserver(Observer, Protocol):
         """Be told the mean ‖g‖² of the shares that have examples, and that of the whole batch's gradient."""
 
 
-MakeObserver = Callable[[nn.Module, torch.optim.Optimizer], Observer]
+# Makes an observer of a model and its optimiser; in half precision it is given the run's scaler, as ``scaler``.
+MakeObserver = Callable[..., Observer]

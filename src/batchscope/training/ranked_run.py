@@ -151,9 +151,13 @@ class RankedRun(Run):
             observer=self.observer,
             micro_batch_size=self.plan.micro_batch_size,
             cut_to=self.progress.micro_batch_size,
+            scaler=self.scaler,
         )
         self._stop = step.agreed
         return step
+
+    def _made_observer(self, make: MakeObserver) -> Observer:
+        return make(self.model, self.optimizer)  # it is told of gradients whose scale is taken out
 
     def _noise(self, observer: Observer) -> Interval:
         # The same sums stand on all ranks; what unlike processors work out from them may differ in the last bit.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from batchscope.errors import WorkloadError
 from batchscope.training.interruption import StopRequest
@@ -61,6 +62,7 @@ class RankedStep(MicroBatchingStep):
         observer: What wants to see some of the updates; None: nothing does.
         micro_batch_size: Examples in every micro-batch of the share; None: shares come whole.
         cut_to: Examples at once where memory ran out before, when a run is resumed.
+        scaler: As in :class:`batchscope.training.step.TrainingStep`; the ranks' stay alike, since they unscale the sum.
 
     Attributes:
         agreed: Set, on all ranks at the same update, once one was asked to stop.
@@ -77,8 +79,9 @@ class RankedStep(MicroBatchingStep):
         observer: SharedObserver | None = None,
         micro_batch_size: int | None,
         cut_to: int | None = None,
+        scaler: GradScaler | None = None,
     ) -> None:
-        super().__init__(workload, model, optimizer, micro_batch_size=micro_batch_size, cut_to=cut_to)
+        super().__init__(workload, model, optimizer, micro_batch_size=micro_batch_size, cut_to=cut_to, scaler=scaler)
         self.ranks, self.asked, self.agreed, self.observer = ranks, asked, StopRequest(), observer
         self._own: tuple[int, ...] = ()
         self._anyone: tuple[int, ...] = ()
@@ -125,7 +128,7 @@ class RankedStep(MicroBatchingStep):
             raise
         if observer is not None:
             observer.see(float(norm), float(self._norm_squared()), shares=shares)
-        self.optimizer.step()
+        self.update()
         return mean
 
     def _share(self, examples: int, rank: int) -> int:
@@ -133,10 +136,12 @@ class RankedStep(MicroBatchingStep):
         return len(share(range(examples), rank, self.ranks.size))
 
     def _norm_squared(self) -> Tensor:
-        """The squared length of the gradients that the parameters hold."""
+        """The squared length of the gradients that the parameters hold, the scale of the loss taken out."""
         held = [_real(p.grad).reshape(-1) for p in self.parameters if p.grad is not None]
         norms = torch._foreach_norm([g.float() if g.dtype.itemsize < 4 else g for g in held])
-        return torch.stack([norm.double() for norm in norms]).square().sum() if norms else torch.zeros(())
+        if not norms:
+            return torch.zeros(())
+        return torch.stack([norm.double() for norm in norms]).square().sum() / self.loss_scale**2
 
     def agree_on_cut(self) -> int | None:
         """The fewest examples at once that memory called for on any rank, from now on on all of them."""
@@ -152,7 +157,7 @@ class RankedStep(MicroBatchingStep):
 
     def _sum(self, told: Sequence[Tensor], weight: float, failure: Exception | None) -> tuple[Tensor, Tensor]:
         """Leave the whole batch's gradient in the parameters; the sums of the numbers that ranks tell, two at most."""
-        device = self._device
+        device = self.device
         while True:
             own = self._own if failure else tuple(i for i, p in enumerate(self.parameters) if p.grad is not None)
             flags = torch.tensor([self.asked.requested, failure is not None, own != self._own], dtype=torch.float32)
@@ -241,7 +246,7 @@ class RankedStep(MicroBatchingStep):
         self._buckets = buckets
         most = {dtype: max(sum(b.sizes) for b in buckets if b.dtype == dtype) for dtype in {b.dtype for b in buckets}}
         self._flat = {
-            dtype: torch.empty(numbers + TAIL, dtype=dtype, device=self._device) for dtype, numbers in most.items()
+            dtype: torch.empty(numbers + TAIL, dtype=dtype, device=self.device) for dtype, numbers in most.items()
         }
 
 

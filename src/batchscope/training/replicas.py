@@ -87,12 +87,14 @@ class Replicas:
         self.began = time.perf_counter()
         self.prepared, self.plans, self.seeds = prepared, list(plans), list(seeds)
         self.workload, self.device = prepared.workload, prepared.device
-        self.plan = _common(self.plans, self.seeds)
-        prepared.training.check(self.plan)
+        _check_alike(self.plans, self.seeds)
         self.on_evaluation, self.prune, self.on_finished = on_evaluation, prune, on_finished
         self.courses = [
             course_of(self.workload, plan, evaluate_every=evaluate_every, next_place=next_place) for plan in self.plans
         ]
+        self.plans = [course.plan for course in self.courses]
+        self.plan = self.plans[0]
+        prepared.training.check(self.plan)
         self.budget, self.iterations = self.courses[0].budget, self.courses[0].iterations
         self.stack = Stack(
             self.workload,
@@ -333,8 +335,8 @@ class Replicas:
             self.rows = [self.rows[row] for row in rows]
 
 
-def _common(plans: Sequence[Plan], seeds: Sequence[int]) -> Plan:
-    """What the plans have in common: the first one, checked against the others."""
+def _check_alike(plans: Sequence[Plan], seeds: Sequence[int]) -> None:
+    """Refuse plans that cannot be followed together."""
     if not plans or len(plans) != len(seeds):
         raise PlanError("a stack needs a plan and a seed for each run", got=f"{len(plans)} plans, {len(seeds)} seeds")
     first = plans[0]
@@ -363,4 +365,3 @@ def _common(plans: Sequence[Plan], seeds: Sequence[int]) -> Plan:
             got=f"micro_batch_size={first.micro_batch_size}",
             mend="leave micro_batch_size out, or train the runs by themselves",
         )
-    return first

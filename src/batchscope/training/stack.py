@@ -17,12 +17,35 @@ from batchscope.training.captured_update import captured_or_none
 from batchscope.training.flat_graph import Flat
 from batchscope.training.stacked_optimizer import StackedOptimizer
 from batchscope.training.traced_step import TensorNames, batched, losses_and_gradients, traced, untraced
+from batchscope.training.update import clip_rows
 from batchscope.workload.workload import Batch, Workload
 
 # Weights begin at multiples of this many elements, so that they lie as well in memory as tensors of their own.
 ALIGNMENT = 16
 # On CUDA the update is recorded once the optimiser has all of its state, and what is set up at first use is.
 UPDATES_BEFORE_CAPTURE = 2
+
+
+def unstackable(workload: Workload) -> str | None:
+    """What a workload says of its loop that no stack does.
+
+    Args:
+        workload: What is to be trained.
+
+    Returns:
+        The reason, in a sentence without a full stop; None where there is nothing.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from batchscope.workload.digits import digits
+        >>> unstackable(replace(digits(), compile=True))
+        'a stack traces its updates itself, and compile=True asks for torch.compile'
+    """
+    if workload.precision == "fp16":
+        return "the loss scaler of precision='fp16' skips updates of one run and not of another"
+    if workload.compile:
+        return "a stack traces its updates itself, and compile=True asks for torch.compile"
+    return None
 
 
 class Stack:
@@ -63,13 +86,19 @@ class Stack:
         example: Batch,
         in_turn: bool = False,
     ) -> None:
+        if (reason := unstackable(workload)) is not None:
+            raise WorkloadError(
+                "runs of a stack are neither compiled nor in half precision with a scaler",
+                got=reason,
+                mend="train the runs by themselves",
+            )
         self.workload, self.device, self.in_turn = workload, device, in_turn
         self.models: list[nn.Module] = []
         optimizers: list[torch.optim.Optimizer] = []
         for plan, seed in zip(plans, seeds, strict=True):
             with isolated(derive(seed, "weights"), device):
                 model = workload.model().to(device)
-                optimizer = workload.optimizer(model.parameters(), plan.learning_rate)
+                optimizer = workload.optimizer_for(model, plan.learning_rate)
             if plan.rescaled_from is not None:
                 rescale(optimizer, from_batch_size=plan.rescaled_from, to_batch_size=plan.batch_size)
             self.models.append(model)
@@ -133,6 +162,7 @@ class Stack:
 
     def _update(self, leaves: Sequence[Tensor]) -> Tensor:
         losses = self.gradient(leaves)
+        clip_rows(self.workload, self._gradient_block)
         self.optimizer.step()
         return losses
 
@@ -211,7 +241,7 @@ class Stack:
             edges.append(width)
         like: dict[str, Any] = {"dtype": first[self.names.trained[0]].dtype, "device": self.device}
         weights, gradients = (torch.zeros(self.size, width, **like) for _ in range(2))
-        self._block = weights
+        self._block, self._gradient_block = weights, gradients
 
         def views(block: Tensor) -> list[Tensor]:
             return [

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from batchscope.seeding import derive, isolated
-from batchscope.training.evaluation import SCORE_SET_BYTES, EvaluationData, evaluate, scores_of_sets
+from batchscope.training.evaluation import SCORE_SET_BYTES, EvaluationData, evaluate, in_full, scores_of_sets
 from batchscope.training.memory import is_out_of_memory
 from batchscope.training.modes import evaluating
 from batchscope.training.stack import Stack
@@ -78,6 +78,7 @@ class StackedEvaluation:
                     continue
                 for k, sets in enumerate(kept):
                     output, target = (pytree.tree_map(itemgetter(k), part) for part in made)
+                    output = in_full(output) if stack.workload.precision else output
                     sets.append((output, target, count))
                 kept_bytes += nbytes(kept[0][-1][:2])
                 if kept_bytes > SCORE_SET_BYTES:

@@ -28,6 +28,8 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
 )
 # Those that torch has in one kernel, which goes over the weights once. (Adagrad has one for the CPU alone.)
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+# Entries of a group that are no settings.
+_NAMED = ("params", "param_names")
 
 
 class StackedOptimizer:
@@ -139,7 +141,9 @@ class StackedOptimizer:
             row = [nn.Parameter(weights[k, start:stop]) for start, stop in itertools.pairwise(edges)]
             self._rows.append(row)
             for group, parameter in zip(own, row, strict=True):
-                settings: dict[str, Any] = {key: value for key, value in group.items() if key != "params"}
+                settings: dict[str, Any] = {
+                    key: value for key, value in group.items() if key not in ("params", "param_names")
+                }
                 if type(self._optimizers[0]) in FUSED and _may_be_fused(settings, weights):
                     settings |= {"fused": True, "foreach": False}
                 groups.append({**settings, "params": [parameter]})

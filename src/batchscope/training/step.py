@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
+from batchscope.training.update import clip, scaler_for
 from batchscope.workload.workload import Batch, Workload
 
 
@@ -20,6 +24,10 @@ class TrainingStep:
         model: Its model, on the device.
         optimizer: Its optimiser.
         micro_batch_size: Examples in every micro-batch but the last; None: batches are not cut.
+        scaler: Scales the loss of a workload in half precision; None: a new one, where it needs one.
+
+    Attributes:
+        skipped: Whether the last update was skipped, since scaled gradients were not finite.
     """
 
     def __init__(
@@ -29,12 +37,17 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         *,
         micro_batch_size: int | None,
+        scaler: GradScaler | None = None,
     ) -> None:
         self.workload = workload
         self.model = model
         self.optimizer = optimizer
         self.micro_batch_size = micro_batch_size
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.device = self.parameters[0].device
+        self.scaler = scaler or scaler_for(workload, self.device)
+        self.skipped = False
+        self._clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._spent: Tensor | None = None
 
     def __call__(self, micro_batches: list[Batch], examples: int) -> Tensor:
@@ -48,8 +61,33 @@ class TrainingStep:
             The batch's mean loss before the update, detached and on the device: reading it would wait for the GPU.
         """
         loss = self.gradient(micro_batches, self.sizes(examples))
-        self.optimizer.step()
+        self.update()
         return loss
+
+    def update(self, change: Callable[[], None] | None = None) -> None:
+        """Unscale and clip the gradient that the parameters hold, and let the optimiser make its step.
+
+        Args:
+            change: Called in between, to add something to the gradient of the loss.
+        """
+        scaler = self.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        if change is not None:
+            change()
+        clip(self.workload, self._clipped)
+        if scaler is None:
+            self.optimizer.step()
+            return
+        before = scaler.get_scale()
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.skipped = scaler.get_scale() < before
+
+    @property
+    def loss_scale(self) -> float:
+        """What the gradients are multiplied by until they are unscaled."""
+        return 1.0 if self.scaler is None else self.scaler.get_scale()
 
     def sizes(self, examples: int) -> list[int]:
         """Examples in each micro-batch of a batch."""
@@ -76,17 +114,19 @@ class TrainingStep:
         return torch.stack(parts).sum()
 
     def _backward(self, batch: Batch, weight: float, *, first: bool) -> Tensor:
-        output, target = self.workload.output_and_target(self.model, batch)
-        loss = self.workload.loss(output, target)
+        with self.workload.autocast(self.device):
+            output, target = self.workload.output_and_target(self.model, batch)
+            loss = self.workload.loss(output, target)
         if weight != 1.0:
             loss = loss * weight
         if first:
             # What zero_grad(set_to_none=True) does, without its profiling hook: some microseconds at batch size 1.
             for parameter in self.parameters:
                 parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaled: Tensor = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
         # The spent graph lives until the next loss takes its place. Were everything freed at the end of a step, glibc
         # would hand the top of the heap back to the system and take it again, page by page, at the next one: some
         # per cent of the time of a convolutional network on a CPU.
-        self._spent = loss
+        self._spent = scaled
         return loss.detach()

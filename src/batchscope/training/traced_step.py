@@ -116,15 +116,18 @@ class _Loss(nn.Module):
     def __init__(self, workload: Workload, model: nn.Module) -> None:
         super().__init__()
         self.workload, self.model = workload, model
+        self.device = next(model.parameters()).device
 
     def forward(self, batch: Any) -> Tensor:
-        return self.workload.loss(*self.workload.output_and_target(self.model, batch))
+        with self.workload.autocast(self.device):
+            return self.workload.loss(*self.workload.output_and_target(self.model, batch))
 
 
 class _Outputs(_Loss):
     def forward(self, batch: Any) -> Any:
-        output, target = self.workload.output_and_target(self.model, batch)
-        return self.workload.loss(output, target), output, target
+        with self.workload.autocast(self.device):
+            output, target = self.workload.output_and_target(self.model, batch)
+            return self.workload.loss(output, target), output, target
 
 
 def batched(function: Function, dimensions: tuple[int | None, ...] | int = 0) -> Function:

@@ -23,9 +23,10 @@ from batchscope.training.memory import is_out_of_memory
 from batchscope.training.meters import Stopwatch
 from batchscope.training.micro_batching import MicroBatchingStep
 from batchscope.training.replicas import Replicas
-from batchscope.training.stack import Stack
+from batchscope.training.stack import Stack, unstackable
 from batchscope.training.stacked_feed import StackedFeed, example_batch
 from batchscope.training.threads import compute_threads
+from batchscope.training.update import fresh
 
 CHECKED_UPDATES = 4
 CHECKED_EXAMPLES = 32
@@ -93,6 +94,8 @@ def refusal(prepared: Prepared, plan: Plan, seed: int = 0) -> str | None:
         >>> print(refusal(Prepared(digits(), torch.device("cpu")), Plan(8, 0.1, iterations=1)))
         None
     """
+    if (reason := unstackable(prepared.workload)) is not None:
+        return reason
     small = _with_few_to_evaluate(prepared)
     plan = replace(plan, batch_size=min(plan.batch_size, CHECKED_BATCH))
     short = _short(plan, CHECKED_UPDATES)
@@ -284,8 +287,7 @@ class _Separate:
     @cached_property
     def _update(self) -> Callable[[], object]:
         workload, plan = self.prepared.workload, self.plan
-        model = workload.model().to(self.prepared.device)
-        optimizer = workload.optimizer(model.parameters(), plan.learning_rate)
+        model, optimizer = fresh(workload, plan.learning_rate, self.prepared.device)
         step = MicroBatchingStep(workload, model, optimizer, micro_batch_size=None)
         feed = iter(self.prepared.training.feed(plan, MOST_UPDATES * plan.batch_size, seed=self.seed))
         return lambda: step(next(feed), plan.batch_size)

@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from batchscope.errors import WorkloadError, first_line
 from batchscope.seeding import current_device, isolated
 from batchscope.workload.batches import describe, take, to_device
+from batchscope.workload.options import check_options, form_of
 from batchscope.workload.tokens import tokens_in
 from batchscope.workload.workload import Batch, Examples, length
 
@@ -50,6 +51,7 @@ def check(workload: Workload) -> None:
     _examples("train", workload.train)
     _examples("validation", workload.validation)
     _reference(workload)
+    check_options(workload)
     with isolated(0, current_device()):
         model = _fresh_models(workload)
         _optimizer(workload, model)
@@ -172,12 +174,14 @@ def _plain(value: Any) -> bool:
 
 def _optimizer(workload: Workload, model: nn.Module) -> None:
     try:
-        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+        optimizer = workload.optimizer_for(model, workload.learning_rate)
     except Exception as error:
+        form = form_of(workload.optimizer)
         raise WorkloadError(
-            "optimizer(parameters, learning_rate) must return a torch optimiser",
+            f"optimizer({form}, learning_rate) must return a torch optimiser",
             got=first_line(error),
-            mend="as in optimizer=lambda params, lr: torch.optim.SGD(params, lr=lr)",
+            mend="as in optimizer=lambda params, lr: torch.optim.SGD(params, lr=lr); a first parameter named "
+            "named_parameters gets model.named_parameters(), and one named model gets the model",
         ) from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise WorkloadError("optimizer(...) must return a torch.optim.Optimizer", got=type(optimizer).__name__)

@@ -12,7 +12,7 @@ def summarise(workload: Workload) -> WorkloadSummary:
     """Describe a workload for a record."""
     with isolated(0, current_device()):
         model = workload.model()
-        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+        optimizer = workload.optimizer_for(model, workload.learning_rate)
     return WorkloadSummary(
         name=workload.title,
         parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -24,6 +24,7 @@ def summarise(workload: Workload) -> WorkloadSummary:
         batch_size=workload.batch_size,
         learning_rate=float(workload.learning_rate),
         tokens_per_example=mean_tokens(workload),
+        options=", ".join(f"{name}={value!r}" for name, value in workload.options.items()) or None,
     )
 
 

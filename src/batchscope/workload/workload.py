@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -11,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from batchscope.errors import WorkloadError
+from batchscope.workload.options import DEFAULTS, DTYPES, LoopShape, Precision, form_of
 
 Examples: TypeAlias = "tuple[Tensor, ...] | Dataset[Any]"
 Batch: TypeAlias = Any
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Score: TypeAlias = Callable[[Any, Any], "float | Tensor"]
 Forward: TypeAlias = Callable[[nn.Module, Batch], tuple[Any, Any]]
-OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+OptimizerFactory: TypeAlias = Callable[[Any, float], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +35,9 @@ class Workload:
         train: Training examples: a tuple of tensors of equal length, or any map-style Dataset.
         validation: Validation examples, of either kind.
         loss: ``loss(output, target)`` returns a scalar, the mean over the batch.
-        optimizer: ``optimizer(parameters, learning_rate)`` returns a torch optimiser over all of them.
+        optimizer: ``optimizer(params, lr)`` returns a torch optimiser over all parameters. A factory whose first
+            parameter is named ``named_parameters`` (or ``named_params``) gets ``model.named_parameters()``; one whose
+            first parameter is named ``model`` gets the model.
         learning_rate: What the person uses today: the point of reference.
         batch_size: What the person uses today.
         score: ``score(output, target)`` returns a number, higher is better, computed on the whole validation set at
@@ -45,6 +50,14 @@ class Workload:
             generator; nothing but training calls it. None: as it comes.
         tokens_per_example: Tokens of an example, for language models: a number, or ``tokens_per_example(batch)``, which
             returns those of a batch with padding left out. None: examples are the only unit.
+        clip_norm: The gradient of each update is scaled down to this norm where it is longer. None: no clipping.
+        clip_value: Each number of the gradient is clipped to [-clip_value, clip_value]. None: no clipping.
+        precision: Forward pass and loss under ``torch.autocast``: "bf16", or "fp16" with a ``GradScaler``. None: in
+            the precision of the weights.
+        compile: Whether the model is trained through ``torch.compile``.
+        warmup_examples: Examples over which the learning rate rises linearly at the start of training.
+        shape: The learning rate after that, over the length of training: "constant", "linear" or "cosine", both of
+            which fall to zero.
 
     Raises:
         WorkloadError: Something that cannot be trained, said with the value found and the mend.
@@ -78,6 +91,12 @@ class Workload:
     name: str | None = None
     augment: Callable[[Batch], Batch] | None = None
     tokens_per_example: int | Callable[[Batch], int | Tensor] | None = None
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    precision: Precision | None = None
+    compile: bool = False
+    warmup_examples: int = 0
+    shape: LoopShape = "constant"
 
     def __post_init__(self) -> None:
         from batchscope.workload.checks import check
@@ -98,6 +117,45 @@ class Workload:
     def validation_examples(self) -> int:
         """Number of validation examples."""
         return length(self.validation)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was said of clipping, precision, compilation, warm-up and shape; empty where nothing was."""
+        return {name: getattr(self, name) for name, default in DEFAULTS.items() if getattr(self, name) != default}
+
+    @cached_property
+    def _optimizer_form(self) -> str:
+        return form_of(self.optimizer)
+
+    def optimizer_for(self, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        """Make the optimiser of a model.
+
+        Args:
+            model: A module that ``self.model`` made.
+            learning_rate: The rate that the factory is given.
+
+        Returns:
+            What ``self.optimizer`` returns, given the parameters, the named parameters or the model, as it asks for.
+        """
+        given: Any = model
+        if self._optimizer_form == "parameters":
+            given = model.parameters()
+        elif self._optimizer_form == "named_parameters":
+            given = model.named_parameters()
+        return self.optimizer(given, learning_rate)
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """Where the forward pass and the loss are computed: ``torch.autocast`` where there is a precision.
+
+        Args:
+            device: Where the model is.
+
+        Returns:
+            The context; one that changes nothing without a precision.
+        """
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, DTYPES[self.precision])
 
     def output_and_target(self, model: nn.Module, batch: Batch) -> tuple[Any, Any]:
         """Run the model on a batch.
