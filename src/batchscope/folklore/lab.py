@@ -179,7 +179,9 @@ class Lab:
             base = Plan(batch_size=batch_size, learning_rate=1.0, examples=self.examples, shape="linear")
             start = self.workload.learning_rate * (batch_size / self.workload.batch_size) ** 0.5
             self.tell(f"learning rates at batch size {batch_size:,}")
-            found, _ = search_learning_rate(lambda plan: self._run(plan, self._search_seed).result, base, start)
+            found, _ = search_learning_rate(
+                lambda plan, seed: self._run(plan, seed).result, base, start, (self._search_seed,)
+            )
             self._rates[batch_size] = found.learning_rate
         return self._rates[batch_size]
 
