@@ -23,7 +23,7 @@ from batchscope.fit import holm
 from batchscope.progress import ProgressEvent
 from batchscope.records import Comparison, Interval, TrainResult, load
 from batchscope.study import compare
-from batchscope.study.compare import EXPECTED_TRIALS, checked_pairs
+from batchscope.study.compare import EXPECTED_TRIALS, checked_pairs, search_seeds
 from batchscope.study.statistics import common_score, differences
 from batchscope.study.statistics import row as summarise_row
 from batchscope.workload import Workload
@@ -145,9 +145,10 @@ def test_unequal_budgets_can_be_allowed(workload: Workload) -> None:
     answer = compare(workload, pairs, seeds=2, learning_rate="search", allow_unequal=True)
     assert [(row.batch_size, row.iterations) for row in answer.rows] == pairs
     assert [len(answer.runs_of(row)) for row in answer.rows] == [2, 2, 2]
-    assert [search.batch_size for search in answer.searches] == [16, 32]  # once for each size, at its longest
-    assert [search.horizon_examples for search in answer.searches] == [128, 128]
-    assert answer.rows[0].learning_rate == answer.rows[1].learning_rate == answer.searches[0].learning_rate
+    # Each row's rate is chosen at its own budget.
+    assert [(search.batch_size, search.horizon_examples) for search in answer.searches] == [(16, 64), (16, 128), (32, 128)]
+    assert [row.learning_rate for row in answer.rows] == [search.learning_rate for search in answer.searches]
+    assert [answer.search_of(row) for row in answer.rows] == list(answer.searches)
     assert answer.conclusion.startswith("Of budgets that differ")
 
 
@@ -255,19 +256,46 @@ def test_an_optimiser_without_a_rule_can_be_searched_but_not_rescaled(make_workl
     assert 0.01 in [trial.learning_rate for trial in answer.searches[0].trials]
 
 
-def test_a_search_begins_at_the_rescaled_rate_and_its_cost_is_counted(workload: Workload) -> None:
-    answer = compare(workload, [(4, 64), (64, 4)], seeds=2, learning_rate="search")
-    assert [search.batch_size for search in answer.searches] == [4, 64]
-    for search, row, start in zip(answer.searches, answer.rows, (0.025, 0.4), strict=True):
-        exponents = [math.log2(trial.learning_rate / start) for trial in search.trials]
-        assert exponents == pytest.approx([round(e) for e in exponents])
-        assert 0 in map(round, exponents)
+def test_a_search_is_made_at_the_whole_budget_of_its_row_and_its_cost_is_counted(workload: Workload) -> None:
+    answer = compare(workload, [(64, 4), (4, 64)], seeds=2, learning_rate="search")
+    assert [search.batch_size for search in answer.searches] == [64, 4]
+    for search, row in zip(answer.searches, answer.rows, strict=True):
+        assert {trial.examples for trial in search.trials} == {search.horizon_examples} == {256}
         assert row.learning_rate == search.learning_rate
         assert row.search_examples == search.examples == len(search.trials) * 256
         assert row.search_seconds == search.seconds > 0
         assert all(run.plan.learning_rate == search.learning_rate for run in answer.runs_of(row))
+    # The smallest batch size begins at the reference rescaled, the other at what that one has found.
+    assert 0.025 in [trial.learning_rate for trial in answer.searches[1].trials]
+    begun = 16 * answer.searches[1].learning_rate
+    assert begun in [pytest.approx(trial.learning_rate) for trial in answer.searches[0].trials]
     spent = sum(search.seconds for search in answer.searches) + sum(run.total_seconds for run in answer.runs)
     assert answer.total_seconds >= spent
+
+
+def test_the_search_has_seeds_of_its_own_and_the_best_and_its_neighbours_are_paired(workload: Workload) -> None:
+    answer = compare(workload, [(4, 64), (64, 4)], seeds=2, learning_rate="search")
+    for search in answer.searches:
+        assert len(search.seeds) == 2
+        assert not set(search.seeds) & set(answer.seeds)
+        whole = [trial for trial in search.trials if trial.examples == search.horizon_examples]
+        assert {trial.seed for trial in whole} == set(search.seeds)
+        losses: dict[float, list[float]] = {}
+        for trial in whole:
+            losses.setdefault(trial.learning_rate, []).append(trial.loss)
+        complete = sorted(rate for rate, own in losses.items() if len(own) == 2)
+        best = min(complete, key=lambda rate: sum(losses[rate]))
+        assert not search.at_edge
+        for factor in (0.5**0.5, 2**0.5):  # a worse one on either side, over the same seeds
+            neighbour = next(rate for rate in complete if abs(math.log(rate / best / factor)) < 1e-6)
+            assert sum(losses[neighbour]) >= sum(losses[best])
+        assert abs(math.log2(search.learning_rate / best)) <= 0.25 + 1e-6
+
+
+def test_seeds_of_the_search_avoid_those_of_the_rows() -> None:
+    free = search_seeds(0, ())
+    assert search_seeds(0, (free[0],))[0] == free[1]
+    assert search_seeds(1, ()) != free
 
 
 def test_a_searched_rate_is_better_than_a_bad_reference(make_workload: MakeWorkload) -> None:
@@ -518,8 +546,8 @@ def test_progress_goes_forward_to_the_end(workload: Workload) -> None:
 
 def test_progress_of_a_search(workload: Workload) -> None:
     events = follow(workload, [(16, 16), (64, 4)], seeds=2, learning_rate="search")
-    assert events[0].label == "searching, batch 16"
-    second = next(event for event in events if event.label == "searching, batch 64")
+    assert events[0].label == "searching, batch 16, rate 0.1"
+    second = next(event for event in events if event.label.startswith("searching, batch 64"))
     assert second.total is not None
     assert second.total - second.done == (EXPECTED_TRIALS + 4) * 256  # nothing is left over from the first search
 

@@ -30,7 +30,7 @@ LARGE_SHARE, LARGE_SHARE_OF_FEW, FEW = 0.1, 0.25, 10_000
 # A run is as long as the budget allows, between these many passes over the data.
 MOST_EPOCHS, LEAST_EPOCHS = 20.0, 0.25
 # About so many runs of that length come together over all claims, besides what small batches take beyond large ones.
-RUNS = 140
+RUNS = 165
 # A difference of score below this share of what training gains would not be noticed.
 NOTICEABLE = 0.01
 TIMING_SECONDS = 4.0

@@ -145,11 +145,11 @@ def _caveats(comparison: Comparison) -> list[str]:
             f"All rows used the learning rate {workload.learning_rate:.3g}, which was chosen for batch "
             f"{workload.batch_size:,}: what differs may be the rate's doing as much as the batch's."
         )
-    used = {row.batch_size for row in comparison.rows if row.finished}
-    edges = [search.batch_size for search in comparison.searches if search.at_edge and search.batch_size in used]
+    found = [(i, comparison.search_of(row)) for i, row in enumerate(comparison.rows) if row.finished]
+    edges = [_batch(comparison, i) for i, search in found if search is not None and search.at_edge]
     if edges:
         said.append(
-            f"At batch {listed([f'{size:,}' for size in edges])} the best learning rate lies at the edge of what "
+            f"At {listed(edges)} the best learning rate lies at the edge of what "
             "the search tried, so a better one may exist."
         )
     if comparison.error is not None:
