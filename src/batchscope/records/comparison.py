@@ -116,8 +116,9 @@ class ComparisonRow:
         training_score: Score of the final weights on training examples.
         training_loss: Loss of the final weights on training examples.
         generalisation_gap: Training score minus validation score of the final weights.
-        step_seconds: Time of a run in steps and data, median over seeds; None where no run finished.
-        step_seconds_low: Its fastest run.
+        step_seconds: Time of a run in steps and data, median over seeds; None where no run finished. Where the machine
+            was busy during some runs, the others alone count for times, if there are two.
+        step_seconds_low: Its fastest run; less the share that others took, where none was quiet.
         step_seconds_high: Its slowest run.
         data_seconds: Time of a run in gathering batches alone, median.
         examples_per_second: Examples over ``step_seconds``.
@@ -166,7 +167,8 @@ class Difference:
         seeds: Seeds for which both rows finished.
         score: Final score of the first minus that of the second, mean over the paired seeds with its interval.
         loss: Final validation loss of the first minus that of the second.
-        seconds_ratio: Time of the first over time of the second, geometric mean over the paired seeds.
+        seconds_ratio: Time of the first over time of the second, geometric mean over the paired seeds; wider by what
+            contention leaves open where the machine was busy.
         score_p_value: Two-sided p value of the paired t test on the scores, adjusted for the number of pairs (Holm);
             None with fewer than two seeds.
         seconds_p_value: The same for the logarithm of the times.
@@ -208,6 +210,8 @@ class Comparison(Record):
         interrupted: True where it was stopped before every run was done.
         provenance: Software, machine and seed.
         error: What stopped it, where an error did; the runs finished until then are kept. None otherwise.
+        contention: Share of the processor time that the comparison needed and other programs took; None where unknown.
+            Runs of half a second and more know their own.
     """
 
     kind: ClassVar[str] = "comparison"
@@ -228,6 +232,7 @@ class Comparison(Record):
     interrupted: bool
     provenance: Provenance
     error: str | None = None
+    contention: float | None = None
 
     def search_of(self, row: ComparisonRow) -> RateSearch | None:
         """The search that a row's rate comes from; None without one."""

@@ -89,6 +89,9 @@ class StepTimes(Record):
         flops_per_example: Floating-point operations of forward and backward, as torch counts them; None where it
             can't. Backward is taken as twice forward.
         peak_flops_per_second: Of the device at the model's precision, as its maker publishes it; None where not known.
+        contention: Share of the processor time that updates needed and other programs took, in the rounds that count,
+            at the batch size where it is largest; None where unknown.
+        warnings: What to know before trusting the times, such as that the machine was busy.
     """
 
     kind: ClassVar[str] = "step time"
@@ -106,6 +109,8 @@ class StepTimes(Record):
     tokens_per_example: float | None = None
     flops_per_example: float | None = None
     peak_flops_per_second: float | None = None
+    contention: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def most_tokens_per_second(self) -> float | None:

@@ -79,6 +79,9 @@ class TrainResult(Record):
         stack_size: Runs in the stack of replicas that it began in; its seconds are then its share of the stack's. None
             where it was trained by itself.
         ranks: Data-parallel processes that shared each batch; times and memory are those of the first.
+        contention: Share of the processor time that the run needed and other programs took, so that its times are too
+            long by up to 1/(1 − contention); 0 on a quiet machine. None where unknown: a run of less than half a
+            second, one in a stack or on several ranks, another system than Linux.
         state: Weights at the best validation score (a state dict); in memory only.
     """
 
@@ -112,6 +115,7 @@ class TrainResult(Record):
     micro_batch_size: int | None = None
     stack_size: int | None = None
     ranks: int = 1
+    contention: float | None = None
     state: dict[str, Any] | None = field(default=None, metadata={"json": False}, repr=False, compare=False)
 
     @property

@@ -195,9 +195,7 @@ def rate_search(record: Comparison, legend: bool = True) -> Spec | None:
         (next((label for label, row in rows if record.search_of(row) is search), f.count(search.batch_size)), search)
         for search in record.searches
     ]
-    finite = [
-        t.loss for _, s in curves_of for t in s.curve or s.trials if f.known(t.loss) and t.outcome != "diverged"
-    ]
+    finite = [t.loss for _, s in curves_of for t in s.curve or s.trials if f.known(t.loss) and t.outcome != "diverged"]
     if not finite:
         return None
     log = min(finite) > 0

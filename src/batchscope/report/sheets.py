@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from batchscope.fit.contention import busy_warning
 from batchscope.records import Comparison, ComparisonRow, Difference, Interval, Provenance, RateSearch, WorkloadSummary
 from batchscope.report import formatting as f
 
@@ -366,6 +367,8 @@ def warnings(record: Comparison) -> tuple[str, ...]:
         found.append(f"Batch size {sizes}: the best learning rate lies at an end of those tried.")
     if len(record.seeds) == 1:
         found.append("One seed: the spread between runs is not known, so no two rows can be told apart.")
+    if (busy := busy_warning(record.contention, "training")) is not None:
+        found.append(busy)
     return tuple(found)
 
 

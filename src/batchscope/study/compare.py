@@ -32,8 +32,10 @@ from batchscope.study.conclusion import conclude
 from batchscope.study.search import search_learning_rate
 from batchscope.study.store import RunStore
 from batchscope.training import Prepared, Run
+from batchscope.training.contention import Contention
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.loop import evaluation_distance
+from batchscope.training.threads import compute_threads
 from batchscope.training.train import checked_evaluate_every, checked_seed, chosen_device
 from batchscope.workload.summary import summarise
 from batchscope.workload.workload import Workload
@@ -166,6 +168,7 @@ class _Study:
                     "device": str(prepared.device),
                 },
             )
+        self.contention = Contention()
         self.done_examples = 0
         self.spent_seconds = 0.0
         self.restored_seconds = 0.0
@@ -219,6 +222,13 @@ class _Study:
             )
         return self._rescaled_rates[plan.batch_size]
 
+    def _threads(self, plan: Plan) -> int:
+        """Threads that a plan's updates are computed with."""
+        per_example = self.prepared.flops_per_example
+        work = None if per_example is None else per_example * (plan.micro_batch_size or plan.batch_size)
+        with compute_threads(work, self.prepared.device):
+            return torch.get_num_threads()
+
     def _searches(self, stop: StopRequest, report: Report, runs_ahead: int) -> tuple[RateSearch, ...]:
         """A search for every row, in order of the batch size; each begins at what the one before has found."""
         seeds = search_seeds(self.seed, self.seeds)
@@ -231,7 +241,7 @@ class _Study:
             place = _place(plan)
 
             def train(trial: Plan, seed: int, place: tuple[int, int] = place) -> TrainResult:
-                label = f"searching, batch {trial.batch_size}, rate {trial.learning_rate:.3g}"
+                label = f"searching, batch {trial.batch_size}"
                 if trial.examples == place[1]:
                     del expected[place][:1]
                 ahead = runs_ahead + sum(map(sum, expected.values()))
@@ -301,6 +311,7 @@ class _Study:
     ) -> Comparison:
         everything = [run for row_runs in runs for run in row_runs]
         target = statistics.common_score(everything)
+        contention = self.contention.share(max(map(self._threads, plans)))
         by_place = {(search.batch_size, search.horizon_examples): search for search in searches}
         first = plans[0]
         record = Comparison(
@@ -318,10 +329,11 @@ class _Study:
                     row_runs,
                     target=target,
                     search=by_place.get(_place(plan)),
+                    contention=contention,
                 )
                 for plan, row_runs in zip(plans, runs, strict=True)
             ),
-            differences=statistics.differences(runs),
+            differences=statistics.differences(runs, contention=contention),
             common_score=target,
             conclusion="",
             searches=searches,
@@ -329,6 +341,7 @@ class _Study:
             total_seconds=seconds,
             interrupted=interrupted,
             error=failure,
+            contention=contention,
             provenance=provenance(self.workload, device=self.prepared.device, seed=self.seed),
         )
         return replace(record, conclusion=conclude(record))

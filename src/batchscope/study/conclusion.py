@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchscope.fit.contention import busy_warning
 from batchscope.records import Comparison, ComparisonRow, Difference, Interval
 from batchscope.study.words import counted, interval, listed, seconds
 
@@ -152,6 +153,8 @@ def _caveats(comparison: Comparison) -> list[str]:
             f"At {listed(edges)} the best learning rate lies at the edge of what "
             "the search tried, so a better one may exist."
         )
+    if (busy := busy_warning(comparison.contention, "training")) is not None:
+        said.append(busy)
     if comparison.error is not None:
         said.append(f"The comparison was stopped by an error: this is what was finished. {comparison.error}.")
     elif comparison.interrupted:

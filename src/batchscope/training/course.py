@@ -155,6 +155,7 @@ class Course:
         micro_batch_size: int | None = None,
         stack_size: int | None = None,
         ranks: int = 1,
+        contention: float | None = None,
     ) -> TrainResult:
         """The run's result.
 
@@ -168,6 +169,7 @@ class Course:
             micro_batch_size: Examples that passed through the model at once.
             stack_size: Runs it was trained together with; None: alone.
             ranks: Processes that shared each batch.
+            contention: Share of the processor time that it needed and others took; None: unknown.
 
         Returns:
             The record.
@@ -204,5 +206,6 @@ class Course:
             provenance=provenance(self.workload, device=device, seed=seed),
             stack_size=stack_size,
             ranks=ranks,
+            contention=contention,
             state=best.state,
         )
