@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from batchscope.errors import ArgumentError, PlanError
 from batchscope.fit import holm
 from batchscope.progress import ProgressEvent
 from batchscope.records import Comparison, Interval, TrainResult, load
+from batchscope.report import sheets
 from batchscope.study import compare
 from batchscope.study.compare import EXPECTED_TRIALS, checked_pairs, search_seeds
+from batchscope.study.conclusion import conclude
 from batchscope.study.statistics import common_score, differences
 from batchscope.study.statistics import row as summarise_row
 from batchscope.workload import Workload
@@ -412,6 +415,48 @@ def test_diverged_runs_are_counted_and_enter_no_interval(make_run: MakeRun) -> N
     assert difference.seeds == 2  # 0 and 2
     close(difference.score, [0.0, 0.1])
     assert common_score([run for side in runs for run in side]) == 0.0
+
+
+def busy(run: TrainResult, contention: float) -> TrainResult:
+    return replace(run, contention=contention, step_seconds=run.step_seconds / (1 - contention))
+
+
+def test_times_are_taken_from_the_runs_that_found_the_machine_quiet(make_run: MakeRun) -> None:
+    quiet = [[make_run(size, 64, s, seconds=size + 0.1 * s) for s in range(5)] for size in (8, 16)]
+    runs = [[busy(run, 0.5) if s in (1, 2) else busy(run, 0.0) for s, run in enumerate(side)] for side in quiet]
+    alone = [[run for s, run in enumerate(side) if s not in (1, 2)] for side in quiet]
+    found, wanted = (summarise_row(8, 64, 0.1, side[0], target=None, search=None) for side in (runs, alone))
+    assert found.finished == 5
+    assert (found.step_seconds, found.step_seconds_low, found.step_seconds_high) == (8.3, 8.0, 8.4)
+    assert (wanted.step_seconds, wanted.step_seconds_low, wanted.step_seconds_high) == (8.3, 8.0, 8.4)
+    ((difference,), (other,)) = differences(runs), differences(alone)
+    assert difference.seeds == 5
+    assert difference.seconds_ratio == other.seconds_ratio
+
+
+def test_where_no_run_was_quiet_times_are_as_uncertain_as_that(make_run: MakeRun) -> None:
+    quiet = [[make_run(size, 64, s, seconds=size + 0.01 * s) for s in range(5)] for size in (8, 10)]
+    (at_rest,) = differences(quiet)
+    assert at_rest.seconds_told_apart
+    # Runs that are too short to know take the whole comparison's word.
+    for runs, whole in (([[busy(run, 0.5) for run in side] for side in quiet], None), (quiet, 0.5)):
+        (difference,) = differences(runs, contention=whole)
+        assert difference.seconds_ratio.value == pytest.approx(at_rest.seconds_ratio.value)
+        assert difference.seconds_ratio.low == pytest.approx((at_rest.seconds_ratio.low or 0) / 2)
+        assert difference.seconds_ratio.high == pytest.approx((at_rest.seconds_ratio.high or 0) * 2)
+        assert not difference.seconds_told_apart
+        row = summarise_row(8, 64, 0.1, runs[0], target=None, search=None, contention=whole)
+        assert row.step_seconds_low == pytest.approx(0.5 * min(run.step_seconds for run in runs[0]))
+    (slight,) = differences(quiet, contention=0.06)
+    assert slight.seconds_told_apart
+
+
+def test_a_busy_machine_is_said(make_run: MakeRun, make_comparison: Callable[..., Comparison]) -> None:
+    record = make_comparison([[make_run(size, 64, s, seconds=size + s) for s in range(3)] for size in (8, 16)])
+    assert "busy" not in record.conclusion
+    record = replace(record, contention=0.4)
+    assert "other programs took 40% of the processor time that training needed" in conclude(record)
+    assert any("took 40%" in said for said in sheets.warnings(record))
 
 
 @pytest.mark.parametrize("worthless", [math.nan, math.inf, -math.inf])

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from batchscope.fit.intervals import median_interval
 from batchscope.records import Interval
 
@@ -99,7 +97,7 @@ def quiet_time(seconds: Sequence[float], shares: Sequence[float | None]) -> Quie
     least = sorted(known)[: max(LEAST_SAMPLES, math.ceil(LEAST_CONTENDED * len(known)))]
     counted = tuple(sorted(i for _, i in least))
     found = median_interval([seconds[i] for i in counted])
-    low = float(np.median([seconds[i] * (1 - min(share, MOST_SHARE)) for share, i in least]))
+    low = min(seconds[i] * (1 - min(share, MOST_SHARE)) for share, i in least)
     low, high = min(low, found.low or low), found.high or found.value or math.nan
     value = math.sqrt(low * (found.value or high))
     contention = math.fsum(share for share, _ in least) / len(least)

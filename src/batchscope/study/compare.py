@@ -40,9 +40,9 @@ from batchscope.training.train import checked_evaluate_every, checked_seed, chos
 from batchscope.workload.summary import summarise
 from batchscope.workload.workload import Workload
 
-# Trials of a search are not known beforehand; this many of the whole budget are reckoned with for the time left: three
+# Trials of a search are not known beforehand; this many of the whole budget are reckoned with for the time left: five
 # at a factor 2, two at √2, and the best of them and its neighbours with the other seed.
-EXPECTED_TRIALS = 8
+EXPECTED_TRIALS = 10
 # Paired over two seeds at least, a best rate is not that of one lucky run.
 SEARCH_SEEDS = 2
 

@@ -68,6 +68,8 @@ class RateSearch:
             same as in the pruning.
         at_once: Rates to try in a wave outwards; 1 where trials are made one after the other, so that none is made in
             vain.
+        depth: Rates a factor 2 apart, from the best outwards, that must be worse on either side, or diverge. With two
+            of them a dip beside a better valley is found out.
         refine: Whether rates a factor √2 from the best are tried too, and other seeds; False: a factor 2 is enough.
 
     Raises:
@@ -87,6 +89,7 @@ class RateSearch:
     given: tuple[float, ...] | None = None
     slack: float = SLACK
     at_once: int = AT_ONCE
+    depth: int = 1
     refine: bool = True
 
     def __post_init__(self) -> None:
@@ -271,9 +274,13 @@ class RateSearch:
         up = [self._rate(high + STEP * (i + 1)) for i in range(self.at_once)]
         if self._hopeless(rates[best]):
             return down
-        # Where all rates tie, the middle is as good as any.
         at_low, at_high = min(tied) == low, max(tied) == high
-        return [] if at_low == at_high else down if at_low else up
+        if at_low or at_high:  # where all rates tie, the middle is as good as any
+            return [] if at_low and at_high else down if at_low else up
+        # The neighbours on the grid may have become the best since: a step of √2 less will do.
+        near = STEP * self.depth - 1 if self.depth > 1 else 0
+        further = down if min(tied) - low < near and not self._hopeless(rates[self._rate(low)]) else []
+        return further + (up if high - max(tied) < near and not self._hopeless(rates[self._rate(high)]) else [])
 
     def _between(self, rates: Rates, best: float) -> list[float]:
         """Rates halfway to the neighbours of the best, until those are next to it on the grid."""

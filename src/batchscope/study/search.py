@@ -3,9 +3,9 @@
 The best rate depends on the length of training: with a linear decay, small batches want smaller rates in longer runs
 (the short-horizon bias of Wu et al. 2018, arXiv 1803.02021). So short runs only say where to begin. The choice is made
 among runs of the whole budget by :class:`batchscope.study.rate_search.RateSearch`: outwards by a factor 2 until the
-best rate has a worse one on either side, then its neighbours at a factor √2, and the other seeds for the best, its
-neighbours and whatever the first seed does not tell from it. A parabola in log ε through the best rate and its
-neighbours says where between them the least loss lies; such a rate is marked as interpolated.
+best rate has two worse ones on either side, or one that diverges, then its neighbours at a factor √2, and the other
+seeds for the best, its neighbours and whatever the first seed does not tell from it. A parabola in log ε through the
+best rate and its neighbours says where between them the least loss lies; such a rate is marked as interpolated.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ LEAST_UPDATES = 128
 SCREENING_SHARE = 1 / 8
 # Screening with longer runs than this share of the budget costs more than it can save.
 LONGEST_SCREENING = 1 / 4
+# Loss against rate can dip twice: with Adam on a table of 40,000 rows, 80 updates of 1,024, the dip at 0.08 has 2.1
+# times the loss of the valley at 0.025. Worse rates at a factor 2 and 4 on either side tell the two apart.
+DEPTH = 2
 
 Train = Callable[[Plan, int], TrainResult]
 
@@ -111,7 +114,7 @@ def search_learning_rate(
         # Where every rate diverged, the whole budget is tried from the smallest one on.
         start = choice.learning_rate or min(choice.rates, default=start)
     if not any(stage.stopped for stage in stages):
-        stages.append(_Stage(Search(start, seeds, plan.batch_size, None, budget, at_once=1), budget, []))
+        stages.append(_Stage(Search(start, seeds, plan.batch_size, None, budget, at_once=1, depth=DEPTH), budget, []))
         stages[-1].run(train, plan)
     last = stages[-1]
     choice = last.search.choice(last.standings)
