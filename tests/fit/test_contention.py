@@ -76,7 +76,7 @@ def test_without_quiet_moments_the_interval_holds_the_quiet_time(seed: int, leas
 
 def test_a_single_sample_and_a_machine_that_is_all_gone() -> None:
     found = quiet_time([1.0], [1.0])
-    assert found.seconds.low == pytest.approx(0.01)
+    assert found.seconds.low == pytest.approx(0.0075)
     assert found.seconds.high == 1.0
     assert quiet_time([1.0], [0.0]).seconds.value == 1.0
 

@@ -87,8 +87,8 @@ class TimedSize:
     def contended(self, rounds: int, share: float) -> None:
         """Take in how much of the processor others took in the last rounds; the larger share counts.
 
-        A block that nobody interrupted is slow all the same where others used the caches just before: with four programs
-        beside it on two cores, an update of 0.57 ms took 1.1 ms of the processor's own time.
+        A block that nobody interrupted is slow all the same where others used the caches just before: with four
+        programs beside it on two cores, an update of 0.57 ms took 1.1 ms of the processor's own time.
 
         Args:
             rounds: How many.
