@@ -627,6 +627,27 @@ def test_the_record_survives_json(answer: Comparison, tmp_path: Path) -> None:
     assert back.runs_of(back.rows[1]) == answer.runs_of(answer.rows[1])
 
 
+def test_a_record_from_before_the_search_said_so_much_is_read_and_shown(workload: Workload, tmp_path: Path) -> None:
+    answer = compare(workload, [(16, 8), (64, 2)], seeds=2)
+    data = json.loads(answer.to_json(tmp_path / "new.json").read_text())
+    for search in data["searches"]:
+        search["horizon_examples"] = 64  # shorter than the row's budget
+        for added in ("seeds", "interpolated", "curve"):
+            del search[added]
+        for trial in search["trials"]:
+            del trial["seed"], trial["examples"]
+    for part in (data, *data["runs"]):
+        del part["contention"]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    old = load(tmp_path / "old.json")
+    assert isinstance(old, Comparison)
+    assert [old.search_of(row) for row in old.rows] == list(old.searches)
+    assert old.runs[0].contention is None
+    assert [line.cells[0] for line in sheets.searches(old).lines] == ["16 × 8", "64 × 2"]
+    assert "searched for each row" in sheets.search_cost(old)
+    assert old.report(tmp_path / "old.html").stat().st_size > 10_000
+
+
 def test_the_record_says_what_was_compared(answer: Comparison) -> None:
     assert answer.workload.name == "three classes"
     assert answer.workload.parameters == 18
