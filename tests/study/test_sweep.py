@@ -21,7 +21,7 @@ from batchscope.fit.contention import busy_warning, quiet_time
 from batchscope.fit.time_to_target import time_to_target
 from batchscope.measure.child import can_fork
 from batchscope.progress import ProgressEvent
-from batchscope.records import Plan, StepTimes, Sweep, load
+from batchscope.records import Plan, Sweep, load
 from batchscope.report import sweep_sheets
 from batchscope.study import sweep
 from batchscope.study.sweep import checked_batch_sizes
@@ -152,10 +152,10 @@ def test_a_busy_machine_is_said_and_leaves_the_fastest_batch_size_open(
     for line, before in zip(busy.best, found.best, strict=True):
         assert line.examples_to_target == before.examples_to_target
     assert busy.time is not None
-    for point, before in zip(busy.time.points, time_to_target(found.law, quiet).points, strict=True):
+    for point, at_rest in zip(busy.time.points, time_to_target(found.law, quiet).points, strict=True):
         low, high = point.seconds.low, point.seconds.high
         assert low is not None and high is not None  # noqa: PT018
-        assert low <= (before.seconds.value or 0) <= high
+        assert low <= (at_rest.seconds.value or 0) <= high
 
 
 def test_without_a_target_scores_at_the_budget_are_compared(small: Workload) -> None:
