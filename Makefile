@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 .PHONY: demo test check format docs reference clean \
     bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
-    bench-forecasts bench-best-rates bench-devices bench-advice bench-claims bench-papers bench-start bench-integrations \
+    bench-compare bench-forecasts bench-best-rates bench-devices bench-advice bench-claims bench-papers bench-start bench-integrations \
     ground-truth gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
@@ -74,6 +74,10 @@ bench-max-batch: $(BENCH)
 # probing twice: whether the knee and the cost per example come out alike, and how long it takes
 bench-probe: $(BENCH)
 	$(BIN)/python benchmarks/probe.py
+
+# whether half or twice the rate of a comparison's row is any better
+bench-compare: $(DEV)
+	$(BIN)/python benchmarks/fair_compare.py
 
 # trials an hour of a sweep on one grid; separate runs, Optuna and Ray Tune beside it
 bench-sweep: $(BENCH)

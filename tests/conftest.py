@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from batchscope import Workload
+from batchscope.training import contention
 
 # The same examples at every run, and no verdict on time, which a busy machine would make a matter of chance.
 settings.register_profile("batchscope", deadline=None, derandomize=True, database=None)
@@ -33,6 +35,14 @@ def wanted() -> Callable[[bool, str], None]:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {what}, which .ci/run installs")
 
     return want
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unknown_load() -> Iterator[None]:
+    """What other programs do must not decide what a test finds: the kernel's counters are where nobody looks."""
+    before, contention.STAT = contention.STAT, Path(os.devnull)
+    yield
+    contention.STAT = before
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -228,7 +228,16 @@ def _search(size: int, rate: float, *, at_edge: bool) -> RateSearch:
             RateTrial(rate * factor, loss, None if lost else 1 - loss / 3, "diverged" if lost else "finished")
         )
     return RateSearch(
-        size, 4_096, tuple(trials), rate, at_edge, 4_096 * len(trials), 0.9 / math.sqrt(size) * len(trials)
+        size,
+        4_096,
+        tuple(trials),
+        rate,
+        at_edge,
+        4_096 * len(trials),
+        0.9 / math.sqrt(size) * len(trials),
+        seeds=(11, 12),
+        interpolated=size == 8,
+        curve=tuple(trials),
     )
 
 

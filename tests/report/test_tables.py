@@ -68,8 +68,13 @@ def test_what_broke_is_said(records: dict[str, Record]) -> None:
 
 def test_the_search_and_its_edges_are_said(samples: ModuleType) -> None:
     text = squeezed(printed(samples.comparison()))
-    assert "26 short runs" in text
+    assert "26 runs" in text
     assert "The best rate lies at an end of those tried for batch size 512." in text
+    assert "° Interpolated between the rates that the search trained." in text
+    rates = {line.cells[0]: line.cells[1] for line in sheets.costs(samples.comparison()).lines}
+    assert [rate[-1] for rate in rates.values()].count("°") == [rate[-1] for rate in rates.values()].count("*") == 1
+    remarks = [line.cells[-1] for line in sheets.searches(samples.comparison()).lines]
+    assert remarks == ["interpolated, 1 diverged", "1 diverged", "1 diverged", "best at the edge"]
     assert "none was searched for" in printed(samples.comparison(search=False))
 
 

@@ -34,7 +34,7 @@ from batchscope.study.rate_search import RateSearch as Search
 from batchscope.study.tasks import Standing, Trial
 from batchscope.workload import Workload
 
-TIMES = ("seconds", "memory", "created", "conclusion", "examples_per_second", "cores", "threads")
+TIMES = ("seconds", "memory", "created", "conclusion", "examples_per_second", "cores", "threads", "contention")
 
 
 def _agreement(output: Tensor, target: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from batchscope.errors import ArgumentError, PlanError
 from batchscope.fit import holm
 from batchscope.progress import ProgressEvent
 from batchscope.records import Comparison, Interval, TrainResult, load
+from batchscope.report import sheets
 from batchscope.study import compare
-from batchscope.study.compare import EXPECTED_TRIALS, checked_pairs
+from batchscope.study.compare import EXPECTED_TRIALS, checked_pairs, search_seeds
+from batchscope.study.conclusion import conclude
 from batchscope.study.statistics import common_score, differences
 from batchscope.study.statistics import row as summarise_row
 from batchscope.workload import Workload
@@ -145,9 +148,14 @@ def test_unequal_budgets_can_be_allowed(workload: Workload) -> None:
     answer = compare(workload, pairs, seeds=2, learning_rate="search", allow_unequal=True)
     assert [(row.batch_size, row.iterations) for row in answer.rows] == pairs
     assert [len(answer.runs_of(row)) for row in answer.rows] == [2, 2, 2]
-    assert [search.batch_size for search in answer.searches] == [16, 32]  # once for each size, at its longest
-    assert [search.horizon_examples for search in answer.searches] == [128, 128]
-    assert answer.rows[0].learning_rate == answer.rows[1].learning_rate == answer.searches[0].learning_rate
+    # Each row's rate is chosen at its own budget.
+    assert [(search.batch_size, search.horizon_examples) for search in answer.searches] == [
+        (16, 64),
+        (16, 128),
+        (32, 128),
+    ]
+    assert [row.learning_rate for row in answer.rows] == [search.learning_rate for search in answer.searches]
+    assert [answer.search_of(row) for row in answer.rows] == list(answer.searches)
     assert answer.conclusion.startswith("Of budgets that differ")
 
 
@@ -255,19 +263,46 @@ def test_an_optimiser_without_a_rule_can_be_searched_but_not_rescaled(make_workl
     assert 0.01 in [trial.learning_rate for trial in answer.searches[0].trials]
 
 
-def test_a_search_begins_at_the_rescaled_rate_and_its_cost_is_counted(workload: Workload) -> None:
-    answer = compare(workload, [(4, 64), (64, 4)], seeds=2, learning_rate="search")
-    assert [search.batch_size for search in answer.searches] == [4, 64]
-    for search, row, start in zip(answer.searches, answer.rows, (0.025, 0.4), strict=True):
-        exponents = [math.log2(trial.learning_rate / start) for trial in search.trials]
-        assert exponents == pytest.approx([round(e) for e in exponents])
-        assert 0 in map(round, exponents)
+def test_a_search_is_made_at_the_whole_budget_of_its_row_and_its_cost_is_counted(workload: Workload) -> None:
+    answer = compare(workload, [(64, 4), (4, 64)], seeds=2, learning_rate="search")
+    assert [search.batch_size for search in answer.searches] == [64, 4]
+    for search, row in zip(answer.searches, answer.rows, strict=True):
+        assert {trial.examples for trial in search.trials} == {search.horizon_examples} == {256}
         assert row.learning_rate == search.learning_rate
         assert row.search_examples == search.examples == len(search.trials) * 256
         assert row.search_seconds == search.seconds > 0
         assert all(run.plan.learning_rate == search.learning_rate for run in answer.runs_of(row))
+    # The smallest batch size begins at the reference rescaled, the other at what that one has found.
+    assert 0.025 in [trial.learning_rate for trial in answer.searches[1].trials]
+    begun = 16 * answer.searches[1].learning_rate
+    assert begun in [pytest.approx(trial.learning_rate) for trial in answer.searches[0].trials]
     spent = sum(search.seconds for search in answer.searches) + sum(run.total_seconds for run in answer.runs)
     assert answer.total_seconds >= spent
+
+
+def test_the_search_has_seeds_of_its_own_and_the_best_and_its_neighbours_are_paired(workload: Workload) -> None:
+    answer = compare(workload, [(4, 64), (64, 4)], seeds=2, learning_rate="search")
+    for search in answer.searches:
+        assert len(search.seeds) == 2
+        assert not set(search.seeds) & set(answer.seeds)
+        whole = [trial for trial in search.trials if trial.examples == search.horizon_examples]
+        assert {trial.seed for trial in whole} == set(search.seeds)
+        losses: dict[float, list[float]] = {}
+        for trial in whole:
+            losses.setdefault(trial.learning_rate, []).append(trial.loss)
+        complete = sorted(rate for rate, own in losses.items() if len(own) == 2)
+        best = min(complete, key=lambda rate: sum(losses[rate]))
+        assert not search.at_edge
+        for factor in (0.5**0.5, 2**0.5):  # a worse one on either side, over the same seeds
+            neighbour = next(rate for rate in complete if abs(math.log(rate / best / factor)) < 1e-6)
+            assert sum(losses[neighbour]) >= sum(losses[best])
+        assert abs(math.log2(search.learning_rate / best)) <= 0.25 + 1e-6
+
+
+def test_seeds_of_the_search_avoid_those_of_the_rows() -> None:
+    free = search_seeds(0, ())
+    assert search_seeds(0, (free[0],))[0] == free[1]
+    assert search_seeds(1, ()) != free
 
 
 def test_a_searched_rate_is_better_than_a_bad_reference(make_workload: MakeWorkload) -> None:
@@ -380,6 +415,48 @@ def test_diverged_runs_are_counted_and_enter_no_interval(make_run: MakeRun) -> N
     assert difference.seeds == 2  # 0 and 2
     close(difference.score, [0.0, 0.1])
     assert common_score([run for side in runs for run in side]) == 0.0
+
+
+def busy(run: TrainResult, contention: float) -> TrainResult:
+    return replace(run, contention=contention, step_seconds=run.step_seconds / (1 - contention))
+
+
+def test_times_are_taken_from_the_runs_that_found_the_machine_quiet(make_run: MakeRun) -> None:
+    quiet = [[make_run(size, 64, s, seconds=size + 0.1 * s) for s in range(5)] for size in (8, 16)]
+    runs = [[busy(run, 0.5) if s in (1, 2) else busy(run, 0.0) for s, run in enumerate(side)] for side in quiet]
+    alone = [[run for s, run in enumerate(side) if s not in (1, 2)] for side in quiet]
+    found, wanted = (summarise_row(8, 64, 0.1, side[0], target=None, search=None) for side in (runs, alone))
+    assert found.finished == 5
+    assert (found.step_seconds, found.step_seconds_low, found.step_seconds_high) == (8.3, 8.0, 8.4)
+    assert (wanted.step_seconds, wanted.step_seconds_low, wanted.step_seconds_high) == (8.3, 8.0, 8.4)
+    ((difference,), (other,)) = differences(runs), differences(alone)
+    assert difference.seeds == 5
+    assert difference.seconds_ratio == other.seconds_ratio
+
+
+def test_where_no_run_was_quiet_times_are_as_uncertain_as_that(make_run: MakeRun) -> None:
+    quiet = [[make_run(size, 64, s, seconds=size + 0.01 * s) for s in range(5)] for size in (8, 10)]
+    (at_rest,) = differences(quiet)
+    assert at_rest.seconds_told_apart
+    # Runs that are too short to know take the whole comparison's word.
+    for runs, whole in (([[busy(run, 0.5) for run in side] for side in quiet], None), (quiet, 0.5)):
+        (difference,) = differences(runs, contention=whole)
+        assert difference.seconds_ratio.value == pytest.approx(at_rest.seconds_ratio.value)
+        assert difference.seconds_ratio.low == pytest.approx((at_rest.seconds_ratio.low or 0) / 2)
+        assert difference.seconds_ratio.high == pytest.approx((at_rest.seconds_ratio.high or 0) * 2)
+        assert not difference.seconds_told_apart
+        row = summarise_row(8, 64, 0.1, runs[0], target=None, search=None, contention=whole)
+        assert row.step_seconds_low == pytest.approx(0.5 * min(run.step_seconds for run in runs[0]))
+    (slight,) = differences(quiet, contention=0.06)
+    assert slight.seconds_told_apart
+
+
+def test_a_busy_machine_is_said(make_run: MakeRun, make_comparison: Callable[..., Comparison]) -> None:
+    record = make_comparison([[make_run(size, 64, s, seconds=size + s) for s in range(3)] for size in (8, 16)])
+    assert "busy" not in record.conclusion
+    record = replace(record, contention=0.4)
+    assert "other programs took 40% of the processor time that training needed" in conclude(record)
+    assert any("took 40%" in said for said in sheets.warnings(record))
 
 
 @pytest.mark.parametrize("worthless", [math.nan, math.inf, -math.inf])
@@ -548,6 +625,27 @@ def test_the_record_survives_json(answer: Comparison, tmp_path: Path) -> None:
     assert back == answer
     assert isinstance(back, Comparison)
     assert back.runs_of(back.rows[1]) == answer.runs_of(answer.rows[1])
+
+
+def test_a_record_from_before_the_search_said_so_much_is_read_and_shown(workload: Workload, tmp_path: Path) -> None:
+    answer = compare(workload, [(16, 8), (64, 2)], seeds=2)
+    data = json.loads(answer.to_json(tmp_path / "new.json").read_text())
+    for search in data["searches"]:
+        search["horizon_examples"] = 64  # shorter than the row's budget
+        for added in ("seeds", "interpolated", "curve"):
+            del search[added]
+        for trial in search["trials"]:
+            del trial["seed"], trial["examples"]
+    for part in (data, *data["runs"]):
+        del part["contention"]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    old = load(tmp_path / "old.json")
+    assert isinstance(old, Comparison)
+    assert [old.search_of(row) for row in old.rows] == list(old.searches)
+    assert old.runs[0].contention is None
+    assert [line.cells[0] for line in sheets.searches(old).lines] == ["16 × 8", "64 × 2"]
+    assert "searched for each row" in sheets.search_cost(old)
+    assert old.report(tmp_path / "old.html").stat().st_size > 10_000
 
 
 def test_the_record_says_what_was_compared(answer: Comparison) -> None:

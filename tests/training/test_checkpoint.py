@@ -27,7 +27,14 @@ from batchscope.training.checkpoint import save_weights
 
 CPU = torch.device("cpu")
 Make = Callable[..., Workload]
-TIMES = {"data_seconds", "compute_seconds", "step_seconds", "evaluation_seconds", "total_seconds", "peak_memory_bytes"}
+TIMES = {
+    "data_seconds",
+    "compute_seconds",
+    "step_seconds",
+    "evaluation_seconds",
+    "total_seconds",
+    "peak_memory_bytes",
+} | {"contention"}
 ITERATIONS = 14
 
 

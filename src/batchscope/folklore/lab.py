@@ -30,7 +30,7 @@ LARGE_SHARE, LARGE_SHARE_OF_FEW, FEW = 0.1, 0.25, 10_000
 # A run is as long as the budget allows, between these many passes over the data.
 MOST_EPOCHS, LEAST_EPOCHS = 20.0, 0.25
 # About so many runs of that length come together over all claims, besides what small batches take beyond large ones.
-RUNS = 140
+RUNS = 165
 # A difference of score below this share of what training gains would not be noticed.
 NOTICEABLE = 0.01
 TIMING_SECONDS = 4.0
@@ -179,7 +179,9 @@ class Lab:
             base = Plan(batch_size=batch_size, learning_rate=1.0, examples=self.examples, shape="linear")
             start = self.workload.learning_rate * (batch_size / self.workload.batch_size) ** 0.5
             self.tell(f"learning rates at batch size {batch_size:,}")
-            found, _ = search_learning_rate(lambda plan: self._run(plan, self._search_seed).result, base, start)
+            found, _ = search_learning_rate(
+                lambda plan, seed: self._run(plan, seed).result, base, start, (self._search_seed,)
+            )
             self._rates[batch_size] = found.learning_rate
         return self._rates[batch_size]
 

@@ -25,8 +25,6 @@ from batchscope.workload.workload import Workload
 # Shares of the time that a probe may take.
 STEP_TIME, MEMORY, NOISE, RANGE, BRANCHES = 0.2, 0.15, 0.2, 0.15, 0.3
 MOST_EPOCHS = 10
-# A median of step times that is not known better than this was measured on a machine busy with something else.
-BUSY = 0.15
 
 
 def probe(
@@ -80,8 +78,7 @@ def probe(
     speed = step_times(
         workload, seconds=STEP_TIME * seconds, seed=seed, device=chosen, workers=workers, progress=progress
     )
-    if busy := _busy(speed):
-        warnings.append(busy)
+    warnings += speed.warnings
 
     memory: MemoryUse | None = None
     try:
@@ -152,18 +149,3 @@ def _affordable(workload: Workload, speed: StepTimes, seconds: float) -> int:
     # Half the time goes into measuring noise and the loss on the way.
     wanted = min(0.5 * seconds * fast, MOST_EPOCHS * workload.training_examples)
     return int(least * 2 ** max(0, round(math.log2(max(1.0, wanted / least)))))
-
-
-def _busy(speed: StepTimes) -> str | None:
-    """What to say where times vary so much that the machine must have been busy."""
-    spreads = []
-    for point in speed.points:
-        low, value, high = point.compute_seconds.low, point.compute_seconds.value, point.compute_seconds.high
-        if low is not None and value and high is not None:
-            spreads.append((high - low) / (2 * value))
-    if not spreads or sorted(spreads)[len(spreads) // 2] <= BUSY:
-        return None
-    return (
-        f"Times of an update varied by more than {BUSY:.0%} from round to round: the machine was busy with something "
-        f"else. Probe again when it is quiet, or read the knee with its interval."
-    )

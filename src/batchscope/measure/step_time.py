@@ -1,24 +1,36 @@
 """Time of an update and throughput over a grid of batch sizes, on a machine that may be busy with other things.
 
 All sizes are timed in every round, in an order drawn anew for each, so that a machine that slows down for a while slows
-all sizes alike and no trend comes of it. A size's time is the median over rounds; rounds go on until every median's
-interval is tight, or the time is up. The optimiser makes its updates at a learning rate of zero, so that the weights
-stay where they are and nothing diverges, however often a batch is taken.
+all sizes alike and no trend comes of it. A size's time is the median over the rounds in which nobody else took the
+processor that it needed; rounds go on until every median's interval is tight, or the time is up. Where too few rounds
+are quiet, intervals are as wide as the contention leaves open (:mod:`batchscope.fit.contention`). The optimiser makes
+its updates at a learning rate of zero, so that the weights stay where they are and nothing diverges, however often a
+batch is taken.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from batchscope.errors import ArgumentError, RunError
+from batchscope.fit.contention import (
+    QuietTime,
+    busy_warning,
+    quiet_time,
+    share_taken,
+    spread_warning,
+    widened,
+)
 from batchscope.fit.intervals import median_interval
 from batchscope.fit.step_time import fastest_point, fit_step_time, loader_bound_from
 from batchscope.measure.peak_flops import peak_flops_per_second
@@ -28,6 +40,7 @@ from batchscope.records import Interval, Plan, StepTimePoint, StepTimes
 from batchscope.schedule import set_rate
 from batchscope.seeding import derive, isolated
 from batchscope.training.compiling import compile_seconds
+from batchscope.training.contention import WINDOW_SECONDS, Clocks, Contention, now
 from batchscope.training.feed import Feed, TrainingData
 from batchscope.training.loop import Prepared
 from batchscope.training.memory import is_out_of_memory
@@ -65,7 +78,26 @@ class TimedSize:
     updates: int = 1
     compute: list[float] = field(default_factory=list)
     data: list[float] = field(default_factory=list)
+    shares: list[float | None] = field(default_factory=list)
+    threads: int = 1
     made: int = 0
+
+    def quiet(self) -> QuietTime:
+        """The time of computing, from the quietest rounds."""
+        return quiet_time(self.compute, self.shares)
+
+    def contended(self, rounds: int, share: float) -> None:
+        """Take in how much of the processor others took in the last rounds; the larger share counts.
+
+        A block that nobody interrupted is slow all the same where others used the caches just before: with four
+        programs beside it on two cores, an update of 0.57 ms took 1.1 ms of the processor's own time.
+
+        Args:
+            rounds: How many.
+            share: Of the time that its threads wanted.
+        """
+        for i in range(len(self.shares) - rounds, len(self.shares)):
+            self.shares[i] = max(share, self.shares[i] or 0.0)
 
 
 def step_times(
@@ -78,6 +110,7 @@ def step_times(
     device: str | torch.device | None = None,
     workers: int | None = None,
     progress: bool | Reporter = False,
+    clocks: Clocks = now,
 ) -> StepTimes:
     """Measure the time of an update and the throughput over batch sizes, and fit their law.
 
@@ -96,9 +129,10 @@ def step_times(
         device: "cpu", "cuda" …; None: CUDA where there is one.
         workers: Processes that read a Dataset; None: as many as pay.
         progress: True shows progress on stderr; or a function that is told of every step.
+        clocks: Says how busy the machine is.
 
     Returns:
-        Times with intervals, the law and its residuals.
+        Times with intervals, the law and its residuals, and a warning where the machine was busy.
 
     Raises:
         ArgumentError: Sizes that make no sense.
@@ -126,7 +160,7 @@ def step_times(
                 mend="give batch_sizes that fit into memory",
             )
         order = np.random.default_rng(derive(seed, "order of sizes"))
-        started = time.perf_counter()
+        started, untold, others = time.perf_counter(), 0, Contention(clocks)
         for done in range(MOST_ROUNDS):
             spent = time.perf_counter() - started
             if done >= LEAST_ROUNDS and (spent > seconds or _all_tight(sizes)):
@@ -134,13 +168,31 @@ def step_times(
             report.update(label=f"round {done + 1}", done=round(100 * min(spent, seconds)), total=round(100 * seconds))
             for i in order.permutation(len(sizes)):
                 timer.block(sizes[i])
+            untold += 1
+            if (taken := others.others(at_least=WINDOW_SECONDS)) is not None:
+                for size in sizes:
+                    size.contended(untold, share_taken(taken, threads=size.threads, cores=others.cores))
+                untold = 0
+        # What is left of the last window may be too short to say much, and yet more than nothing.
+        if untold and (taken := others.others()) is not None:
+            for size in sizes:
+                size.contended(untold, share_taken(taken, threads=size.threads, cores=others.cores))
         beside = timer.prepared.training.workers > 0
         if beside:
             timer.read_beside(sizes)
-    compute = np.array([size.compute for size in sizes]).T
-    law = fit_step_time([size.batch_size for size in sizes], compute, seed=seed)
+    law = fit_step_time([size.batch_size for size in sizes], _rounds(sizes), seed=seed)
     points = tuple(_point(size, law.seconds(size.batch_size) or math.nan, beside=beside) for size in sizes)
     fastest = fastest_point(points)
+    known = [one for size in sizes if (one := size.quiet().contention) is not None]
+    contention = max(known, default=None)
+    if busy_warning(contention):
+        law = replace(
+            law,
+            fixed_seconds=widened(law.fixed_seconds, contention),
+            seconds_per_example=widened(law.seconds_per_example, contention),
+            knee=widened(law.knee, contention),
+        )
+    busy = busy_warning(contention) or spread_warning([point.compute_seconds for point in points])
     return StepTimes(
         workload=workload.title,
         points=points,
@@ -157,6 +209,8 @@ def step_times(
         flops_per_example=timer.prepared.flops_per_example or flops_per_example(workload),
         compile_seconds=(compile_seconds() - compiled) or None,
         peak_flops_per_second=peak_flops_per_second(chosen, next(timer.model.parameters()).dtype),
+        contention=contention,
+        warnings=() if busy is None else (busy,),
     )
 
 
@@ -211,10 +265,16 @@ class Timer:
         with self._threads(size.batch_size):
             self.step(updates[-1], size.batch_size)
             clock = Stopwatch(self.prepared.device)
+            size.threads = torch.get_num_threads() if self.prepared.device.type == "cpu" else 1
+            processor = time.process_time()
             clock.start()
             for update in itertools.chain.from_iterable(itertools.repeat(updates, repeats)):
                 self.step(update, size.batch_size)
             clock.stop()
+            processor = time.process_time() - processor
+            alone = self._alone()
+        # One thread that only computes lacks exactly what it was kept from.
+        size.shares.append(max(0.0, 1 - processor / clock.seconds) if alone else None)
         size.compute.append(clock.seconds / (repeats * len(updates)))
         size.data.append(data_seconds)
         size.made += repeats * len(updates)
@@ -247,11 +307,12 @@ class Timer:
             self.step(update, batch_size)
             seconds = []
             for _ in range(3):
-                clock = Stopwatch(self.prepared.device)
+                processor, clock = time.process_time(), Stopwatch(self.prepared.device)
                 clock.start()
                 self.step(update, batch_size)
                 clock.stop()
-                seconds.append(clock.seconds)
+                # On a busy machine one thread's own time says how many updates fill a block.
+                seconds.append(time.process_time() - processor if self._alone() else clock.seconds)
                 if sum(seconds) > BLOCK_SECONDS:
                     break
         fastest = max(min(seconds), 1e-9)
@@ -271,6 +332,10 @@ class Timer:
         clock.stop()
         return updates
 
+    def _alone(self) -> bool:
+        """Whether one thread computes, whose processor time is known. Windows counts it in steps of 16 ms."""
+        return self.prepared.device.type == "cpu" and torch.get_num_threads() == 1 and sys.platform != "win32"
+
     def _threads(self, batch_size: int) -> AbstractContextManager[None]:
         per_example = self.prepared.flops_per_example
         return compute_threads(None if per_example is None else per_example * batch_size, self.prepared.device)
@@ -288,9 +353,23 @@ def _checked(batch_sizes: Sequence[int] | None, examples: int) -> list[int] | No
     return sizes
 
 
+def _rounds(sizes: list[TimedSize]) -> NDArray[np.float64]:
+    """Times for the law, a row a round: the rounds that are quiet for all sizes, or all of them brought to the times.
+
+    What contention takes differs between sizes, and the law is about how they differ.
+    """
+    compute = np.array([size.compute for size in sizes]).T
+    quiet = [size.quiet() for size in sizes]
+    common = sorted(set.intersection(*(set(one.counted) for one in quiet)))
+    if len(common) >= LEAST_ROUNDS and all(one.quiet for one in quiet):
+        return np.asarray(compute[common])
+    values = np.array([one.seconds.value or math.nan for one in quiet])
+    return np.asarray(compute * (values / np.median(compute, axis=0)))
+
+
 def _all_tight(sizes: list[TimedSize]) -> bool:
     for size in sizes:
-        interval = median_interval(size.compute)
+        interval = size.quiet().seconds
         if interval.value is None or interval.low is None or interval.high is None:
             return False
         if interval.high - interval.low > 2 * TIGHT * interval.value:
@@ -299,12 +378,13 @@ def _all_tight(sizes: list[TimedSize]) -> bool:
 
 
 def _point(size: TimedSize, predicted: float, *, beside: bool) -> StepTimePoint:
-    compute, data = median_interval(size.compute), median_interval(size.data)
-    if beside:
-        longer = np.maximum(np.median(size.data), size.compute)
-        step = median_interval(longer.tolist())
-    else:
-        step = median_interval((np.asarray(size.compute) + (data.value or 0.0)).tolist())
+    compute, data = size.quiet().seconds, median_interval(size.data)
+    reading = data.value or 0.0
+    ends = [
+        None if end is None else max(end, reading) if beside else end + reading
+        for end in (compute.value, compute.low, compute.high)
+    ]
+    step = replace(compute, value=ends[0], low=ends[1], high=ends[2])
     return StepTimePoint(
         batch_size=size.batch_size,
         compute_seconds=compute,

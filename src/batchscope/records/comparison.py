@@ -47,33 +47,44 @@ class WorkloadSummary:
 
 @dataclass(frozen=True)
 class RateTrial:
-    """One short run of a learning-rate search.
+    """One run of a learning-rate search.
 
     Attributes:
         learning_rate: The rate tried.
         loss: Validation loss at its end; infinite where it diverged.
         score: Validation score at its end; None where it diverged.
         outcome: How the run ended.
+        seed: Its seed; None where it stands for several, or was not recorded.
+        examples: Its planned length: the whole budget, or less where it only said where to begin; None where not
+            recorded.
     """
 
     learning_rate: float
     loss: float
     score: float | None
     outcome: str
+    seed: int | None = None
+    examples: int | None = None
 
 
 @dataclass(frozen=True)
 class RateSearch:
-    """The search for a learning rate at one batch size.
+    """The search for the learning rate of one row.
 
     Attributes:
         batch_size: Examples per update.
-        horizon_examples: Length of each trial.
-        trials: What was tried, in order of the rate.
+        horizon_examples: Length of the runs that the choice was made by: the row's whole budget.
+        trials: Every run, screening runs first, by rate and seed.
         learning_rate: What was chosen.
         at_edge: True where the best rate lies at an end of what was tried, so that a better one may lie beyond.
         examples: Examples that the search trained on.
         seconds: Time that the search took.
+        seeds: Seeds of the search, none of them a seed of the rows; empty where not recorded.
+        interpolated: True where the chosen rate was not trained in the search: the least loss of a parabola through
+            the best rate and its neighbours.
+        curve: Validation loss against rate at ``horizon_examples``, one point a rate, made comparable over rates that
+            were tried with different seeds: the best rate's mean plus the mean difference from it over common seeds.
+            Empty where not recorded.
     """
 
     batch_size: int
@@ -83,6 +94,9 @@ class RateSearch:
     at_edge: bool
     examples: int
     seconds: float
+    seeds: tuple[int, ...] = ()
+    interpolated: bool = False
+    curve: tuple[RateTrial, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,8 +118,9 @@ class ComparisonRow:
         training_score: Score of the final weights on training examples.
         training_loss: Loss of the final weights on training examples.
         generalisation_gap: Training score minus validation score of the final weights.
-        step_seconds: Time of a run in steps and data, median over seeds; None where no run finished.
-        step_seconds_low: Its fastest run.
+        step_seconds: Time of a run in steps and data, median over seeds; None where no run finished. Where the machine
+            was busy during some runs, the others alone count for times, if there are two.
+        step_seconds_low: Its fastest run; less the share that others took, where none was quiet.
         step_seconds_high: Its slowest run.
         data_seconds: Time of a run in gathering batches alone, median.
         examples_per_second: Examples over ``step_seconds``.
@@ -154,7 +169,8 @@ class Difference:
         seeds: Seeds for which both rows finished.
         score: Final score of the first minus that of the second, mean over the paired seeds with its interval.
         loss: Final validation loss of the first minus that of the second.
-        seconds_ratio: Time of the first over time of the second, geometric mean over the paired seeds.
+        seconds_ratio: Time of the first over time of the second, geometric mean over the paired seeds; wider by what
+            contention leaves open where the machine was busy.
         score_p_value: Two-sided p value of the paired t test on the scores, adjusted for the number of pairs (Holm);
             None with fewer than two seeds.
         seconds_p_value: The same for the logarithm of the times.
@@ -190,12 +206,14 @@ class Comparison(Record):
         differences: One for each pair of rows.
         common_score: The highest score that every finished run reached; None where there was no finished run.
         conclusion: The answer in words, never saying more than the intervals do.
-        searches: The learning-rate searches; empty without one.
+        searches: The learning-rate searches, one a row; empty without one.
         runs: Every run, with its curve.
         total_seconds: What the whole comparison took, runs restored from a store counted at what they took then.
         interrupted: True where it was stopped before every run was done.
         provenance: Software, machine and seed.
         error: What stopped it, where an error did; the runs finished until then are kept. None otherwise.
+        contention: Share of the processor time that the comparison needed and other programs took; None where unknown.
+            Runs of half a second and more know their own.
     """
 
     kind: ClassVar[str] = "comparison"
@@ -216,6 +234,12 @@ class Comparison(Record):
     interrupted: bool
     provenance: Provenance
     error: str | None = None
+    contention: float | None = None
+
+    def search_of(self, row: ComparisonRow) -> RateSearch | None:
+        """The search that a row's rate comes from; None without one."""
+        own = [search for search in self.searches if search.batch_size == row.batch_size]
+        return next((search for search in own if search.horizon_examples == row.examples), own[0] if own else None)
 
     def runs_of(self, row: ComparisonRow) -> tuple[TrainResult, ...]:
         """The runs behind a row, in the order of the seeds."""

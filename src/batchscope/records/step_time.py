@@ -91,6 +91,9 @@ class StepTimes(Record):
         compile_seconds: Time that torch.compile took, which is in none of the times but ``seconds``; None: nothing was
             compiled.
         peak_flops_per_second: Of the device at the model's precision, as its maker publishes it; None where not known.
+        contention: Share of the processor time that updates needed and other programs took, in the rounds that count,
+            at the batch size where it is largest; None where unknown.
+        warnings: What to know before trusting the times, such as that the machine was busy.
     """
 
     kind: ClassVar[str] = "step time"
@@ -109,6 +112,8 @@ class StepTimes(Record):
     flops_per_example: float | None = None
     peak_flops_per_second: float | None = None
     compile_seconds: float | None = None
+    contention: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def most_tokens_per_second(self) -> float | None:

@@ -221,6 +221,7 @@ class Sweep(Record):
         interrupted: Whether it was stopped before the end.
         error: What stopped it, if an error did.
         provenance: Software, machine and seed.
+        warnings: What to know before trusting the times, such as that the machine was busy when updates were timed.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -248,3 +249,4 @@ class Sweep(Record):
     interrupted: bool
     error: str | None
     provenance: Provenance
+    warnings: tuple[str, ...] = ()

@@ -84,6 +84,9 @@ class TrainResult(Record):
         compile_seconds: Time that torch.compile took, which is in none of the times but the total; None: nothing was
             compiled.
         notes: What was done otherwise than the workload says.
+        contention: Share of the processor time that the run needed and other programs took, so that its times are too
+            long by up to 1/(1 − contention); 0 on a quiet machine. None where unknown: a run of less than half a
+            second, one in a stack or on several ranks, another system than Linux.
         state: Weights at the best validation score (a state dict); in memory only.
     """
 
@@ -120,6 +123,7 @@ class TrainResult(Record):
     skipped_updates: int = 0
     compile_seconds: float | None = None
     notes: tuple[str, ...] = ()
+    contention: float | None = None
     state: dict[str, Any] | None = field(default=None, metadata={"json": False}, repr=False, compare=False)
 
     @property

@@ -190,20 +190,24 @@ def memory(record: Comparison) -> Spec | None:
 def rate_search(record: Comparison, legend: bool = True) -> Spec | None:
     """A valley per batch size; what diverged, or lies far above, is marked along the upper edge."""
     alt = _altair()
-    label_of = {row.batch_size: label for label, row in zip(row_labels(record), record.rows, strict=True)}
-    finite = [t.loss for s in record.searches for t in s.trials if f.known(t.loss) and t.outcome != "diverged"]
+    rows = list(zip(row_labels(record), record.rows, strict=True))
+    curves_of = [
+        (next((label for label, row in rows if record.search_of(row) is search), f.count(search.batch_size)), search)
+        for search in record.searches
+    ]
+    finite = [t.loss for _, s in curves_of for t in s.curve or s.trials if f.known(t.loss) and t.outcome != "diverged"]
     if not finite:
         return None
     log = min(finite) > 0
     cap = 30 * min(finite) if log else max(finite)
     top = max(loss for loss in finite if loss <= cap)
     data: list[dict[str, Any]] = []
-    for search in record.searches:
-        for trial in search.trials:
+    for label, search in curves_of:
+        for trial in search.curve or search.trials:
             off = trial.outcome == "diverged" or not f.known(trial.loss) or trial.loss > cap
             data.append(
                 {
-                    "row": label_of.get(search.batch_size, f.count(search.batch_size)),
+                    "row": label,
                     "rate": trial.learning_rate,
                     "loss": None if off else trial.loss,
                     "off": off,
@@ -211,7 +215,7 @@ def rate_search(record: Comparison, legend: bool = True) -> Spec | None:
                     "outcome": trial.outcome,
                 }
             )
-    rates = [trial.learning_rate for search in record.searches for trial in search.trials]
+    rates = [trial.learning_rate for _, search in curves_of for trial in search.curve or search.trials]
     rates += [search.learning_rate for search in record.searches]
     across = [min(rates) / 1.3, max(rates) * 1.3]
     ratio = top / min(finite) if log else 1.0
@@ -226,7 +230,7 @@ def rate_search(record: Comparison, legend: bool = True) -> Spec | None:
     )
     y = alt.Y(
         "loss:Q",
-        title=f"validation loss after the trial{curves.LOGARITHMIC if log else ''}",
+        title=f"validation loss at the end{curves.LOGARITHMIC if log else ''}",
         scale=alt.Scale(type="log" if log else "linear", domain=span, nice=False),
         axis=alt.Axis(**curves.ticks(span, log)),
     )
@@ -241,10 +245,7 @@ def rate_search(record: Comparison, legend: bool = True) -> Spec | None:
     base = alt.Chart(alt.Data(values=data)).encode(x=x, color=colour, tooltip=tips)
     inside = base.transform_filter("!datum.off")
     # The chosen rate may lie between those tried, at the bottom of a parabola: a wedge on the axis shows it.
-    chosen = [
-        {"row": label_of.get(search.batch_size, f.count(search.batch_size)), "rate": search.learning_rate}
-        for search in record.searches
-    ]
+    chosen = [{"row": label, "rate": search.learning_rate} for label, search in curves_of]
     wedges = alt.Chart(alt.Data(values=chosen)).encode(x=x, color=colour)
     chart = alt.layer(
         inside.mark_line(strokeWidth=2).encode(y=y),

@@ -278,7 +278,6 @@ def _training(run: TrainResult, available: set[str]) -> Content:
         ),
         Section("Where it was measured", facts=(("Provenance", sheets.provenance(run.provenance)),)),
     ]
-    broke = f"{run.outcome.capitalize()}: {run.message or 'the run did not end in order'}."
     size, rate = f.count(run.plan.batch_size), f.number(run.plan.learning_rate, 3)
     return Content(
         name=run.workload,
@@ -291,7 +290,7 @@ def _training(run: TrainResult, available: set[str]) -> Content:
             ("training time", f.seconds(run.step_seconds)),
             ("on", run.provenance.device),
         ),
-        warnings=() if run.ended_in_order else (broke,),
+        warnings=training_sheets.warnings(run),
         sections=tuple(section for section in sections if section.holds_something()),
         rows=(f"seed {run.seed}",),
     )

@@ -112,7 +112,8 @@ def of_part(record: Part, available: Iterable[str]) -> Content:
         section = _rates(record, shown)
     if isinstance(record, BranchedRuns | RangeTest):  # the verdict is the answer already
         section = replace(section, lead="")
-    return of_one_measurement(record, title=_QUESTIONS[type(record)], answer=answer(record), measured=section)
+    content = of_one_measurement(record, title=_QUESTIONS[type(record)], answer=answer(record), measured=section)
+    return replace(content, warnings=record.warnings) if isinstance(record, StepTimes) else content
 
 
 def answer(record: Part) -> str:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from batchscope.fit.contention import busy_warning
 from batchscope.records import Comparison, ComparisonRow, Difference, Interval, Provenance, RateSearch, WorkloadSummary
 from batchscope.report import formatting as f
 
@@ -126,7 +127,7 @@ def costs(record: Comparison) -> Sheet:
     rows = record.rows
     time = f.time_unit(row.step_seconds for row in rows)
     space = f.memory_unit(row.peak_memory_bytes for row in rows)
-    edges = {search.batch_size for search in record.searches if search.at_edge}
+    found = [record.search_of(row) for row in rows]
     common = record.common_score
     columns: tuple[Column, ...] = (
         Column("batch ×", "updates", align="left"),
@@ -142,7 +143,7 @@ def costs(record: Comparison) -> Sheet:
     for i, (row, label) in enumerate(zip(rows, row_labels(record), strict=True)):
         cells: tuple[str, ...] = (
             label,
-            f.number(row.learning_rate, 3) + ("*" if row.batch_size in edges else ""),
+            f.number(row.learning_rate, 3) + _rate_mark(found[i]),
             _spread(row, time),
             f.number(row.examples_per_second, 3),
             space.of(row.peak_memory_bytes),
@@ -153,8 +154,10 @@ def costs(record: Comparison) -> Sheet:
     note = "Time in steps and data, median of the runs; evaluation is off this clock. Memory at its peak."
     if common is not None:
         note += f" {f.number(common)} is the highest score that every finished run reached."
-    if edges:
+    if any(search is not None and search.at_edge for search in found):
         note += " * The best rate lies at an end of those tried: a better one may lie beyond."
+    if any(search is not None and search.interpolated for search in found):
+        note += " ° Interpolated between the rates that the search trained."
     return Sheet("What it costs", columns, tuple(lines), note)
 
 
@@ -204,32 +207,42 @@ def differences(record: Comparison, *, most: int | None = None) -> Sheet:
 
 
 def searches(record: Comparison) -> Sheet:
-    """The learning-rate search at each batch size."""
-    index = {row.batch_size: i for i, row in enumerate(record.rows)}
+    """The learning-rate search of each row."""
     columns = (
-        Column("batch size", align="left"),
+        Column("batch ×", "updates", align="left"),
         Column("chosen", "rate"),
-        Column("tried", "rates"),
-        Column("range", "lowest–highest"),
-        Column("each over", "examples"),
+        Column("rates", "tried"),
+        Column("range", "lowest–highest", minor=True),
+        Column("runs"),
+        Column("judged after", "examples"),
+        Column("examples", "in all"),
         Column("time"),
-        Column("remark", align="left"),
+        Column("remark", align="left", wraps=True),
     )
     lines = []
     for search in record.searches:
-        rates = [trial.learning_rate for trial in search.trials]
+        rates = sorted({trial.learning_rate for trial in search.trials})
         lost = sum(trial.outcome == "diverged" for trial in search.trials)
-        remarks = (["best at the edge"] if search.at_edge else []) + ([f"{lost} diverged"] if lost else [])
+        short = sum(trial.examples is not None and trial.examples < search.horizon_examples for trial in search.trials)
+        remarks = [
+            *(["best at the edge"] if search.at_edge else []),
+            *(["interpolated"] if search.interpolated else []),
+            *([f"{short} short runs first"] if short else []),
+            *([f"{lost} diverged"] if lost else []),
+        ]
+        row = next((i for i, row in enumerate(record.rows) if record.search_of(row) is search), None)
         cells = (
-            f.count(search.batch_size),
+            f.count(search.batch_size) if row is None else row_label(record.rows[row]),
             f.number(search.learning_rate, 3),
             f.count(len(rates)),
-            f"{f.number(min(rates), 3)}–{f.number(max(rates), 3)}" if rates else f.UNKNOWN,
+            f"{f.number(rates[0], 3)}–{f.number(rates[-1], 3)}" if rates else f.UNKNOWN,
+            f.count(len(search.trials)),
             f.count(search.horizon_examples),
+            f.count(search.examples),
             f.seconds(search.seconds),
             ", ".join(remarks),
         )
-        lines.append(Line(cells, index.get(search.batch_size)))
+        lines.append(Line(cells, row))
     return Sheet("Learning-rate search", columns, tuple(lines))
 
 
@@ -299,7 +312,7 @@ def search_cost(record: Comparison) -> str:
     tried = sum(len(search.trials) for search in record.searches)
     spent, seen = sum(s.seconds for s in record.searches), sum(s.examples for s in record.searches)
     text = (
-        f"Learning rates searched at each batch size: {f.count(tried)} short runs, {f.seconds(spent)} "
+        f"Learning rates searched for each row: {f.count(tried)} runs, {f.seconds(spent)} "
         f"({f.share(spent, record.total_seconds)} of the whole comparison), {f.count(seen)} examples."
     )
     edges = [f.count(search.batch_size) for search in record.searches if search.at_edge]
@@ -354,7 +367,16 @@ def warnings(record: Comparison) -> tuple[str, ...]:
         found.append(f"Batch size {sizes}: the best learning rate lies at an end of those tried.")
     if len(record.seeds) == 1:
         found.append("One seed: the spread between runs is not known, so no two rows can be told apart.")
+    if (busy := busy_warning(record.contention, "training")) is not None:
+        found.append(busy)
     return tuple(found)
+
+
+def _rate_mark(search: RateSearch | None) -> str:
+    """What a rate's cell says of how it was found."""
+    if search is None:
+        return ""
+    return "*" if search.at_edge else "°" if search.interpolated else ""
 
 
 def _score_name(record: Comparison) -> str:

@@ -223,7 +223,7 @@ def warnings(record: Sweep) -> tuple[str, ...]:
         found.append(f"{f.count(number)} trial{'' if number == 1 else 's'} without a result, {reason}")
     if len(record.seeds) == 1:
         found.append("One seed: the spread between runs is not known, and no interval over seeds can be given.")
-    return tuple(found)
+    return (*found, *record.warnings)
 
 
 def _spoken(value: float, low: float | None, high: float | None) -> str:

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from batchscope.fit.contention import busy_warning
 from batchscope.records import (
     Advice,
     BranchedRuns,
@@ -137,6 +138,8 @@ class _TrainingTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         run = self.record
         yield Text(training_sheets.answer(run), style="bold" if run.ended_in_order else "bold yellow")
+        if (busy := busy_warning(run.contention, "training")) is not None:
+            yield Text(f"! {busy}", style="yellow")
         yield Text()
         yield _pairs(run.workload, training_sheets.results(run))
         yield Text()
@@ -184,6 +187,8 @@ class _PartTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         record = self.record
         yield from _said(probe_content.answer(record))
+        for warning in record.warnings if isinstance(record, StepTimes) else ():
+            yield Text(f"! {warning}", style="yellow")
         yield Text()
         yield from _measured(record, console, options)
         if isinstance(record, NoiseMeasurement) and record.note:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from batchscope.fit.contention import busy_warning
 from batchscope.records import CurvePoint, TrainResult
 from batchscope.report import formatting as f
 from batchscope.report.sheets import Column, Line, Sheet
@@ -29,6 +30,13 @@ def answer(run: TrainResult) -> str:
     if run.outcome == "out of memory":
         return f"Ran out of memory after {spent}.{best} A smaller micro-batch may fit."
     return f"Interrupted after {spent}.{best}"
+
+
+def warnings(run: TrainResult) -> tuple[str, ...]:
+    """What a reader must know before trusting the numbers."""
+    broke = f"{run.outcome.capitalize()}: {run.message or 'the run did not end in order'}."
+    busy = busy_warning(run.contention, "training")
+    return (() if run.ended_in_order else (broke,)) + (() if busy is None else (busy,))
 
 
 def results(run: TrainResult) -> tuple[tuple[str, str], ...]:

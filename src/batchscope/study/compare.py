@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -28,17 +29,22 @@ from batchscope.seeding import derive
 from batchscope.study import statistics
 from batchscope.study.arguments import checked_seeds, reference_rate
 from batchscope.study.conclusion import conclude
-from batchscope.study.search import horizon, search_learning_rate
+from batchscope.study.search import search_learning_rate
 from batchscope.study.store import RunStore
 from batchscope.training import Prepared, Run
+from batchscope.training.contention import Contention
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.loop import evaluation_distance
+from batchscope.training.threads import compute_threads
 from batchscope.training.train import checked_evaluate_every, checked_seed, chosen_device
 from batchscope.workload.summary import summarise
 from batchscope.workload.workload import Workload
 
-# Trials of a search are not known beforehand; this many are reckoned with for the time left.
-EXPECTED_TRIALS = 5
+# Trials of a search are not known beforehand; this many of the whole budget are reckoned with for the time left: five
+# at a factor 2, two at √2, and the best of them and its neighbours with the other seed.
+EXPECTED_TRIALS = 10
+# Paired over two seeds at least, a best rate is not that of one lucky run.
+SEARCH_SEEDS = 2
 
 
 def compare(
@@ -67,9 +73,10 @@ def compare(
         workload: What to train.
         pairs: (batch size, iterations), with the same product in all.
         seeds: How many, or which; one run for each pair and seed.
-        learning_rate: "search": a short search at every batch size, its cost counted and shown. "rescaled": the
-            workload's rate, and the optimiser's other settings, rescaled by the optimiser's rule. "fixed": the
-            workload's rate for all, which answers another question: what happens if nothing else is changed.
+        learning_rate: "search": a search for every row among runs of its whole budget, its cost counted and shown.
+            "rescaled": the workload's rate, and the optimiser's other settings, rescaled by the optimiser's rule.
+            "fixed": the workload's rate for all, which answers another question: what happens if nothing else is
+            changed.
         shape: The rate over the budget: "linear" to zero, as a fixed budget is trained in practice, or "constant".
         order: How batches are drawn: "shuffled", "replacement", "stratified" or "bucketed".
         micro_batch_size: Examples that pass through the model at once, where less than the batch size.
@@ -77,7 +84,8 @@ def compare(
             cost more than half of the training.
         allow_unequal: Whether to compare pairs whose products differ.
         store: A folder for finished runs: a comparison that was killed goes on where it was.
-        seed: The first seed, where ``seeds`` is a number; the searches' seeds derive from it.
+        seed: The first seed, where ``seeds`` is a number; the searches' seeds derive from it, and differ from the
+            rows': a rate that was lucky with the search's seeds gains nothing by it.
         device: "cpu", "cuda" …; None: CUDA where there is one.
         workers: Processes that read a Dataset; None: as many as pay.
         progress: True shows progress on stderr; or a function that is told of every step.
@@ -160,6 +168,7 @@ class _Study:
                     "device": str(prepared.device),
                 },
             )
+        self.contention = Contention()
         self.done_examples = 0
         self.spent_seconds = 0.0
         self.restored_seconds = 0.0
@@ -171,8 +180,8 @@ class _Study:
         ahead = len(self.seeds) * sum(plan.budget_examples or 0 for plan in plans)
         if handling == "search":
             searches = self._searches(stop, report, ahead)
-            by_size = {search.batch_size: search.learning_rate for search in searches}
-            plans = [replace(p, learning_rate=by_size.get(p.batch_size, p.learning_rate)) for p in plans]
+            found = {(search.batch_size, search.horizon_examples): search.learning_rate for search in searches}
+            plans = [replace(p, learning_rate=found.get(_place(p), p.learning_rate)) for p in plans]
 
         runs: list[list[TrainResult]] = [[] for _ in plans]
         interrupted, failure = stop.requested, None
@@ -213,30 +222,39 @@ class _Study:
             )
         return self._rescaled_rates[plan.batch_size]
 
+    def _threads(self, plan: Plan) -> int:
+        """Threads that a plan's updates are computed with."""
+        per_example = self.prepared.flops_per_example
+        work = None if per_example is None else per_example * (plan.micro_batch_size or plan.batch_size)
+        with compute_threads(work, self.prepared.device):
+            return torch.get_num_threads()
+
     def _searches(self, stop: StopRequest, report: Report, runs_ahead: int) -> tuple[RateSearch, ...]:
-        seed = derive(self.seed, "search") % 2**31
-        searches: dict[int, RateSearch] = {}
-        # A row with the longer budget stands for all rows of its batch size.
-        longest = {p.batch_size: p for p in sorted(self.plans, key=lambda p: p.budget_examples or 0)}
-        expected = {
-            p.batch_size: [horizon(p.budget_examples or 0, p.batch_size)] * EXPECTED_TRIALS for p in longest.values()
-        }
-        for plan in longest.values():
+        """A search for every row, in order of the batch size; each begins at what the one before has found."""
+        seeds = search_seeds(self.seed, self.seeds)
+        searches: dict[tuple[int, int], RateSearch] = {}
+        expected = {place: [place[1]] * EXPECTED_TRIALS for place in map(_place, self.plans)}
+        start, reference = 1.0, 1.0
+        for plan in sorted(self.plans, key=_place):
             if stop.requested:
                 break
+            place = _place(plan)
 
-            def train(trial: Plan) -> TrainResult:
+            def train(trial: Plan, seed: int, place: tuple[int, int] = place) -> TrainResult:
                 label = f"searching, batch {trial.batch_size}"
-                del expected[trial.batch_size][:1]
+                if trial.examples == place[1]:
+                    del expected[place][:1]
                 ahead = runs_ahead + sum(map(sum, expected.values()))
                 # Only its end is looked at.
                 return self._train(trial, seed, trial.examples or 1, report=report, label=label, ahead=ahead)
 
-            start = self._rescaled_rate(plan)
-            searches[plan.batch_size], _ = search_learning_rate(train, plan, start)
-            expected[plan.batch_size].clear()
-        sizes = dict.fromkeys(plan.batch_size for plan in self.plans)
-        return tuple(searches[size] for size in sizes if size in searches)
+            rescaled = self._rescaled_rate(plan)
+            start = start * rescaled / reference if searches else rescaled
+            found, _ = search_learning_rate(train, plan, start, seeds, screen=not searches)
+            searches[place] = found
+            start, reference = found.learning_rate, rescaled
+            expected[place].clear()
+        return tuple(searches[place] for place in map(_place, self.plans) if place in searches)
 
     def _train(
         self, plan: Plan, seed: int, evaluate_every: int, *, report: Report, label: str, ahead: int
@@ -293,7 +311,8 @@ class _Study:
     ) -> Comparison:
         everything = [run for row_runs in runs for run in row_runs]
         target = statistics.common_score(everything)
-        by_size = {search.batch_size: search for search in searches}
+        contention = self.contention.share(max(map(self._threads, plans)))
+        by_place = {(search.batch_size, search.horizon_examples): search for search in searches}
         first = plans[0]
         record = Comparison(
             workload=summarise(self.workload),
@@ -309,11 +328,12 @@ class _Study:
                     self._rescaled_rate(plan) if handling == "rescaled" else plan.learning_rate,
                     row_runs,
                     target=target,
-                    search=by_size.get(plan.batch_size),
+                    search=by_place.get(_place(plan)),
+                    contention=contention,
                 )
                 for plan, row_runs in zip(plans, runs, strict=True)
             ),
-            differences=statistics.differences(runs),
+            differences=statistics.differences(runs, contention=contention),
             common_score=target,
             conclusion="",
             searches=searches,
@@ -321,9 +341,27 @@ class _Study:
             total_seconds=seconds,
             interrupted=interrupted,
             error=failure,
+            contention=contention,
             provenance=provenance(self.workload, device=self.prepared.device, seed=self.seed),
         )
         return replace(record, conclusion=conclude(record))
+
+
+def search_seeds(seed: int, taken: Sequence[int]) -> tuple[int, ...]:
+    """Seeds of the searches: derived from a seed, and none of those that the rows are trained with.
+
+    Examples:
+        >>> seeds = search_seeds(0, range(5))
+        >>> len(set(seeds)), set(seeds) & set(range(5))
+        (2, set())
+    """
+    drawn = (derive(seed, "search", i) % 2**31 for i in itertools.count())
+    return tuple(itertools.islice((one for one in drawn if one not in taken), SEARCH_SEEDS))
+
+
+def _place(plan: Plan) -> tuple[int, int]:
+    """What a search is for: a batch size and a budget."""
+    return plan.batch_size, plan.budget_examples or 0
 
 
 def checked_pairs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchscope.fit.contention import busy_warning
 from batchscope.records import Comparison, ComparisonRow, Difference, Interval
 from batchscope.study.words import counted, interval, listed, seconds
 
@@ -145,13 +146,15 @@ def _caveats(comparison: Comparison) -> list[str]:
             f"All rows used the learning rate {workload.learning_rate:.3g}, which was chosen for batch "
             f"{workload.batch_size:,}: what differs may be the rate's doing as much as the batch's."
         )
-    used = {row.batch_size for row in comparison.rows if row.finished}
-    edges = [search.batch_size for search in comparison.searches if search.at_edge and search.batch_size in used]
+    found = [(i, comparison.search_of(row)) for i, row in enumerate(comparison.rows) if row.finished]
+    edges = [_batch(comparison, i) for i, search in found if search is not None and search.at_edge]
     if edges:
         said.append(
-            f"At batch {listed([f'{size:,}' for size in edges])} the best learning rate lies at the edge of what "
+            f"At {listed(edges)} the best learning rate lies at the edge of what "
             "the search tried, so a better one may exist."
         )
+    if (busy := busy_warning(comparison.contention, "training")) is not None:
+        said.append(busy)
     if comparison.error is not None:
         said.append(f"The comparison was stopped by an error: this is what was finished. {comparison.error}.")
     elif comparison.interrupted:

@@ -66,6 +66,11 @@ class RateSearch:
         given: Rates to try, each with all seeds; None: they are searched for.
         slack: Factor of examples by which a rate has to be behind with some of the seeds to be no rival any more; the
             same as in the pruning.
+        at_once: Rates to try in a wave outwards; 1 where trials are made one after the other, so that none is made in
+            vain.
+        depth: Rates a factor 2 apart, from the best outwards, that must be worse on either side, or diverge. With two
+            of them a dip beside a better valley is found out.
+        refine: Whether rates a factor √2 from the best are tried too, and other seeds; False: a factor 2 is enough.
 
     Raises:
         ArgumentError: No seeds, or rates that are not above 0.
@@ -83,6 +88,9 @@ class RateSearch:
     budget_examples: int
     given: tuple[float, ...] | None = None
     slack: float = SLACK
+    at_once: int = AT_ONCE
+    depth: int = 1
+    refine: bool = True
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -108,11 +116,13 @@ class RateSearch:
             nearest = sorted(set(self.given), key=lambda rate: (abs(math.log(rate / self.start)), rate))
             return self._new(rates, nearest, self.seeds) or self._again(rates)
         first = self.seeds[:1]
-        wave = self._new(rates, [self._rate(k) for k in COARSE], first)
+        wave = self._new(rates, [self._rate(k) for k in self._coarse], first)
         best = None if wave else self._best(rates)
         if best is None:
             return wave
         wave = self._new(rates, self._outwards(rates, best), first)
+        if not self.refine:
+            return wave
         if not wave:
             between = self._new(rates, self._between(rates, best), first)
             # The best of them may be next to this one: where it has reached the target its seeds are worth having.
@@ -179,6 +189,11 @@ class RateSearch:
         margin = 2 * math.sqrt(squares / freedom / len(self.seeds)) if squares else 0.0
         tried, of_rates, bounds = (tuple(column) for column in zip(*found, strict=True)) if found else ((), (), ())
         return Valley(tried, of_rates, bounds, max(least, margin, TIE))
+
+    @property
+    def _coarse(self) -> tuple[int, ...]:
+        """Places of the first wave; of two rates the worse one says which way to go on."""
+        return COARSE if self.at_once > 1 else COARSE[:2]
 
     def _rate(self, k: int) -> float:
         """A rate of the grid: the same float whenever it is asked for."""
@@ -252,16 +267,20 @@ class RateSearch:
     def _outwards(self, rates: Rates, best: float) -> list[float]:
         """Rates beyond the ends of what was tried, where the best may lie there."""
         places, tied = [self._place(rate) for rate in rates], [self._place(rate) for rate in self._tied(rates)]
-        low, high, least, most = min(places), max(places), min(COARSE), max(COARSE)
-        if (least - low) // (STEP * AT_ONCE) + (high - most) // (STEP * AT_ONCE) >= MOST_WIDENINGS:
+        low, high, least, most = min(places), max(places), min(self._coarse), max(self._coarse)
+        if (least - low) // (STEP * self.at_once) + (high - most) // (STEP * self.at_once) >= MOST_WIDENINGS:
             return []
-        down = [self._rate(low - STEP * (i + 1)) for i in range(AT_ONCE)]
-        up = [self._rate(high + STEP * (i + 1)) for i in range(AT_ONCE)]
+        down = [self._rate(low - STEP * (i + 1)) for i in range(self.at_once)]
+        up = [self._rate(high + STEP * (i + 1)) for i in range(self.at_once)]
         if self._hopeless(rates[best]):
             return down
-        # Where all rates tie, the middle is as good as any.
         at_low, at_high = min(tied) == low, max(tied) == high
-        return [] if at_low == at_high else down if at_low else up
+        if at_low or at_high:  # where all rates tie, the middle is as good as any
+            return [] if at_low and at_high else down if at_low else up
+        # The neighbours on the grid may have become the best since: a step of √2 less will do.
+        near = STEP * self.depth - 1 if self.depth > 1 else 0
+        further = down if min(tied) - low < near and not self._hopeless(rates[self._rate(low)]) else []
+        return further + (up if high - max(tied) < near and not self._hopeless(rates[self._rate(high)]) else [])
 
     def _between(self, rates: Rates, best: float) -> list[float]:
         """Rates halfway to the neighbours of the best, until those are next to it on the grid."""
@@ -284,8 +303,10 @@ class RateSearch:
                 continue
             ranks = self._rank(own, common), self._rank(rates[best], common)
             if self.target is None:
-                near = ranks[0].diverged <= ranks[1].diverged
-                rival = near and ranks[0].minus_score - ranks[1].minus_score <= noise
+                # The neighbours always: that the best has a worse one on either side must not be luck of one seed.
+                near = abs(self._place(rate) - self._place(best)) <= 1
+                behind = ranks[0].minus_score - ranks[1].minus_score
+                rival = ranks[0].diverged <= ranks[1].diverged and (near or behind <= noise)
             elif beaten(own, others, set(self.seeds), self.budget_examples, self.slack):
                 rival = False
             else:

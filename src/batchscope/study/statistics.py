@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from batchscope.fit import holm, mean_interval, paired_p_value, ratio_interval
+from batchscope.fit.contention import QUIET, widened
 from batchscope.records import ComparisonRow, Difference, Interval, RateSearch, TrainResult
 
 LEVEL = 0.05
+# From so many quiet runs on, those on a busy machine do not count for times.
+LEAST_QUIET_RUNS = 2
 
 
 def common_score(runs: Sequence[TrainResult]) -> float | None:
@@ -27,6 +30,7 @@ def row(
     *,
     target: float | None,
     search: RateSearch | None,
+    contention: float | None = None,
 ) -> ComparisonRow:
     """Summarise the runs of one way to spend the budget.
 
@@ -37,13 +41,17 @@ def row(
         runs: Its runs, one a seed.
         target: The comparison's common score.
         search: How the rate was found; None where it was not searched for.
+        contention: Share of the processor that others took, for runs too short to know it themselves; None: unknown.
 
     Returns:
-        The row. Diverged and failed runs are counted and enter no interval.
+        The row. Times are those of the runs on a quiet machine, where there are two of them. Diverged and failed runs
+        are counted and enter no interval.
     """
     done = [run for run in runs if run.ended_in_order]
-    seconds = [run.step_seconds for run in done]
+    timed = _quietest(done, contention)
+    seconds = [run.step_seconds for run in timed]
     reached = [point for run in done if (point := _first_at(run, target)) is not None]
+    timed_reached = [point for run in timed if (point := _first_at(run, target)) is not None]
     peaks = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
     median_seconds = _median(seconds)
 
@@ -66,24 +74,29 @@ def row(
         training_loss=over_seeds(lambda run: run.training_loss),
         generalisation_gap=over_seeds(lambda run: run.generalisation_gap),
         step_seconds=median_seconds,
-        step_seconds_low=min(seconds, default=None),
+        step_seconds_low=min((run.step_seconds * (1 - _taken(run, contention)) for run in timed), default=None),
         step_seconds_high=max(seconds, default=None),
-        data_seconds=_median([run.data_seconds for run in done]),
+        data_seconds=_median([run.data_seconds for run in timed]),
         examples_per_second=batch_size * iterations / median_seconds if median_seconds else None,
         peak_memory_bytes=max(peaks, default=None),
         common_score_reached=len(reached),
         examples_to_common_score=_median([point[0] for point in reached]),
-        seconds_to_common_score=_median([point[1] for point in reached]),
+        seconds_to_common_score=_median([point[1] for point in timed_reached]),
         search_seconds=search.seconds if search else 0.0,
         search_examples=search.examples if search else 0,
     )
 
 
-def differences(runs: Sequence[Sequence[TrainResult]]) -> tuple[Difference, ...]:
+def differences(runs: Sequence[Sequence[TrainResult]], *, contention: float | None = None) -> tuple[Difference, ...]:
     """Compare every pair of rows, seed by seed.
+
+    Times are compared over the seeds with which both rows found the machine quiet, where there are two. Otherwise all
+    count, the ratio's interval is as much wider as contention leaves open, and times are told apart only where it
+    excludes 1 all the same.
 
     Args:
         runs: The runs of each row.
+        contention: Share of the processor that others took, for runs too short to know it themselves; None: unknown.
 
     Returns:
         One difference for each pair, first against second in the order of the rows. Intervals are at 95% each;
@@ -95,7 +108,12 @@ def differences(runs: Sequence[Sequence[TrainResult]]) -> tuple[Difference, ...]
         pairs = [(run, by_seed[run.seed]) for run in runs[first] if run.ended_in_order and run.seed in by_seed]
         scores = _finite_differences((a.final_score, b.final_score) for a, b in pairs)
         losses = _finite_differences((a.final_loss, b.final_loss) for a, b in pairs)
-        times = [math.log(a.step_seconds / b.step_seconds) for a, b in pairs]
+        timed = _quietest_pairs(pairs, contention)
+        times = [math.log(a.step_seconds / b.step_seconds) for a, b in timed]
+        ratio = ratio_interval(times)
+        taken = [max((_taken(pair[side], contention) for pair in timed), default=0.0) for side in (0, 1)]
+        if any(taken):
+            ratio = widened(ratio, *taken)
         score_p.append(paired_p_value(scores))
         seconds_p.append(paired_p_value(times))
         found.append(
@@ -105,11 +123,12 @@ def differences(runs: Sequence[Sequence[TrainResult]]) -> tuple[Difference, ...]
                 seeds=len(pairs),
                 score=mean_interval(scores),
                 loss=mean_interval(losses),
-                seconds_ratio=ratio_interval(times),
+                seconds_ratio=ratio,
                 score_p_value=None,
                 seconds_p_value=None,
                 score_told_apart=False,
-                seconds_told_apart=False,
+                # Of a quiet machine the test decides alone; else the interval must exclude 1 as well.
+                seconds_told_apart=not any(taken) or ratio.excludes(1.0),
             )
         )
     return tuple(
@@ -118,10 +137,28 @@ def differences(runs: Sequence[Sequence[TrainResult]]) -> tuple[Difference, ...]
             score_p_value=score,
             seconds_p_value=seconds,
             score_told_apart=score is not None and score < LEVEL,
-            seconds_told_apart=seconds is not None and seconds < LEVEL,
+            seconds_told_apart=difference.seconds_told_apart and seconds is not None and seconds < LEVEL,
         )
         for difference, score, seconds in zip(found, holm(score_p), holm(seconds_p), strict=True)
     )
+
+
+def _taken(run: TrainResult, contention: float | None) -> float:
+    """Share of the processor time that a run was kept from; 0 where it was quiet, or nothing is known."""
+    share = run.contention if run.contention is not None else contention
+    return share if share is not None and share > QUIET else 0.0
+
+
+def _quietest(runs: Sequence[TrainResult], contention: float | None) -> Sequence[TrainResult]:
+    quiet = [run for run in runs if not _taken(run, contention)]
+    return quiet if len(quiet) >= LEAST_QUIET_RUNS else runs
+
+
+def _quietest_pairs(
+    pairs: Sequence[tuple[TrainResult, TrainResult]], contention: float | None
+) -> Sequence[tuple[TrainResult, TrainResult]]:
+    quiet = [pair for pair in pairs if not any(_taken(run, contention) for run in pair)]
+    return quiet if len(quiet) >= LEAST_QUIET_RUNS else pairs
 
 
 def _first_at(run: TrainResult, target: float | None) -> tuple[int, float] | None:

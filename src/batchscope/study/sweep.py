@@ -29,8 +29,9 @@ from batchscope.study.sweep_driver import Driver
 from batchscope.study.sweep_record import best_of, law_of, rate_law_of, standing, time_of, with_step_seconds
 from batchscope.study.tasks import Conditions, Engine
 from batchscope.study.trial_store import TrialStore
+from batchscope.training.goal import check_goal
 from batchscope.training.interruption import stop_requests
-from batchscope.training.loop import MOST_EPOCHS, evaluation_distance
+from batchscope.training.loop import MOST_EPOCHS, Prepared, evaluation_distance
 from batchscope.training.train import checked_evaluate_every, checked_seed, chosen_device
 from batchscope.workload.summary import summarise
 from batchscope.workload.workload import Workload
@@ -101,7 +102,8 @@ def sweep(
         The sweep. When interrupted, or stopped by an error once trials have finished, with what was finished.
 
     Raises:
-        ArgumentError: An argument makes no sense.
+        ArgumentError: An argument makes no sense, such as a target that fresh weights reach, or a percentage where
+            scores are fractions.
         PlanError: A batch larger than the data.
         StorageError: The store cannot be written, or belongs to something else.
 
@@ -132,6 +134,8 @@ def sweep(
     for name, number in (("processes", processes), ("timeout_seconds", timeout_seconds)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float)) or number <= 0):
             raise ArgumentError(f"{name} must be a number above 0", got=number)
+    if target is not None:
+        check_goal(Prepared(workload, chosen, workers=0), target, seed=chosen_seeds[0])
     searches = {
         size: RateSearch(
             reference_rate(workload, size),
@@ -402,5 +406,6 @@ def _record(
         interrupted=interrupted,
         error=failure,
         provenance=provenance(workload, device=device, seed=seed),
+        warnings=() if times is None else times.warnings,
     )
     return replace(record, conclusion=conclude_sweep(record))

@@ -103,6 +103,8 @@ def _caveats(sweep: Sweep) -> list[str]:
             f"{counted(pruned, 'trial')} of {len(sweep.trials)} could not win and were stopped; all together trained "
             f"on {count(sweep.examples_spent)} examples."
         )
+    if any(line.seconds_to_target.value is not None for line in sweep.best):
+        said += sweep.warnings  # which are about times
     if sweep.error is not None:
         said.append(f"The sweep was stopped by an error: this is what was finished. {sweep.error}.")
     elif sweep.interrupted:

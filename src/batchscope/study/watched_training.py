@@ -13,8 +13,9 @@ from batchscope.measure import GradientNoise
 from batchscope.measure.shared_noise import EVERY as SHARED_EVERY
 from batchscope.measure.shared_noise import SharedNoise
 from batchscope.progress import Reporter
-from batchscope.records import Plan, TrainResult
+from batchscope.records import CurvePoint, Plan, TrainResult
 from batchscope.seeding import derive
+from batchscope.training.goal import GoalWatch
 from batchscope.training.observer import MakeObserver
 from batchscope.training.rank_places import places_here, rank_here
 from batchscope.training.tracking import Tracker, tracked
@@ -70,6 +71,9 @@ def train(
 
     Raises:
         PlanError: A plan that this workload or its optimiser cannot follow.
+        ArgumentError: A target that cannot be meant by the scores of the first evaluations: at or below that of fresh
+            weights, above that of perfect predictions, a percentage where scores are fractions, a loss where they are
+            minus the loss.
         StorageError: A checkpoint that cannot be written, or that belongs to another run.
         WorkloadError: A measured schedule, and a workload whose noise scale cannot be measured.
 
@@ -84,7 +88,13 @@ def train(
         (True, 275, 128)
     """
     seed = checked_seed(seed)
+    goal = GoalWatch(workload, plan.target, fresh=start is None)
     with tracked(tracker if rank_here() == 0 else None) as watched:
+
+        def told(point: CurvePoint) -> None:
+            goal.point(point)
+            watched.point(point)
+
         result = train_observed(
             workload,
             plan,
@@ -97,7 +107,7 @@ def train(
             progress=progress,
             observer=noise_observer(plan, noise=noise, seed=seed),
             start=start,
-            told=watched.point,
+            told=told,
         )
         watched.record(result)
     return result

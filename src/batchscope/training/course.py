@@ -208,6 +208,7 @@ class Course:
         micro_batch_size: int | None = None,
         stack_size: int | None = None,
         ranks: int = 1,
+        contention: float | None = None,
     ) -> TrainResult:
         """The run's result.
 
@@ -221,6 +222,7 @@ class Course:
             micro_batch_size: Examples that passed through the model at once.
             stack_size: Runs it was trained together with; None: alone.
             ranks: Processes that shared each batch.
+            contention: Share of the processor time that it needed and others took; None: unknown.
 
         Returns:
             The record.
@@ -260,5 +262,6 @@ class Course:
             notes=tuple(self.notes),
             skipped_updates=progress.skipped,
             compile_seconds=progress.compile_seconds or None,
+            contention=contention,
             state=best.state,
         )

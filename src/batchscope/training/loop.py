@@ -25,6 +25,7 @@ from batchscope.training.averaging import WeightAverage
 from batchscope.training.checkpoint import Progress
 from batchscope.training.compiling import compile_seconds
 from batchscope.training.conservative import ConservativeStep
+from batchscope.training.contention import Contention
 from batchscope.training.course import Course
 from batchscope.training.evaluation import EvaluationData, evaluate
 from batchscope.training.feed import Feed, TrainingData
@@ -203,6 +204,7 @@ class Run:
         self._rounds: Generator[None, None, Outcome] | None = None
         self._pause_at: int | None = None
         self.clock = Stopwatch(self.device)
+        self._contention = Contention()
         self.step: MicroBatchingStep | None = None
         self.unread: list[Tensor] = []
         self.training: tuple[float, float] | None = None
@@ -628,6 +630,8 @@ class Run:
             peak_memory_bytes=self.memory.peak_bytes() if self.memory else None,
             micro_batch_size=(self.step and self.step.cut_to) or self._at_once(size),
             ranks=self.part[1],
+            # Ranks that share a machine are no strangers to each other, and yet look like it.
+            contention=self._contention.share(torch.get_num_threads()) if self.part[1] == 1 else None,
         )
 
 
