@@ -43,11 +43,10 @@ def image_by_image() -> tuple[Dataset[Any], Dataset[Any]]:
     return ImageByImage(x, y), ImageByImage(xv[:VALIDATION_EXAMPLES], yv[:VALIDATION_EXAMPLES])
 
 
-def image_tensors() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Images N×1×28×28 with values from 0 to 1, and classes: 60,000 to train on and 1,000 to validate."""
+def image_tensors(validation: int = VALIDATION_EXAMPLES) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Images N×1×28×28 with values from 0 to 1, and classes: 60,000 to train on and some to validate."""
     (x, y), (xv, yv) = _parts()
-    n = VALIDATION_EXAMPLES
-    return (x.float() / 255, y), (xv[:n].float() / 255, yv[:n])
+    return (x.float() / 255, y), (xv[:validation].float() / 255, yv[:validation])
 
 
 def _parts() -> list[tuple[Tensor, Tensor]]:

@@ -17,6 +17,7 @@ from real.images import image_tensors
 from real.task import RealTask
 
 WIDTH = 16
+VALIDATION_IMAGES = 2_000  # evaluating is cheap here, and scores scatter
 
 
 class Residual(nn.Module):
@@ -64,7 +65,7 @@ def momentum(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.
 
 def make() -> Workload:
     """Fashion-MNIST, pooled to 14×14 and standardised."""
-    train, validation = ((_pooled(x), y) for x, y in image_tensors())
+    train, validation = ((_pooled(x), y) for x, y in image_tensors(VALIDATION_IMAGES))
     return Workload(
         model=ResNet,
         train=train,
@@ -85,7 +86,7 @@ def _pooled(x: Tensor) -> Tensor:
 TASK = RealTask(
     name="resnet",
     make=make,
-    target=0.90,
+    target=0.89,
     batch_size=128,
     learning_rate=0.1,
     batch_sizes=(8, 16, 32, 64, 128, 256, 512, 1024),
