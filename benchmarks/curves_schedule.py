@@ -17,7 +17,7 @@ CLEARLY_WORSE = 1.5
 # Further seeds are for settings within this factor of the best: the ones that advice may have to choose between.
 NEAR_BEST = 1.5
 # A batch size this many times slower than the fastest gets only its best rate's neighbours.
-FAR = 2.5
+FAR = 2.0
 # Factors of 2 between the outermost rate of a valley and the one far out.
 WING = 2
 MAX_RATES = 7  # of one batch size, without the far ones
@@ -74,14 +74,8 @@ def next_setting(default: int, sizes: Sequence[int], seen: Iterable[Seen]) -> Se
     return _next_far(default, by_size) or _next_seed(seen, fastest)
 
 
-def _open(rates: dict[int, float], fastest: float) -> bool:
-    return _next_rate(rates, 0, fastest) is not None
-
-
-def _next_size(
-    default: int, sizes: Sequence[int], by_size: dict[int, dict[int, float]], fastest: float
-) -> int | None:
-    begun = [size for size in sizes if by_size[size] and _open(by_size[size], fastest)]
+def _next_size(default: int, sizes: Sequence[int], by_size: dict[int, dict[int, float]], fastest: float) -> int | None:
+    begun = [size for size in sizes if by_size[size] and _next_rate(by_size[size], 0, fastest) is not None]
     if begun:
         return begun[0]
     best = min(sizes, key=lambda size: (min(by_size[size].values(), default=math.inf), size != default))

@@ -2,8 +2,9 @@
 
     python benchmarks/record_curves.py [--networks conv lstm ...] [--processes 2] [--out build/real-curves] [--collect]
 
-A run is one process of one thread. It may be stopped at any moment; started again, it goes on with the settings that
-have no file yet. `--collect` writes what has finished into benchmarks/ground_truth/real, rounded and compressed.
+A run is one process of one thread. The recorder may be stopped at any moment (Ctrl-C, kill, kill -9); started again, it
+goes on with the settings that have no file yet. In the end it writes what has finished into benchmarks/ground_truth/real,
+rounded and compressed; `--collect` does that alone, also while a recorder runs.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from curves_schedule import Seen, Setting, next_setting
-from curves_table import CURVES, collect, seconds_or_estimate, time_to_target
+from curves_table import CURVES, collect, estimate, time_to_target
+from real import TASKS, RealTask
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "real-curves"
@@ -28,8 +30,6 @@ MAX_FAILURES = 3  # of one network, after which it is left alone
 
 
 def main() -> None:
-    from real import TASKS
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--processes", type=int, default=2, help="runs side by side")
@@ -37,8 +37,12 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="only compress what has finished")
     parser.add_argument("--collect-into", type=Path, default=CURVES)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, also in the background
     if not arguments.collect:
-        record(arguments.networks, arguments.out, arguments.processes)
+        try:
+            record(arguments.networks, arguments.out, arguments.processes)
+        except KeyboardInterrupt:
+            print("Stopped; started again, it goes on with the runs that have not finished.")
     for name in arguments.networks:
         if (arguments.out / name / "timing.json").exists():
             path = collect(TASKS[name], arguments.out / name, arguments.collect_into)
@@ -59,7 +63,7 @@ def record(networks: list[str], out: Path, processes: int) -> None:
                     queue.append(name)
             while queue and len(running) < processes:
                 name = queue.pop(0)
-                command = _next_command(name, out / name)
+                command = next_command(TASKS[name], out / name)
                 if command is not None:
                     running[name] = subprocess.Popen(
                         [sys.executable, str(HERE / "record_one.py"), name, *command],
@@ -71,34 +75,35 @@ def record(networks: list[str], out: Path, processes: int) -> None:
             process.kill()
 
 
-def finished(folder: Path) -> list[dict[str, Any]]:
-    """The curves of a network that are there."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("b*.json"))]
+def next_command(task: RealTask, folder: Path) -> list[str] | None:
+    """Arguments of record_one.py for the next run of a network; None where all are there.
 
+    Args:
+        task: The network.
+        folder: Where its finished runs are.
 
-def _next_command(name: str, folder: Path) -> list[str] | None:
-    from real import TASKS
-
-    task = TASKS[name]
+    Returns:
+        What follows the network's name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    curves = finished(folder)
+    curves = [json.loads(path.read_text()) for path in sorted(folder.glob("b*.json"))]
     if curves and not (folder / "timing.json").exists():
-        print(f"{time.strftime('%H:%M:%S')} {name}: timing", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {task.name}: timing", flush=True)
         return ["--timing", str(folder / "timing.json")]
     seen = []
     for curve in curves:
-        seconds = seconds_or_estimate(curve, curves, task.target)
+        seconds = estimate(curve, curves, task.target)
         reached = time_to_target(curve, task.target) is not None
         seen.append(Seen(Setting(curve["batch_size"], curve["step"], curve["seed"]), seconds, reached))
     setting = next_setting(task.batch_size, task.batch_sizes, seen)
     if setting is None:
-        print(f"{time.strftime('%H:%M:%S')} {name}: complete", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {task.name}: complete", flush=True)
         return None
     path = _path(folder, *setting)
     best = min((s for s in seen if s.reached), key=lambda s: s.seconds, default=None)
     shown = f"best {best.seconds:.1f} s at {best.setting.batch_size}, 2^{best.setting.step}" if best else "no best"
     print(
-        f"{time.strftime('%H:%M:%S')} {name}: {len(curves)} curves, {shown}; now {setting.batch_size}, "
+        f"{time.strftime('%H:%M:%S')} {task.name}: {len(curves)} curves, {shown}; now {setting.batch_size}, "
         f"2^{setting.step}, seed {setting.seed}",
         flush=True,
     )

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from batchscope.workload import Workload
 from batchscope.workload.batches import take
+from curves_schedule import Setting
 from curves_table import LIMIT, points_at
 from real import TASKS, RealTask
 
@@ -113,21 +114,20 @@ def _order(examples: int, seed: int) -> Iterator[int]:
 
 
 def record(
-    task: RealTask, batch_size: int, step: int, seed: int, best: dict[str, Any] | None, best_seconds: float | None
+    task: RealTask, setting: Setting, best: dict[str, Any] | None = None, best_seconds: float | None = None
 ) -> dict[str, Any]:
     """Train to the target, or until it is clear that this cannot be the best run.
 
     Args:
         task: The network.
-        batch_size: Examples of each update.
-        step: The rate is the default times 2 to this power.
-        seed: Seed of weights, order and dropout.
+        setting: Batch size, rate and seed.
         best: The best curve so far. None: there is none.
         best_seconds: Its CPU seconds to the target.
 
     Returns:
         The curve, as it is kept.
     """
+    batch_size, step, seed = setting
     rate = task.learning_rate * 2.0**step
     trial = Trial(task, task.make(), batch_size, rate, seed)
     initial_loss, initial_score = trial.evaluate()
@@ -202,7 +202,7 @@ def verdict(
     above = [score >= target for score in scores]
     if any(above):
         enough = examples[-1] >= PAST_TARGET * examples[above.index(True)]
-        return "reached" if enough or all(above[-2:]) and len(above) > 1 else None
+        return "reached" if enough or (all(above[-2:]) and len(above) > 1) else None
     if seconds[-1] < LEAST_RECORDED * unit:
         return None
     if points["training_loss"][-1] > FAR_ABOVE * max(initial_loss, 0.0) and points["loss"][-1] > initial_loss:
@@ -236,10 +236,12 @@ SECONDS = 3.0  # spent on each batch size, about
 def timing(task: RealTask) -> dict[str, Any]:
     """CPU seconds of an update at every batch size, and of an evaluation: medians of one thread."""
     workload = task.make()
-    sizes, seconds, reading, peaks = [], [], [], []
-    size = 1
+    sizes: list[int] = []
+    seconds: list[float] = []
+    reading: list[float] = []
+    peaks: list[float] = []
+    evaluations: list[float] = []
     asked = sorted({2**k for k in range(0, 30) if 2**k <= 2 * task.batch_sizes[-1]} | set(task.batch_sizes))
-    evaluations = []
     for size in asked:
         trial = Trial(task, workload, size, task.learning_rate * 0.01, 0)
         for _ in range(2):
@@ -293,7 +295,8 @@ def main() -> None:
     else:
         best = json.loads(arguments.best.read_text()) if arguments.best is not None else None
         path = arguments.out
-        made = record(task, arguments.batch_size, arguments.step, arguments.seed, best, arguments.best_seconds)
+        setting = Setting(arguments.batch_size, arguments.step, arguments.seed)
+        made = record(task, setting, best, arguments.best_seconds)
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(made))
     part.replace(path)  # a file is whole or not there

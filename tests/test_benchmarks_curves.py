@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+from batchscope.workload import Workload
 from curves_schedule import NEAR_BEST, Seen, Setting, next_setting
-from curves_table import Curves, points_at, seconds_or_estimate, time_to_target
-from record_one import verdict
+from curves_table import Curves, collect, estimate, points_at, time_to_target
+from ground_truth_table import Setting as At
+from real import TASKS
+from real.task import RealTask
+from record_curves import next_command
+from record_one import record, verdict
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 BEST_STEP, BEST_SIZE = 1, 100.0
@@ -94,9 +100,9 @@ def test_time_to_target_lies_between_the_evaluations_around_it() -> None:
 def test_a_run_that_was_cut_is_estimated_by_its_slowness() -> None:
     best = curve([1.0, 2.0, 4.0], [0.2, 0.4, 0.8])
     slow = curve([1.0, 2.0], [0.1, 0.2], outcome="cut")
-    assert seconds_or_estimate(best, [best, slow], 0.8) == 4.0
-    assert seconds_or_estimate(slow, [best, slow], 0.8) == pytest.approx(8.0)
-    assert seconds_or_estimate({**slow, "outcome": "diverged"}, [best], 0.8) == math.inf
+    assert estimate(best, [best, slow], 0.8) == 4.0
+    assert estimate(slow, [best, slow], 0.8) == pytest.approx(8.0)
+    assert estimate({**slow, "outcome": "diverged"}, [best], 0.8) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -118,3 +124,143 @@ def test_verdict(seconds: list[float], score: list[float], expected: str | None)
 def test_verdict_of_a_loss_far_above_that_of_fresh_weights() -> None:
     points = curve([1.0, 6.0], [-9.0, -9.0])["points"]
     assert verdict(points, 0.8, 1.0, 10.0, None) == "diverged"
+
+
+def whole(setting: Setting, needed: float, until: float) -> dict[str, Any]:
+    """A run whose score rises with the log of its examples and is 0.8 after those that are needed."""
+    examples = [size * setting.batch_size for size in range(1, 1000) if size * setting.batch_size <= until]
+    score = [0.8 + 0.1 * math.log(n / needed) for n in examples]
+    points = {"examples": examples, "seconds": [0.001 * n + n / setting.batch_size / 100 for n in examples]}
+    rate = 0.1 * 2.0**setting.step
+    outcome = "reached" if score[-1] >= 0.8 else "cut"
+    names = {"network": "law", "learning_rate": rate, "outcome": outcome, **setting._asdict()}
+    return {
+        **names,
+        "points": points | {"score": score, "loss": score, "training_loss": score, "reading_seconds": score},
+    }
+
+
+def examples_needed(setting: Setting) -> float:
+    return 1_000 * (1 + setting.batch_size / 128) * math.exp((setting.step - 1) ** 2 / 8)
+
+
+def collected(folder: Path) -> Curves:
+    """Curves of a law, as the recorder's files, collected and read again."""
+    for size, step, seed in itertools.product((16, 64), range(-2, 4), (0, 1)):
+        setting = Setting(size, step, seed)
+        needed = examples_needed(setting)
+        far = step == -2
+        run = whole(setting, needed, (0.5 if far else 1.1) * needed)
+        (folder / f"b{size}_r{step:+d}_s{seed}.json").write_text(json.dumps(run))
+    sizes = [8, 16, 32, 64, 128]
+    timing = {"batch_sizes": sizes, "seconds": [0.01 + 0.001 * size for size in sizes], "training_examples": 9_000}
+    (folder / "timing.json").write_text(json.dumps(timing))
+    task = RealTask(
+        name="law",
+        make=lambda: pytest.fail("the data are not needed"),
+        target=0.8,
+        batch_size=64,
+        learning_rate=0.1,
+        batch_sizes=(16, 64),
+        expected_examples=2_000,
+        expected_seconds=1.0,
+    )
+    collect(task, folder, folder)
+    return Curves.load("law", folder)
+
+
+def test_collected_curves_give_the_law_back(tmp_path: Path) -> None:
+    curves = collected(tmp_path)
+    assert len(curves.curves) == 24
+    for size in (16, 64):
+        assert curves.step_seconds(size) == pytest.approx(0.01 + 0.001 * size, rel=1e-3)
+        needed = examples_needed(Setting(size, 0))
+        assert curves.truth.examples(At(size, 0.1)).value == pytest.approx(needed, rel=0.02)
+    assert curves.step_seconds(128) == pytest.approx(0.138, rel=1e-3)
+    assert curves.best.batch_size == 64
+    assert curves.best.learning_rate == pytest.approx(0.2, rel=0.05)
+
+
+def test_regret_between_what_was_recorded_and_at_a_run_that_was_cut(tmp_path: Path) -> None:
+    curves = collected(tmp_path)
+    assert curves.regret(curves.best).value == pytest.approx(1.0)
+    between = curves.regret(At(64, 0.1 * 2**-0.5))
+    assert between.value == pytest.approx(math.exp(1.5**2 / 8), rel=0.05)
+    assert not between.at_least
+    far = curves.regret(At(64, 0.025))
+    assert far.at_least
+    assert far.value == pytest.approx(math.exp(9 / 8), rel=0.1)
+    assert curves.regret(At(32, 0.2)).value == pytest.approx(
+        examples_needed(Setting(32, 1)) * (0.001 + 0.01 / 32) / (1_500 * (0.001 + 0.01 / 64)), rel=0.1
+    )
+
+
+def line() -> Workload:
+    x = torch.randn(600, 3, generator=torch.Generator().manual_seed(0))
+    y = x @ torch.tensor([[1.0], [2.0], [3.0]])
+    return Workload(
+        model=lambda: torch.nn.Linear(3, 1),
+        train=(x[:500], y[:500]),
+        validation=(x[500:], y[500:]),
+        loss=torch.nn.functional.mse_loss,
+        optimizer=lambda parameters, rate: torch.optim.SGD(parameters, lr=rate),
+        learning_rate=0.01,
+        batch_size=10,
+    )
+
+
+def line_task(**other: Any) -> RealTask:
+    sizes: dict[str, Any] = {"batch_size": 10, "learning_rate": 0.01, "batch_sizes": (5, 10, 20)}
+    task: dict[str, Any] = {"name": "line", "make": line, "target": -0.01, "expected_seconds": 10.0}
+    return RealTask(**{**sizes, **task, "expected_examples": 2_000, **other})
+
+
+def test_a_recorded_run_reaches_its_target_and_depends_on_its_seed_alone() -> None:
+    first, again, other = (record(line_task(), Setting(10, 0, seed)) for seed in (0, 0, 1))
+    points = first["points"]
+    assert first["outcome"] == "reached"
+    assert points["score"][-1] >= -0.01
+    assert points["loss"] == again["points"]["loss"] != other["points"]["loss"]
+    assert all(a < b for a, b in itertools.pairwise(points["seconds"]))
+    assert all(0 < reading < whole for reading, whole in zip(points["reading_seconds"], points["seconds"], strict=True))
+
+
+def test_blocks_are_means_over_the_same_examples_at_every_batch_size() -> None:
+    still = line_task(learning_rate=1e-30, target=1.0, expected_seconds=0.1)  # weights that stay as they are
+    runs = [record(still, Setting(size, 0)) for size in (5, 10)]
+    assert [run["outcome"] for run in runs] == ["missed", "missed"]
+    assert runs[0]["initial"] == runs[1]["initial"]
+    sums = []
+    for run in runs:
+        ends, means = run["blocks"]["examples"], run["blocks"]["training_loss"]
+        each = [mean * (end - start) for start, end, mean in zip([0, *ends], ends, means, strict=False)]
+        sums.append(dict(zip(ends, itertools.accumulate(each), strict=True)))
+    shared = sums[0].keys() & sums[1].keys()
+    assert len(shared) > 5
+    for end in shared:
+        assert sums[0][end] == pytest.approx(sums[1][end], rel=1e-4)
+
+
+def test_clipping_bounds_the_first_step() -> None:
+    free = record(line_task(target=1.0, expected_seconds=0.003), Setting(10, 0))
+    bound = record(line_task(target=1.0, expected_seconds=0.003, clip_norm=1e-6), Setting(10, 0))
+    assert bound["points"]["loss"][0] == pytest.approx(bound["initial"]["loss"], rel=1e-5)
+    assert free["points"]["loss"][0] < 0.999 * free["initial"]["loss"]
+
+
+def test_the_recorder_goes_on_where_it_was(tmp_path: Path) -> None:
+    task = TASKS["vae"]
+    command = next_command(task, tmp_path)
+    assert command is not None
+    assert command[:3] == [str(task.batch_size), "0", "0"]
+    setting = Setting(task.batch_size, 0)
+    run = {**whole(setting, 1_000, 100_000), "target": task.target}
+    Path(command[3]).write_text(json.dumps(run))
+    timing = next_command(task, tmp_path)
+    assert timing is not None
+    assert timing[0] == "--timing"
+    Path(timing[1]).write_text("{}")
+    after = next_command(task, tmp_path)
+    assert after is not None
+    assert after[:3] == [str(task.batch_size), "1", "0"]
+    assert after[after.index("--best") + 1] == command[3]

@@ -42,7 +42,7 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A convolution and three residual blocks of 16, 32 and 64 channels, on images pooled to 14×14: 77,754 parameters."""
+    """A convolution and three residual blocks of 16, 32 and 64 channels, on 14×14 pixels: 77,754 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
