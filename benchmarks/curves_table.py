@@ -53,9 +53,9 @@ def points_at(
         Examples, ever more.
 
     Examples:
-        >>> places = points_at(1000, 64, first=0.1, dense=0.5, factor=2, every=0.25)
+        >>> places = points_at(1000, 50, first=0.1, dense=0.5, factor=2, every=0.25)
         >>> [next(places) for _ in range(6)]
-        [128, 192, 384, 640, 832, 1088]
+        [100, 200, 400, 800, 1050, 1300]
     """
     place, last = expected * first, 0
     while True:

@@ -3,8 +3,8 @@
     python benchmarks/record_curves.py [--networks conv lstm ...] [--processes 2] [--out build/real-curves] [--collect]
 
 A run is one process of one thread. The recorder may be stopped at any moment (Ctrl-C, kill, kill -9); started again, it
-goes on with the settings that have no file yet. In the end it writes what has finished into benchmarks/ground_truth/real,
-rounded and compressed; `--collect` does that alone, also while a recorder runs.
+goes on with the settings that have no file yet. In the end it writes what has finished, rounded and compressed, into
+benchmarks/ground_truth/real; `--collect` does that alone, also while a recorder runs.
 """
 
 from __future__ import annotations

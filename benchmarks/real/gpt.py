@@ -98,7 +98,7 @@ def make() -> Workload:
 TASK = RealTask(
     name="gpt",
     make=make,
-    target=0.5,
+    target=0.47,
     batch_size=12,
     learning_rate=1e-3,
     batch_sizes=(4, 8, 12, 24, 48, 96, 192),
