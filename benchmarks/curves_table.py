@@ -263,11 +263,10 @@ def table(curves: Curves) -> Table:
     """CPU seconds to the target by batch size and rate."""
     truth, best = curves.truth, curves.best
     steps = sorted({curve["step"] for curve in curves.curves})
-    title = (
-        f"{curves.network}: CPU seconds to {curves.target:g}; best {curves.seconds(best).value:.1f} s at batch size "
-        f"{best.batch_size}, rate {best.learning_rate:.3g} ({len(curves.curves)} runs)"
+    shown = Table(
+        title=f"{curves.network}: CPU seconds to {curves.target:g}, {len(curves.curves)} runs",
+        caption=f"best: {curves.seconds(best).value:.1f} s, batch {best.batch_size}, rate {best.learning_rate:.3g}",
     )
-    shown = Table(title=title, title_justify="left")
     shown.add_column("batch size", justify="right")
     shown.add_column("ms/example", justify="right")
     for step in steps:

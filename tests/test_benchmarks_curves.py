@@ -27,6 +27,13 @@ SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 BEST_STEP, BEST_SIZE = 1, 100.0
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_tasks_can_be_recorded(task: RealTask) -> None:
+    assert list(task.batch_sizes) == sorted(set(task.batch_sizes))
+    assert {8, task.batch_size} <= set(task.batch_sizes)
+    assert task.batch_sizes[-1] < task.expected_examples / 10
+
+
 def law(setting: Setting) -> float:
     """Seconds with one valley; rates eight times the best diverge."""
     away = setting.step - BEST_STEP - 0.5 * math.log2(setting.batch_size / 64)
