@@ -13,6 +13,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
     bench-compare bench-forecasts bench-best-rates bench-devices bench-advice bench-claims bench-papers bench-start bench-integrations \
     ground-truth gpu
+    bench-forecasts bench-best-rates bench-devices bench-advice bench-claims bench-papers bench-start bench-integrations \
+    ground-truth ground-truth-real curves-table gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
 demo: $(CORE)
@@ -139,6 +141,15 @@ bench-start: $(DEV)
 # the ground truth that bench-advice judges by, anew: hours; goes on where it was stopped
 ground-truth: $(DEV)
 	$(BIN)/python benchmarks/ground_truth.py
+
+# learning curves of the real networks, the ground truth of bench-real: about six hours on two cores; may be stopped at
+# any moment and goes on; what has finished is then in benchmarks/ground_truth/real
+ground-truth-real: $(DEV)
+	nice -n 5 $(BIN)/python benchmarks/record_curves.py
+
+# seconds to the target of every setting that was recorded
+curves-table: $(DEV)
+	$(BIN)/python benchmarks/curves_table.py
 
 # the GPU tests, then the GPU benchmarks, in under 8 minutes: from the source tree, on the torch that is there
 gpu:

@@ -72,7 +72,11 @@ class CurveForecast:
 
 
 def fit_curve(
-    seconds: Sequence[float], scores: Sequence[float], errors: Sequence[float] | None = None, *, draws: int = 400,
+    seconds: Sequence[float],
+    scores: Sequence[float],
+    errors: Sequence[float] | None = None,
+    *,
+    draws: int = 400,
     seed: int = 0,
 ) -> CurveForecast | None:
     """Fit the law to a curve, as draws from its posterior.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from batchscope.errors import RunError
+from batchscope.errors import ArgumentError, RunError
 from batchscope.records import CurvePoint, Plan, TrainResult
 from batchscope.search.anytime import AnytimeRate
 from batchscope.search.candidates import Candidate, Ended, Point, Setting
@@ -25,7 +25,9 @@ from batchscope.search.reading import keep_reading
 from batchscope.seeding import derive
 from batchscope.training.averaging import POWER
 from batchscope.training.evaluation import EvaluationData
+from batchscope.training.goal import check_goal
 from batchscope.training.loop import MOST_EPOCHS, Prepared, Run
+from batchscope.workload.goal import check_target, perfect_score
 from batchscope.workload.workload import Workload
 
 # Updates are made in pieces of about this long, so that a deadline and Ctrl-C are seen in time.
@@ -176,6 +178,20 @@ class InProcess:
         # Worker processes read while others compute.
         return max(compute, reading / self.reading_workers) if self.reading_workers else compute + reading
 
+    def check_target(self) -> None:
+        """Refuse a target that cannot be meant, by what fresh weights score.
+
+        Raises:
+            ArgumentError: Such a target.
+        """
+        if self.target is None or self.fresh is None:
+            return
+        try:
+            perfect = perfect_score(self.workload)
+            check_target(self.target, [self.fresh[1]], perfect=perfect, minus_loss=self.workload.score is None)
+        except ArgumentError:
+            check_goal(self.prepared, self.target, seed=self.seed)  # on more examples than these
+
     def choose_examples(self, seconds_per_example: float) -> None:
         """Take as many validation examples as an evaluation may cost.
 
@@ -207,6 +223,7 @@ class _SearchRun(Run):
             self.source.choose_examples(each)
             self.validation = self.source.validation
             self.source.fresh = super()._loss_and_score(self.validation)
+            self.source.check_target()
         return self.source.fresh
 
 
@@ -342,6 +359,7 @@ class Trained:
             learning_rate=rate,
             examples=max(size, self.source.budget_examples(size)),
             micro_batch_size=self.source.micro_batch_size(size),
+            shape="constant",
             averaging=POWER,
         )
         self.run = _SearchRun(

@@ -238,9 +238,7 @@ class Policy:
                 return max(near, key=lambda s: (s.seconds, -math.dist(coordinates(s.setting, 0.0)[:2], wanted[:2])))
         return None
 
-    def _pilot(
-        self, trained: Sequence[Observation], seconds_of: UpdateSeconds, limits: Limits
-    ) -> Advance | None:
+    def _pilot(self, trained: Sequence[Observation], seconds_of: UpdateSeconds, limits: Limits) -> Advance | None:
         """A step towards a rate that trains at all; None where there is one, or where a third of the budget is spent."""
         spent = limits.total_seconds - limits.budget_seconds
         if any(_fell(o) for o in trained) or (spent > limits.total_seconds / 3 and any(_improved(o) for o in trained)):

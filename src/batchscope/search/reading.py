@@ -82,4 +82,3 @@ def keep_reading(data: TrainingData) -> KeptReading | None:
     kept = KeptReading(data.workload.train)  # type: ignore[arg-type]
     data.read_from(kept, workers=0)
     return kept
-

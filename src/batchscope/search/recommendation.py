@@ -122,7 +122,7 @@ def _plan(study: Study, answer: Answer, seconds: Interval) -> Plan:
         high = seconds.high if seconds.high is not None and math.isfinite(seconds.high) else None
         most = None if high is None else max(1, math.ceil(PATIENCE * high / each)) * size
         return Plan(
-            batch_size=size, learning_rate=rate, examples=most, target=goal.value, micro_batch_size=micro,
+            batch_size=size, learning_rate=rate, examples=most, target=goal.value, micro_batch_size=micro, shape="constant",
             averaging=POWER,
         )  # fmt: skip
     examples = int(goal.value) if goal.kind == "examples" else max(1, int(goal.value / each)) * size
@@ -131,6 +131,7 @@ def _plan(study: Study, answer: Answer, seconds: Interval) -> Plan:
         learning_rate=rate,
         examples=examples,
         micro_batch_size=micro,
+        shape="constant",
         averaging=POWER,
     )
 

@@ -179,7 +179,9 @@ def _half_and_double(advice: Advice, rows: dict[int, FrontierRow]) -> list[str]:
         if row is None or own is None or advice.goal.kind != "target":
             continue
         if row.seconds.value and own.seconds.value:
-            said.append(f"{word} the batch size ({other:,}) would take {changed(row.seconds.value / own.seconds.value)}.")
+            said.append(
+                f"{word} the batch size ({other:,}) would take {changed(row.seconds.value / own.seconds.value)}."
+            )
     return said
 
 
@@ -280,7 +282,9 @@ def _blend(advice: Advice, study: Study) -> str:
 def _cost(advice: Advice) -> str:
     trained = advice.predicted_seconds.value
     share = next((part.seconds for part in advice.spending if part.name == "training candidates"), 0.0)
-    said = f"The advice took {seconds(advice.cost_seconds)}, {share / max(advice.cost_seconds, 1e-9):.0%} of it training"
+    said = (
+        f"The advice took {seconds(advice.cost_seconds)}, {share / max(advice.cost_seconds, 1e-9):.0%} of it training"
+    )
     return f"{said}." if trained is None else f"{said}; the training it is for takes {seconds(trained)}."
 
 

@@ -46,8 +46,8 @@ class SpeedPrior:
         batch_octaves: Factors of two in the batch size over which speeds are alike.
         rate_octaves: Likewise in the learning rate, along ε ∝ √B.
         horizon_folds: E-folds of training time over which speeds are alike.
-        rate_drift: By how much the log speed of a setting changes for each e-fold of its rate and each of training time:
-            negative, since the longest runs want the smallest rates.
+        rate_drift: By how much the log speed of a setting changes for each e-fold of its rate and each of training
+            time: negative, since the longest runs want the smallest rates.
         batch_drift: Likewise for each e-fold of the batch size: positive, since late gradients are noisy.
         noise: Standard deviation of one observation, beside what its loss is known to scatter.
         batch_width: Factors of two in the batch size, away from the fastest one seen, that cost one e-fold of speed.
@@ -231,9 +231,7 @@ class Speeds:
         prior = _covariance(a - b, self.prior)
         if not len(self._data.x):
             return prior
-        explained = [
-            solve_triangular(self._root, self._kernel(self._data.x, x), lower=True) for x in (a, b)
-        ]
+        explained = [solve_triangular(self._root, self._kernel(self._data.x, x), lower=True) for x in (a, b)]
         return np.asarray(prior - (explained[0] * explained[1]).sum(0))
 
 

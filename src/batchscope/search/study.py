@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class Study:
         """β₂ of the optimiser; None where it has none."""
         with isolated(0, current_device()):
             model = self.workload.model()
-            optimizer = self.workload.optimizer(model.parameters(), self.workload.learning_rate)
+            optimizer = self.workload.optimizer_for(model, self.workload.learning_rate)
         betas = optimizer.param_groups[0].get("betas")
         return float(betas[1]) if isinstance(betas, (tuple, list)) and len(betas) > 1 else None
 
@@ -92,12 +93,12 @@ class Study:
 
     def micro_batch_size(self, batch_size: int) -> int:
         """Examples that pass through the model at once on each device."""
-        share = -(-batch_size // self.devices)
+        share = math.ceil(batch_size / self.devices)
         return share if self.largest_micro_batch is None else min(share, self.largest_micro_batch)
 
     def accumulation_steps(self, batch_size: int) -> int:
         """Micro-batches of an update on each device."""
-        return -(-(-(-batch_size // self.devices)) // self.micro_batch_size(batch_size))
+        return math.ceil(math.ceil(batch_size / self.devices) / self.micro_batch_size(batch_size))
 
     def step_seconds(self, batch_size: int) -> float:
         """Seconds of an update, with the data that it waits for."""
@@ -111,7 +112,7 @@ class Study:
         """Seconds of an update with what is known about it."""
         value = self.step_seconds(batch_size)
         spread = self.source.times.spread(batch_size)
-        width = 1.96 * max(LEAST_SPREAD, spread if spread == spread else BEYOND)
+        width = 1.96 * max(LEAST_SPREAD, BEYOND if math.isnan(spread) else spread)
         return Interval(value, value / (1 + width), value * (1 + width), 0.95)
 
     def knee(self) -> Interval:
@@ -197,12 +198,15 @@ def study(
         warnings = [] if warning is None else [warning]
         micro = largest_micro_batch(memory, workload)
         other = {"memory": time.perf_counter() - began}
-        costs, more = _costs(price_per_hour, power_watts, time_share, sizes, workload, chosen, seed, devices, report)
-        warnings += more
-        other["power"] = time.perf_counter() - began - other["memory"]
-        start = Setting(
-            min(sizes, key=lambda size: abs(size / workload.batch_size - 1)), workload.learning_rate
+        if power_watts == "measured" or (time_share is not None and power_watts is None):
+            report.update(label="measuring power", done=0, total=None)
+        power, unsure = find_power(
+            workload, power_watts, wanted=time_share is not None, batch_sizes=tuple(sizes), device=chosen, seed=seed
         )
+        costs = Costs(price_per_hour, power, time_share, devices)
+        warnings += [] if unsure is None else [unsure]
+        other["power"] = time.perf_counter() - began - other["memory"]
+        start = Setting(min(sizes, key=lambda size: abs(size / workload.batch_size - 1)), workload.learning_rate)
         if start.batch_size != workload.batch_size:
             rate = workload.learning_rate * (start.batch_size / workload.batch_size) ** scaling_exponent(workload)
             start = Setting(start.batch_size, rate)
@@ -248,7 +252,7 @@ def scaling_exponent(workload: Workload) -> float:
     """The exponent of the optimiser's scaling rule; between the two rules for an optimiser that has none."""
     with isolated(0, current_device()):
         model = workload.model()
-        optimizer = workload.optimizer(model.parameters(), workload.learning_rate)
+        optimizer = workload.optimizer_for(model, workload.learning_rate)
     try:
         return learning_rate_exponent(optimizer)
     except PlanError:
@@ -270,25 +274,6 @@ def _weight(goal: Goal, costs: Costs, found: Study) -> Callable[[int], float]:
 def _budget_examples(goal: Goal, workload: Workload) -> Callable[[int], int]:
     most = int(goal.value) if goal.kind == "examples" else MOST_EPOCHS * workload.training_examples
     return lambda batch_size: most
-
-
-def _costs(
-    price_per_hour: float | None,
-    power_watts: Power | None,
-    time_share: float | None,
-    sizes: Sequence[int],
-    workload: Workload,
-    device: torch.device,
-    seed: int,
-    devices: int,
-    report: Report,
-) -> tuple[Costs, list[str]]:
-    if power_watts == "measured" or (time_share is not None and power_watts is None):
-        report.update(label="measuring power", done=0, total=None)
-    power, unsure = find_power(
-        workload, power_watts, wanted=time_share is not None, batch_sizes=tuple(sizes), device=device, seed=seed
-    )
-    return Costs(price_per_hour, power, time_share, devices), [] if unsure is None else [unsure]
 
 
 def _communication_seconds(devices: int, network: tuple[float, float] | None, gradient_bytes: int) -> float:
