@@ -11,9 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 .PHONY: demo test check format docs reference clean \
     bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
-    bench-compare bench-forecasts bench-best-rates bench-devices bench-advice bench-claims bench-papers bench-start bench-integrations \
-    ground-truth gpu
-    bench-forecasts bench-best-rates bench-devices bench-advice bench-claims bench-papers bench-start bench-integrations \
+    bench-compare bench-devices bench-advice bench-claims bench-papers bench-start bench-integrations \
     ground-truth ground-truth-real curves-table gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
@@ -104,14 +102,6 @@ bench-growing: $(BENCH)
 # eigenvalues of Hessians; curvlinops and PyHessian beside it, where they are installed (see the file)
 bench-curvature: $(BENCH)
 	$(BIN)/python benchmarks/curvature.py
-
-# learning curves cut off on the way and forecast from there by the race's law
-bench-forecasts: $(DEV)
-	$(BIN)/python benchmarks/forecasts.py
-
-# the best learning rate of long runs, foretold from their beginnings; from what ground-truth leaves in build/
-bench-best-rates: $(DEV)
-	$(BIN)/python benchmarks/best_rates.py
 
 # the time of an update on two ranks, worked out from one and the network, beside what it takes
 bench-devices: $(DEV)

@@ -274,7 +274,7 @@ class Trained:
             for value in values.values()
             if hasattr(value, "numel")
         )
-        return 3 * own + state
+        return int(3 * own + state)
 
     @property
     def evaluations(self) -> Sequence[CurvePoint]:
