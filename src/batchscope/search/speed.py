@@ -58,10 +58,10 @@ class SpeedPrior:
     deviation: float = 1.0
     batch_octaves: float = 3.0
     rate_octaves: float = 2.5
-    horizon_folds: float = 4.0
-    rate_drift: float = -0.06
+    horizon_folds: float = 8.0
+    rate_drift: float = -0.05
     batch_drift: float = 0.03
-    noise: float = 0.08
+    noise: float = 0.12
     batch_width: float = 6.0
     rate_width: float = 5.0
 
