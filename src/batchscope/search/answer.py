@@ -92,8 +92,7 @@ def find_answer(race: Race, step_seconds: Callable[[int], float] | None = None, 
         The answer; None where nothing trained.
     """
     observations, policy, goal = race.observations(), race.policy, race.goal
-    guess, _ = race.run_seconds()
-    horizon = guess or race.guessed_seconds(observations)
+    horizon = race.horizon_seconds(observations)
     best = policy.best(observations, horizon)
     if best is None:
         return None
