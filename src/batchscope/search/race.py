@@ -155,9 +155,17 @@ class Race:
         return min(max(self.source.elapsed_seconds() / training, 1.0), 4.0)
 
 
-def forecast_of(observation: Observation) -> CurveForecast | None:
-    """The law of a candidate's scores; None where there are too few."""
+def forecast_of(observation: Observation, *, least: int = LEAST_SCORES) -> CurveForecast | None:
+    """The law of a candidate's scores.
+
+    Args:
+        observation: The candidate.
+        least: Scores that there must be.
+
+    Returns:
+        The law; None where there are fewer scores, or where they do not rise.
+    """
     scored = [p for p in observation.points if p.score is not None and math.isfinite(p.score) and p.seconds > 0]
-    if len(scored) < LEAST_SCORES:
+    if len(scored) < least:
         return None
     return fit_curve([p.seconds for p in scored], [p.score or 0.0 for p in scored])

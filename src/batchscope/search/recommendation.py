@@ -26,6 +26,7 @@ from batchscope.records import (
 )
 from batchscope.search import sentences
 from batchscope.search.answer import INDISTINGUISHABLE, LEVEL, Answer, SizeAnswer, find_answer, interval
+from batchscope.search.forecast import LEAST_POINTS
 from batchscope.search.in_process import Trained
 from batchscope.search.race import forecast_of
 from batchscope.search.study import Study
@@ -56,6 +57,7 @@ def recommend(study: Study) -> Advice:
     Returns:
         The advice; without a setting where training diverged everywhere.
     """
+    _evaluate_the_best(study)
     answer = find_answer(study.race, study.step_seconds, seed=study.seed)
     advice = _empty(study, answer)
     if answer is None:
@@ -102,6 +104,17 @@ def recommend(study: Study) -> Advice:
     )
     advice = replace(advice, reasons=tuple(sentences.reasons(advice, study, answer)))
     return replace(advice, conclusion=sentences.short_answer(advice))
+
+
+def _evaluate_the_best(study: Study) -> None:
+    """Evaluate the best candidate where it stands, since the forecast goes on from there."""
+    observations = study.race.observations()
+    best = study.race.policy.best(observations, study.race.horizon_seconds(observations)) if observations else None
+    candidate = None if best is None else study.race.candidates[best.setting]
+    if isinstance(candidate, Trained) and candidate.ended is None and not study.stop.requested:
+        points = candidate.points
+        if points and points[-1].score is None:
+            candidate.evaluate()
 
 
 def _is_as_good(best: SizeAnswer, other: SizeAnswer) -> bool:
@@ -166,7 +179,7 @@ def _row(study: Study, answer: Answer, each: SizeAnswer) -> FrontierRow:
 def _scores(study: Study, answer: Answer, each: SizeAnswer, seconds: float) -> Floats:
     """Draws of the score after some seconds at a setting: the best one's curve, at the setting's speed."""
     best = next(o for o in study.race.observations() if o.setting == answer.best)
-    law = forecast_of(best)
+    law = forecast_of(best, least=LEAST_POINTS)
     own = answer.of(answer.best.batch_size)
     if law is None:
         scored = [p.score for p in best.points if p.score is not None]
