@@ -26,9 +26,7 @@ from batchscope.records import (
 )
 from batchscope.search import sentences
 from batchscope.search.answer import INDISTINGUISHABLE, LEVEL, Answer, SizeAnswer, find_answer, interval
-from batchscope.search.forecast import LEAST_POINTS
 from batchscope.search.in_process import Trained
-from batchscope.search.race import forecast_of
 from batchscope.search.study import Study
 from batchscope.seeding import derive
 from batchscope.training.averaging import POWER
@@ -40,8 +38,9 @@ Floats = NDArray[np.float64]
 PATIENCE = 3.0
 # The forecast of each batch size reaches from this share of the time to the goal to this many times as long.
 FORECAST_FROM, FORECAST_TO, FORECAST_POINTS = 1 / 16, 4.0, 13
-# Of the budget for the noise scale: examples of the measurement, and the share of the time that it may take.
-NOISE_EXAMPLES, NOISE_SHARE = 64, 0.05
+# The noise scale is measured where training on this many examples takes at most this share of the budget; measuring
+# takes several times as long, since each gradient is of one example.
+NOISE_EXAMPLES, NOISE_SHARE = 64, 0.01
 JUDGED_BY = (
     "by the training loss of each batch before its update, which estimates the loss on new data without evaluating; "
     "scores are of averaged weights, with which the plan ends"
@@ -135,9 +134,14 @@ def _plan(study: Study, answer: Answer, seconds: Interval) -> Plan:
         high = seconds.high if seconds.high is not None and math.isfinite(seconds.high) else None
         most = None if high is None else max(1, math.ceil(PATIENCE * high / each)) * size
         return Plan(
-            batch_size=size, learning_rate=rate, examples=most, target=goal.value, micro_batch_size=micro, shape="constant",
+            batch_size=size,
+            learning_rate=rate,
+            examples=most,
+            target=goal.value,
+            micro_batch_size=micro,
+            shape="constant",
             averaging=POWER,
-        )  # fmt: skip
+        )
     examples = int(goal.value) if goal.kind == "examples" else max(1, int(goal.value / each)) * size
     return Plan(
         batch_size=min(size, examples),
@@ -178,15 +182,12 @@ def _row(study: Study, answer: Answer, each: SizeAnswer) -> FrontierRow:
 
 def _scores(study: Study, answer: Answer, each: SizeAnswer, seconds: float) -> Floats:
     """Draws of the score after some seconds at a setting: the best one's curve, at the setting's speed."""
-    best = next(o for o in study.race.observations() if o.setting == answer.best)
-    law = forecast_of(best, least=LEAST_POINTS)
     own = answer.of(answer.best.batch_size)
-    if law is None:
-        scored = [p.score for p in best.points if p.score is not None]
-        return np.full(1, scored[-1] if scored else math.nan)
+    if answer.law is None:
+        return np.full(1, answer.score)
     ratio = np.exp(float(np.median(each.log_speed)) - float(np.median(own.log_speed)))
     weight = study.race.policy.weight(each.setting.batch_size) / study.race.policy.weight(answer.best.batch_size)
-    return law.score_at(max(seconds * float(ratio) * weight, 1e-9))
+    return answer.law.score_at(max(seconds * float(ratio) * weight, 1e-9))
 
 
 def _forecast(study: Study, answer: Answer, each: SizeAnswer) -> tuple[ForecastPoint, ...]:
