@@ -206,7 +206,7 @@ def study(
         costs = Costs(price_per_hour, power, time_share, devices)
         warnings += [] if unsure is None else [unsure]
         other["power"] = time.perf_counter() - began - other["memory"]
-        start = Setting(min(sizes, key=lambda size: abs(size / workload.batch_size - 1)), workload.learning_rate)
+        start = Setting(min(sizes, key=lambda size: abs(math.log(size / workload.batch_size))), workload.learning_rate)
         if start.batch_size != workload.batch_size:
             rate = workload.learning_rate * (start.batch_size / workload.batch_size) ** scaling_exponent(workload)
             start = Setting(start.batch_size, rate)
@@ -286,9 +286,10 @@ def _communication_seconds(devices: int, network: tuple[float, float] | None, gr
 
 
 def _teller(report: Report, found: Study) -> Callable[[str, float], None]:
-    """Shows what is tried, the best so far, and the seconds left."""
+    """Shows what is tried, the best so far, and the seconds left, after which what trains is interrupted."""
 
     def tell(label: str, left: float) -> None:
+        found.source.deadline_seconds = found.source.elapsed_seconds() + left
         total = max(found.spent_seconds + left, 1e-9)
         observations = found.race.observations()
         best = found.race.policy.best(observations, found.race.guessed_seconds(observations)) if observations else None

@@ -317,7 +317,7 @@ class _Study:
         record = Comparison(
             workload=summarise(self.workload),
             learning_rate=handling,
-            shape=first.shape,
+            shape=first.shape or self.workload.shape,
             order=first.order,
             seeds=self.seeds,
             evaluate_every_examples=self.evaluate_every,
