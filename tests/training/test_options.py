@@ -166,6 +166,7 @@ def test_a_plan_without_a_length_says_that_the_rate_was_kept_constant(make: Make
 
 def test_a_stack_follows_the_workload_s_shape(make: Make) -> None:
     workload = replace(make(optimizer=momentum), shape="cosine", warmup_examples=24)
+    assert refusal(Prepared(workload, CPU), Plan(SIZE, 0.1, iterations=UPDATES)) is None
     plans = [Plan(SIZE, rate, iterations=UPDATES) for rate in (0.3, 0.03)]
     stack = Replicas(Prepared(workload, CPU), plans, [0, 0])
     stack()

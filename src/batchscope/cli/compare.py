@@ -39,7 +39,10 @@ def compare(
         Literal["search", "rescaled", "fixed"],
         typer.Option(help="Searched at every batch size, rescaled by the optimiser's rule, or the reference for all."),
     ] = "search",
-    shape: Annotated[Literal["linear", "constant"], typer.Option(help="The rate over the budget.")] = "linear",
+    shape: Annotated[
+        Literal["linear", "cosine", "constant"] | None,
+        typer.Option(help="The rate over the budget; the workload's own, or linear, if left out."),
+    ] = None,
     order: Order = "shuffled",
     micro_batch_size: MicroBatchSize = None,
     evaluate_every: EvaluateEvery = None,

@@ -34,7 +34,7 @@ def sweep(
     target: Annotated[float | None, typer.Option(help="A validation score to reach.")] = None,
     examples: Annotated[int | None, typer.Option(help="Budget of a trial; with --target: given up there.")] = None,
     shape: Annotated[
-        Literal["linear", "cosine", "constant"] | None,
+        Literal["constant", "linear", "cosine"] | None,
         typer.Option(help="The rate over the budget: constant with --target, falling to zero without, if left out."),
     ] = None,
     order: Order = "shuffled",

@@ -45,7 +45,7 @@ def train(
     examples: Annotated[int | None, typer.Option(help="Examples to train on, instead of --iterations.")] = None,
     target: Annotated[float | None, typer.Option(help="A validation score to stop at.")] = None,
     shape: Annotated[
-        Literal["linear", "cosine", "constant", "cooldown"] | None,
+        Literal["constant", "linear", "cosine", "cooldown"] | None,
         typer.Option(help="The rate over the budget; as the workload says, if left out."),
     ] = None,
     cooldown: Annotated[

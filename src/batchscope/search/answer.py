@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from batchscope.records import Goal, Interval
 from batchscope.search.candidates import Observation, Setting
+from batchscope.search.forecast import LEAST_POINTS
 from batchscope.search.policy import Policy, UpdateSeconds, lattice
 from batchscope.search.race import Race, forecast_of
 from batchscope.search.speed import Speeds
@@ -92,8 +93,7 @@ def find_answer(race: Race, step_seconds: Callable[[int], float] | None = None, 
         The answer; None where nothing trained.
     """
     observations, policy, goal = race.observations(), race.policy, race.goal
-    guess, _ = race.run_seconds()
-    horizon = guess or race.guessed_seconds(observations)
+    horizon = race.horizon_seconds(observations)
     best = policy.best(observations, horizon)
     if best is None:
         return None
@@ -194,7 +194,7 @@ def _run_seconds(
         before = [p.seconds for p in best.points[:-1] if p.score is not None and p.seconds > 0]
         low = max(before[-1] if before else 0.0, 0.5 * best.reached.seconds)
         return np.asarray(generator.uniform(low, best.reached.seconds, DRAWS) * scatter)
-    law = forecast_of(best)
+    law = forecast_of(best, least=LEAST_POINTS)
     if law is None:
         return np.full(DRAWS, math.inf)
     draws = law.seconds_to(goal.value)

@@ -42,7 +42,7 @@ EVALUATION_SHARE, EVALUATION_RATIO = 0.1, 1.2
 # Where examples are seen again nothing but evaluations says how well a candidate does: they may take this share.
 REPEATED_SHARE = 0.5
 # An evaluation of the search takes about this long at most, on so many examples at least.
-EVALUATION_SECONDS, LEAST_EXAMPLES = 0.08, 64
+EVALUATION_SECONDS, LEAST_EXAMPLES = 0.05, 64
 # Points stand a factor of this apart in updates.
 POINT_RATIO = 1.15
 # Of the run that is trained to the goal: two evaluations lie no nearer than this share of the validation set; evaluating

@@ -29,13 +29,15 @@ LEAST_UPDATES = 6
 FIRST_SHARE = 1 / 100
 # Before settings are compared, the loss of one must have fallen by so many of its standard errors. Until then rates
 # are tried a factor apart, each for this share of the budget at most: larger ones, or smaller ones where training fails.
-CLEAR_FALL, PILOT_FACTOR, PILOT_SHARE = 6.0, 4.0, 1 / 20
+CLEAR_FALL, PILOT_FACTOR, PILOT_SHARE = 4.0, 4.0, 1 / 20
 # A step is worth it if it saves this many times its cost.
 WORTHWHILE = 0.3
 # An edge of what was tried counts as seen when a candidate there has trained for this share of the best one's time; a
 # neighbour lies within so many factors of two of where it was looked for.
 EDGE_SHARE, NEIGHBOUR = 0.2, 0.8
 ENDED_BADLY = ("diverged", "out of memory", "failed")
+# Finding a rate that trains may take this share of the budget, if any setting's loss has fallen at all by then.
+PILOT_MOST = 0.15
 # Rates at the edge of the lattice about those that were tried, in factors of two.
 RATE_REACH, SIZE_REACH = 4, 3
 
@@ -241,7 +243,9 @@ class Policy:
     def _pilot(self, trained: Sequence[Observation], seconds_of: UpdateSeconds, limits: Limits) -> Advance | None:
         """A step towards a rate that trains at all; None where there is one, or where a third of the budget is spent."""
         spent = limits.total_seconds - limits.budget_seconds
-        if any(_fell(o) for o in trained) or (spent > limits.total_seconds / 3 and any(_improved(o) for o in trained)):
+        if any(_fell(o) for o in trained) or (
+            spent > PILOT_MOST * limits.total_seconds and any(_improved(o) for o in trained)
+        ):
             return None
         most = PILOT_SHARE * limits.total_seconds
         last = trained[-1]
@@ -311,7 +315,7 @@ class Policy:
         weights = [math.log(s.seconds * self.weight(s.setting.batch_size)) for s in steps]
         own = np.array([index[s.setting] for s in steps])
         places = np.column_stack([ends[own, :2], weights])
-        variance = np.maximum(speeds.covariances(places, places), 0.0) + speeds.prior.noise**2
+        variance = np.maximum(speeds.covariances(places, places), 0.0) + speeds.noise_variance(places[:, 2])
         with_own = speeds.covariances(ends[own], places)
         if best is None:
             return np.asarray(np.abs(with_own) / np.sqrt(variance))

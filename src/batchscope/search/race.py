@@ -17,8 +17,11 @@ from batchscope.search.policy import Advance, Limits, Policy
 BUDGET_SHARE, LEAST_SECONDS = 0.25, 10.0
 # Until a forecast exists, a run is taken to be this many times as long as the farthest candidate has trained.
 UNSEEN = 16.0
-# Of the draws of a run's length: a budget follows the shorter ones, so that a long tail is not paid for.
-SHORT = 0.35
+# Of the draws of a run's length: a budget follows the shorter ones, so that a long tail is not paid for; what a search
+# can save is worked out for the longer ones, so that it does not end for a forecast from a curve's first moments.
+SHORT, LONG = 0.35, 0.65
+# A forecast from fewer scores than this says nothing yet.
+LEAST_SCORES = 5
 
 
 @dataclass
@@ -82,7 +85,7 @@ class Race:
             if left <= 0 and any(o.points for o in observations):
                 self.stop_reason = "the budget was spent"
                 return
-            guess = run_seconds or self.guessed_seconds(observations)
+            guess = self.horizon_seconds(observations)
             step = self.policy.next_step(observations, Limits(left, total, guess, self._overhead(observations)))
             if not isinstance(step, Advance):
                 self.stop_reason = step.reason
@@ -127,6 +130,17 @@ class Race:
             return None, law
         return max(float(np.quantile(finite, SHORT)), best.seconds), law
 
+    def horizon_seconds(self, observations: Sequence[Observation]) -> float:
+        """How long the run is that settings are compared for: as forecast, and no shorter than that is sure."""
+        run_seconds, law = self.run_seconds()
+        if run_seconds is None:
+            return self.guessed_seconds(observations)
+        if law is None:
+            return run_seconds
+        draws = law.seconds_to(self.goal.value)
+        long = float(np.quantile(draws, LONG, method="nearest"))
+        return min(max(long, run_seconds), max(self.guessed_seconds(observations), run_seconds))
+
     def guessed_seconds(self, observations: Sequence[Observation]) -> float:
         """What a whole run is taken to last until a forecast says more: what the budget is meant for, or longer."""
         return max(self._unseen(observations), self.budget.limit(None) / BUDGET_SHARE)
@@ -141,9 +155,17 @@ class Race:
         return min(max(self.source.elapsed_seconds() / training, 1.0), 4.0)
 
 
-def forecast_of(observation: Observation) -> CurveForecast | None:
-    """The law of a candidate's scores; None where there are too few."""
+def forecast_of(observation: Observation, *, least: int = LEAST_SCORES) -> CurveForecast | None:
+    """The law of a candidate's scores.
+
+    Args:
+        observation: The candidate.
+        least: Scores that there must be.
+
+    Returns:
+        The law; None where there are fewer scores, or where they do not rise.
+    """
     scored = [p for p in observation.points if p.score is not None and math.isfinite(p.score) and p.seconds > 0]
-    if not scored:
+    if len(scored) < least:
         return None
     return fit_curve([p.seconds for p in scored], [p.score or 0.0 for p in scored])

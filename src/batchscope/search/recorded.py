@@ -79,7 +79,7 @@ class RecordedSource:
         overhead: Wall time over training time.
 
     Examples:
-        >>> curve = Curve(Setting(8, 0.1), (Point(8, 1, 1.0, 2.0), Point(16, 2, 2.0, 1.5)))
+        >>> curve = Curve(Setting(8, 0.1), (Point(0, 0, 0.0, 2.3), Point(8, 1, 1.0, 2.0), Point(16, 2, 2.0, 1.5)))
         >>> source = RecordedSource({curve.setting: curve}, overhead=1.5)
         >>> candidate = source.open(Setting(8, 0.1))
         >>> candidate.advance(1.0)

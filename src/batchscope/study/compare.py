@@ -27,7 +27,7 @@ from batchscope.records import (
 )
 from batchscope.seeding import derive
 from batchscope.study import statistics
-from batchscope.study.arguments import checked_seeds, reference_rate
+from batchscope.study.arguments import checked_seeds, falling_shape, reference_rate
 from batchscope.study.conclusion import conclude
 from batchscope.study.search import search_learning_rate
 from batchscope.study.store import RunStore
@@ -53,7 +53,7 @@ def compare(
     *,
     seeds: int | Sequence[int] = 5,
     learning_rate: RateHandling = "search",
-    shape: Shape = "linear",
+    shape: Shape | None = None,
     order: Order = "shuffled",
     micro_batch_size: int | None = None,
     evaluate_every: int | None = None,
@@ -77,7 +77,8 @@ def compare(
             "rescaled": the workload's rate, and the optimiser's other settings, rescaled by the optimiser's rule.
             "fixed": the workload's rate for all, which answers another question: what happens if nothing else is
             changed.
-        shape: The rate over the budget: "linear" to zero, as a fixed budget is trained in practice, or "constant".
+        shape: The rate over the budget: "linear" or "cosine" to zero, as a fixed budget is trained in practice, or
+            "constant". None: the workload's own, and linear where that is constant.
         order: How batches are drawn: "shuffled", "replacement", "stratified" or "bucketed".
         micro_batch_size: Examples that pass through the model at once, where less than the batch size.
         evaluate_every: Examples between two evaluations; None: a fortieth of the budget, or more where that would
@@ -107,7 +108,7 @@ def compare(
     """
     pairs = checked_pairs(pairs, workload, allow_unequal=allow_unequal)
     chosen_seeds = checked_seeds(seeds, checked_seed(seed))
-    for name, value, kinds in (("learning_rate", learning_rate, RateHandling), ("shape", shape, Shape)):
+    for name, value, kinds in (("learning_rate", learning_rate, RateHandling), ("shape", shape or "linear", Shape)):
         if value not in get_args(kinds):
             raise ArgumentError(f"{name} must be one of {', '.join(get_args(kinds))}", got=value)
     evaluate_every = checked_evaluate_every(evaluate_every)
@@ -122,7 +123,7 @@ def compare(
             batch_size=batch_size,
             iterations=iterations,
             learning_rate=workload.learning_rate,
-            shape=shape,
+            shape=shape or falling_shape(workload),
             order=order,
             micro_batch_size=None if micro_batch_size is None else min(micro_batch_size, batch_size),
             rescaled_from=workload.batch_size if learning_rate == "rescaled" else None,
@@ -317,7 +318,7 @@ class _Study:
         record = Comparison(
             workload=summarise(self.workload),
             learning_rate=handling,
-            shape=first.shape or self.workload.shape,
+            shape=first.shape or "constant",
             order=first.order,
             seeds=self.seeds,
             evaluate_every_examples=self.evaluate_every,

@@ -226,6 +226,8 @@ class Replicas:
         """Train until the next evaluation; the first round begins with one."""
         plan, average = self.plan, self.average
         if self.iteration == 0:
+            if varies(plan):  # the first evaluation tells the rate of the first update
+                self.stack.optimizer.set_rate_factor(rate_factor(plan, 0, plan.batch_size))
             self._evaluate()
             if not self.live:
                 return
