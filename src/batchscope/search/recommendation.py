@@ -25,12 +25,8 @@ from batchscope.records import (
 )
 from batchscope.search import sentences
 from batchscope.search.answer import INDISTINGUISHABLE, LEVEL, Answer, SizeAnswer, find_answer, interval
-<<<<<<< HEAD
 from batchscope.search.candidates import Setting
 from batchscope.search.costs import scaled
-=======
-from batchscope.search.forecast import LEAST_POINTS
->>>>>>> search
 from batchscope.search.in_process import Trained
 from batchscope.search.scores import Scores
 from batchscope.search.study import Study
@@ -161,22 +157,8 @@ def _row(study: Study, scores: Scores, each: SizeAnswer) -> FrontierRow:
     )
 
 
-<<<<<<< HEAD
 def _goal_seconds(each: SizeAnswer) -> float:
     return float(np.median(each.seconds))
-=======
-def _scores(study: Study, answer: Answer, each: SizeAnswer, seconds: float) -> Floats:
-    """Draws of the score after some seconds at a setting: the best one's curve, at the setting's speed."""
-    best = next(o for o in study.race.observations() if o.setting == answer.best)
-    law = forecast_of(best, least=LEAST_POINTS)
-    own = answer.of(answer.best.batch_size)
-    if law is None:
-        scored = [p.score for p in best.points if p.score is not None]
-        return np.full(1, scored[-1] if scored else math.nan)
-    ratio = np.exp(float(np.median(each.log_speed)) - float(np.median(own.log_speed)))
-    weight = study.race.policy.weight(each.setting.batch_size) / study.race.policy.weight(answer.best.batch_size)
-    return law.score_at(max(seconds * float(ratio) * weight, 1e-9))
->>>>>>> search
 
 
 def _score(study: Study, scores: Scores, each: SizeAnswer) -> Interval:

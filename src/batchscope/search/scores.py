@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from batchscope.records import ForecastPoint, Interval
 from batchscope.search.answer import LEVEL, Answer, SizeAnswer, interval
-from batchscope.search.forecast import CurveForecast, fit_curve
+from batchscope.search.forecast import LEAST_POINTS, CurveForecast, fit_curve
 from batchscope.search.race import forecast_of
 from batchscope.search.study import Study
 from batchscope.workload.goal import perfect_score
@@ -40,7 +40,7 @@ class Scores:
         own = [(p.seconds, p.score) for p in best.points if p.score is not None and p.seconds > 0]
         self._highest = max((score for _, score in own), default=None)
         if study.goal.kind == "target":  # the law that says when it is reached
-            self._is_shortfall, self._law = False, forecast_of(best)
+            self._is_shortfall, self._law = False, forecast_of(best, least=LEAST_POINTS)
         else:
             everything = _pooled(study, answer)
             self._is_shortfall = math.isfinite(self._most) and all(score < self._most for _, score in everything)
@@ -96,7 +96,7 @@ def _pooled(study: Study, answer: Answer) -> list[tuple[float, float]]:
     """
     race, policy = study.race, study.race.policy
     observations = [o for o in race.observations() if o.ended not in ("diverged", "failed", "out of memory")]
-    horizon = race.run_seconds()[0] or race.guessed_seconds(observations)
+    horizon = race.horizon_seconds(race.observations())
     mean, _ = policy.speeds(race.observations(), horizon).posterior([o.setting for o in observations])
     speed = dict(zip([o.setting for o in observations], mean, strict=True))
     found = []
