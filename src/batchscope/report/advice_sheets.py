@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 from batchscope.records import Advice, FrontierRow, Goal, Interval, PresentSetting, RaceCandidate, TrainResult

@@ -42,7 +42,8 @@ def advise(
         target: A validation score to reach in the least time. Exactly one of the three is given.
         examples: A number of examples to train on, for the best score.
         seconds: A time of training, evaluation apart, for the best score.
-        budget_seconds: What the advice may cost; None: a quarter of the training run that it forecasts, and no less than 10 seconds.
+        budget_seconds: What the advice may cost; None: a quarter of the training run that it forecasts, and no
+            less than 10 seconds.
         max_memory_bytes: Memory that training may take; None: what is free here.
         batch_sizes: Batch sizes that may be advised; None: powers of two.
         devices: Devices that share each batch.

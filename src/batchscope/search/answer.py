@@ -1,4 +1,4 @@
-"""What a search says of every batch size: draws of the time to the goal, of the best rate, of the critical batch size."""
+"""What a search says of every batch size: draws of the time to the goal, the best rate, the critical batch size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from batchscope.records import Goal, Interval
 from batchscope.search.candidates import Observation, Setting
-from batchscope.search.forecast import LEAST_POINTS
+from batchscope.search.forecast import LEAST_POINTS, CurveForecast
 from batchscope.search.policy import Policy, UpdateSeconds, lattice
 from batchscope.search.race import Race, forecast_of
 from batchscope.search.speed import Speeds
@@ -67,6 +67,8 @@ class Answer:
         keeps_today: Whether today's setting is the best that was seen.
         run_seconds: Draws of the time that the best setting takes to the goal.
         critical: Draws of the critical batch size; None with fewer than three batch sizes.
+        law: The best setting's curve of scores; None where there are too few.
+        score: Its last score; NaN where there is none.
     """
 
     best: Setting
@@ -75,6 +77,8 @@ class Answer:
     keeps_today: bool
     run_seconds: Floats
     critical: Floats | None
+    law: CurveForecast | None
+    score: float
 
     def of(self, batch_size: int) -> SizeAnswer:
         """What is known of one batch size."""
@@ -106,7 +110,8 @@ def find_answer(race: Race, step_seconds: Callable[[int], float] | None = None, 
     index = {setting: i for i, setting in enumerate(settings)}
     trained = {o.setting for o in observations if _usable(o)}
     own = draws[index[chosen.setting]]
-    run = _run_seconds(chosen, goal, times, generator)
+    law = forecast_of(chosen, least=LEAST_POINTS)
+    run = _run_seconds(chosen, goal, times, law, generator)
 
     def about(setting: Setting, rates: Floats) -> SizeAnswer:
         size, each = setting.batch_size, times(setting.batch_size)
@@ -143,6 +148,8 @@ def find_answer(race: Race, step_seconds: Callable[[int], float] | None = None, 
         keeps_today=keeps,
         run_seconds=run,
         critical=_critical(sizes) if goal.kind == "target" else None,
+        law=law,
+        score=next((p.score for p in reversed(chosen.points) if p.score is not None), math.nan),
     )
 
 
@@ -181,7 +188,11 @@ def _draws(speeds: Speeds, settings: Sequence[Setting], generator: np.random.Gen
 
 
 def _run_seconds(
-    best: Observation, goal: Goal, times: Callable[[int], float], generator: np.random.Generator
+    best: Observation,
+    goal: Goal,
+    times: Callable[[int], float],
+    law: CurveForecast | None,
+    generator: np.random.Generator,
 ) -> Floats:
     """Draws of the time that one more run at the best setting takes."""
     if goal.kind == "seconds":
@@ -194,7 +205,6 @@ def _run_seconds(
         before = [p.seconds for p in best.points[:-1] if p.score is not None and p.seconds > 0]
         low = max(before[-1] if before else 0.0, 0.5 * best.reached.seconds)
         return np.asarray(generator.uniform(low, best.reached.seconds, DRAWS) * scatter)
-    law = forecast_of(best, least=LEAST_POINTS)
     if law is None:
         return np.full(DRAWS, math.inf)
     draws = law.seconds_to(goal.value)

@@ -93,6 +93,13 @@ class Source(Protocol):
     def elapsed_seconds(self) -> float:
         """Wall time since the search began, or what stands for it."""
 
+    def limit(self, seconds: float) -> None:
+        """Pause whatever trains when so much time has passed.
+
+        Args:
+            seconds: On the clock of :meth:`elapsed_seconds`.
+        """
+
     def close(self) -> None:
         """End everything that still runs."""
 

@@ -1,7 +1,7 @@
 """Candidates that train in this process, one after the other, each from where it stands.
 
 A candidate is compared by the training loss of its batches before their updates: as long as no example is seen twice,
-that is an unbiased estimate of the loss on new data, for nothing (progressive validation: Blum, Kalai and Langford 1999).
+that is an unbiased estimate of the loss on new data, for nothing (progressive validation: Blum, Kalai, Langford 1999).
 All candidates see the same examples in the same order. The score that the goal is about is evaluated beside it, on
 averaged weights as the plan ends with, as often as a tenth of the training time pays for. Where examples are seen again
 the loss of those evaluations takes the training loss's place, shifted by what they differed by before.
@@ -45,8 +45,8 @@ REPEATED_SHARE = 0.5
 EVALUATION_SECONDS, LEAST_EXAMPLES = 0.05, 64
 # Points stand a factor of this apart in updates.
 POINT_RATIO = 1.15
-# Of the run that is trained to the goal: two evaluations lie no nearer than this share of the validation set; evaluating
-# an example takes a third of training on it.
+# Of the run that is trained to the goal: two evaluations lie no nearer than this share of the validation set;
+# evaluating an example takes a third of training on it.
 FINAL_SHARE, FORWARD_SPEED = 0.5, 3.0
 # Pieces that took so many times the median of their batch size for an update were disturbed, and do not count.
 DISTURBED = 1.5
@@ -159,6 +159,10 @@ class InProcess:
         """Wall time since the search began."""
         return time.perf_counter() - self.began
 
+    def limit(self, seconds: float) -> None:
+        """Pause whatever trains when so much time has passed since the search began."""
+        self.deadline_seconds = seconds
+
     def close(self) -> None:
         """Let go of all candidates."""
         for candidate in self.candidates:
@@ -246,6 +250,7 @@ class Trained:
         self._ended: Ended | None = None
         self._evaluated_at = 0.0  # seconds of training at the last evaluation
         self._seconds = 0.0  # of training in wall time
+        self._points: tuple[tuple[object, ...], list[Point]] | None = None  # as they were last asked for
 
     @property
     def setting(self) -> Setting:
@@ -287,6 +292,12 @@ class Trained:
         size, each = self._setting.batch_size, self.source.update_seconds(self._setting.batch_size)
         if not self._losses:
             return ()
+        state = (self.updates, len(self._evaluations), self._ended, each, self.source.shift)
+        if self._points is None or self._points[0] != state:
+            self._points = state, self._find_points(size, each)
+        return self._points[1]
+
+    def _find_points(self, size: int, each: float) -> list[Point]:
         first_pass = self.source.workload.training_examples
         scored = {point.iterations: point for point in self._evaluations}
         places = set(scored) | {self.updates}

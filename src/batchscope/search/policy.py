@@ -28,7 +28,7 @@ LEAST_UPDATES = 6
 # Shortest first horizon, as a share of the budget: so many looks are possible at all.
 FIRST_SHARE = 1 / 100
 # Before settings are compared, the loss of one must have fallen by so many of its standard errors. Until then rates
-# are tried a factor apart, each for this share of the budget at most: larger ones, or smaller ones where training fails.
+# are tried a factor apart, each for this share of the budget at most: larger ones, or smaller ones where it fails.
 CLEAR_FALL, PILOT_FACTOR, PILOT_SHARE = 4.0, 4.0, 1 / 20
 # A step is worth it if it saves this many times its cost.
 WORTHWHILE = 0.3
@@ -241,7 +241,7 @@ class Policy:
         return None
 
     def _pilot(self, trained: Sequence[Observation], seconds_of: UpdateSeconds, limits: Limits) -> Advance | None:
-        """A step towards a rate that trains at all; None where there is one, or where a third of the budget is spent."""
+        """A step towards a rate that trains at all; None where there is one, or where too much was spent on it."""
         spent = limits.total_seconds - limits.budget_seconds
         if any(_fell(o) for o in trained) or (
             spent > PILOT_MOST * limits.total_seconds and any(_improved(o) for o in trained)

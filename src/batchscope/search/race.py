@@ -15,6 +15,8 @@ from batchscope.search.policy import Advance, Limits, Policy
 
 # What a search may cost where nothing is said: this share of the run that it forecasts, and so many seconds at least.
 BUDGET_SHARE, LEAST_SECONDS = 0.25, 10.0
+# A step is interrupted where the search has taken so many times its budget.
+OVERRUN = 1.1
 # Until a forecast exists, a run is taken to be this many times as long as the farthest candidate has trained.
 UNSEEN = 16.0
 # Of the draws of a run's length: a budget follows the shorter ones, so that a long tail is not paid for; what a search
@@ -56,6 +58,7 @@ class Race:
         budget: What it may cost.
         tell: Told of each step before it is made, with the seconds left.
         stopped: Asked between two steps whether to end.
+        keep_bytes: Memory that candidates may hold between their steps: beyond it the slowest ones are let go of.
 
     Attributes:
         candidates: All, by setting.
@@ -68,6 +71,7 @@ class Race:
     budget: Budget
     tell: Callable[[str, float], None] = lambda label, left: None
     stopped: Callable[[], bool] = lambda: False
+    keep_bytes: float = math.inf
     candidates: dict[Setting, Candidate] = field(default_factory=dict)
     stop_reason: str = ""
     steps: int = 0
@@ -91,7 +95,9 @@ class Race:
                 self.stop_reason = step.reason
                 return
             self.tell(str(step.setting), left)
+            self.source.limit(OVERRUN * total)
             self.advance(step)
+            self._let_go()
 
     def advance(self, step: Advance) -> None:
         """Make one step."""
@@ -100,6 +106,22 @@ class Race:
             candidate = self.candidates[step.setting] = self.source.open(step.setting)
         candidate.advance(step.seconds)
         self.steps += 1
+
+    def _let_go(self) -> None:
+        """Release the slowest candidates while all together hold more memory than they may."""
+        held = [c for c in self.candidates.values() if c.memory_bytes]
+        spare = sum(c.memory_bytes for c in held) - self.keep_bytes
+        if spare <= 0 or len(held) < 2:
+            return
+        observations = self.observations()
+        mean, _ = self.policy.speeds(observations, self.horizon_seconds(observations)).posterior(
+            [c.setting for c in held]
+        )
+        for i in np.argsort(mean)[:-1]:
+            if spare <= 0:
+                return
+            spare -= held[i].memory_bytes
+            held[i].release()
 
     def observations(self) -> list[Observation]:
         """All candidates as the policy sees them."""

@@ -38,8 +38,9 @@ Floats = NDArray[np.float64]
 
 # A training run may take this many times the upper end of what was predicted before it gives up.
 PATIENCE = 3.0
-# Of the budget for the noise scale: examples of the measurement, and the share of the time that it may take.
-NOISE_EXAMPLES, NOISE_SHARE = 64, 0.05
+# The noise scale is measured where training on this many examples takes at most this share of the budget; measuring
+# takes several times as long, since each gradient is of one example.
+NOISE_EXAMPLES, NOISE_SHARE = 64, 0.01
 JUDGED_BY = (
     "by the training loss of each batch before its update, which estimates the loss on new data without evaluating; "
     "scores are of averaged weights, with which the plan ends"
@@ -123,7 +124,7 @@ def _plan(study: Study, answer: Answer, row: FrontierRow) -> Plan:
         known = high is not None and math.isfinite(high)
         examples = max(1, math.ceil(PATIENCE * high / study.step_seconds(size))) * size if high and known else None
     return Plan(
-        batch_size=min(size, examples or size),
+        batch_size=size if goal.kind == "target" else min(size, examples or size),
         learning_rate=rate,
         examples=examples,
         target=goal.value if goal.kind == "target" else None,

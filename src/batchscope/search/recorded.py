@@ -106,6 +106,9 @@ class RecordedSource:
         """Cost of all that was shown."""
         return self._elapsed
 
+    def limit(self, seconds: float) -> None:
+        """Nothing overruns: what a step shows is known beforehand."""
+
     def close(self) -> None:
         """Nothing runs."""
 

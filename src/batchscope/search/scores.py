@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from batchscope.records import ForecastPoint, Interval
 from batchscope.search.answer import LEVEL, Answer, SizeAnswer, interval
-from batchscope.search.forecast import LEAST_POINTS, CurveForecast, fit_curve
-from batchscope.search.race import forecast_of
+from batchscope.search.forecast import CurveForecast, fit_curve
 from batchscope.search.study import Study
 from batchscope.workload.goal import perfect_score
 
@@ -40,7 +39,7 @@ class Scores:
         own = [(p.seconds, p.score) for p in best.points if p.score is not None and p.seconds > 0]
         self._highest = max((score for _, score in own), default=None)
         if study.goal.kind == "target":  # the law that says when it is reached
-            self._is_shortfall, self._law = False, forecast_of(best, least=LEAST_POINTS)
+            self._is_shortfall, self._law = False, answer.law
         else:
             everything = _pooled(study, answer)
             self._is_shortfall = math.isfinite(self._most) and all(score < self._most for _, score in everything)

@@ -8,9 +8,9 @@ time in which any candidate has come down to the loss y,
 
 where y is the candidate's loss after t seconds. It is 0 for the fastest and −log 2 for one that is half as fast. What
 happens at t does not hold for all of the way: z drifts, smoothly in log t. Log speeds of all settings at all horizons
-are therefore one Gaussian process over (log B, log ε, log t) (Rasmussen and Williams 2006; a freeze–thaw search, Swersky
-et al. 2014, arXiv 1406.3896, in time to a loss instead of loss). Its posterior at the horizon of the whole run says
-which setting is the fastest, how sure that is, and what training any setting further would teach.
+are therefore one Gaussian process over (log B, log ε, log t) (Rasmussen and Williams 2006; a freeze–thaw search,
+Swersky et al. 2014, arXiv 1406.3896, in time to a loss instead of loss). Its posterior at the horizon of the whole run
+says which setting is the fastest, how sure that is, and what training any setting further would teach.
 """
 
 from __future__ import annotations

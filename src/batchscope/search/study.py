@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from batchscope.errors import PlanError
+from batchscope.measure.memory_meter import available_memory
 from batchscope.progress import Report, Reporter, reporter
 from batchscope.records import Goal, Interval, MemoryUse, StepTimeLaw
 from batchscope.records.communication import AllReduceLaw
@@ -38,6 +39,8 @@ from batchscope.workload.workload import Workload
 # What is not measured at a batch size is known to this share of it.
 BEYOND = 0.15
 LEAST_SPREAD = 0.02
+# Candidates that wait may hold this share of the memory; the rest is for the one that trains.
+KEPT_SHARE = 0.3
 
 
 @dataclass
@@ -224,7 +227,7 @@ def study(
         found = Study(
             workload=workload,
             goal=goal,
-            race=Race(source, Policy(start, sizes), goal, budget),
+            race=Race(source, Policy(start, sizes), goal, budget, keep_bytes=_keep_bytes(max_memory_bytes, chosen)),
             source=source,
             devices=devices,
             communication_seconds=_communication_seconds(devices, network, gradient_bytes),
@@ -259,6 +262,12 @@ def scaling_exponent(workload: Workload) -> float:
         return 0.75
 
 
+def _keep_bytes(max_memory_bytes: int | None, device: torch.device) -> float:
+    """Memory that candidates may hold between their steps: a part of what training may take."""
+    limit = max_memory_bytes if max_memory_bytes is not None else available_memory(device)[0]
+    return math.inf if limit is None else KEPT_SHARE * limit
+
+
 def _weight(goal: Goal, costs: Costs, found: Study) -> Callable[[int], float]:
     """What a second counts for: examples where they are given, energy and time where both count, or 1."""
     if goal.kind != "examples":
@@ -286,10 +295,9 @@ def _communication_seconds(devices: int, network: tuple[float, float] | None, gr
 
 
 def _teller(report: Report, found: Study) -> Callable[[str, float], None]:
-    """Shows what is tried, the best so far, and the seconds left, after which what trains is interrupted."""
+    """Shows what is tried, the best so far, and the seconds left."""
 
     def tell(label: str, left: float) -> None:
-        found.source.deadline_seconds = found.source.elapsed_seconds() + left
         total = max(found.spent_seconds + left, 1e-9)
         observations = found.race.observations()
         best = found.race.policy.best(observations, found.race.guessed_seconds(observations)) if observations else None
