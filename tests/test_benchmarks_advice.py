@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from advice import OURS, holds, missed, over, references, seconds_to
 from batchscope.records import CurvePoint, Interval
-from forecasts import needed
 from ground_truth_table import TABLES, GroundTruth, RateRow, Setting, SizeRow
 
 SIZES, CRITICAL, LEAST = (8, 32, 128, 512, 2048), 200.0, 10_000.0
@@ -214,10 +213,3 @@ def test_a_promise_that_is_not_kept_is_named(changes: dict[str, Any], promises: 
 def test_an_advice_may_take_ten_seconds_whatever_training_takes() -> None:
     assert missed([row_of(cost=20.0, cost_seconds=9.9)]) == []
     assert [one.split(" at")[0] for one in missed([row_of(cost=0.6, cost_seconds=11.0)])] == ["median cost"]
-
-
-def test_a_target_is_crossed_between_evaluations_on_a_line_over_log_examples() -> None:
-    points = [(100, 1.0, 0.5), (400, 0.5, 0.7), (1600, 0.4, 0.6)]
-    assert needed(points, 0.6) == pytest.approx(200.0)
-    assert needed(points, 0.4) == 100.0
-    assert needed(points, 0.8) == math.inf

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # The answer, and acting on it
-    from batchscope.search import advise, train_from_nothing
-
     # Errors
     from batchscope.errors import (
         ArgumentError,
@@ -80,6 +78,7 @@ if TYPE_CHECKING:
 
     # For people who keep their own loop
     from batchscope.schedule import rescale
+    from batchscope.search import advise, train_from_nothing
 
     # The question, the exhaustive answer, and training
     from batchscope.study import compare, sweep, train

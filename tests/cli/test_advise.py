@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import batchscope.advice
+import batchscope.search
 from batchscope.records import Advice, load
 
 Command = Callable[..., Any]
@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Advice]) -> dict[s
         answer: Advice = calls["answer"]
         return answer
 
-    monkeypatch.setattr(batchscope.advice, "advise", advise)
+    monkeypatch.setattr(batchscope.search, "advise", advise)
     return calls
 
 

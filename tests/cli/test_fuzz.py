@@ -74,7 +74,7 @@ def harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, canned: TrainResul
 
     # Where measuring begins, with all arguments read.
     for name, begins in (
-        ("batchscope.advice.contest", "step_times"),
+        ("batchscope.search.study", "find_memory"),
         ("batchscope.folklore.claims", "Lab"),
         ("batchscope.folklore.papers.study", "Bench"),
     ):

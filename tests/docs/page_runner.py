@@ -25,11 +25,11 @@ IMPORTED = (
     "sklearn.model_selection",
     "torch",
     "torch._dynamo",
-    "batchscope.advice",
     "batchscope.cli",
     "batchscope.folklore",
     "batchscope.measure",
     "batchscope.report.charts",
+    "batchscope.search",
     "batchscope.study",
 )
 RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "claims-digits.json"

@@ -32,17 +32,15 @@ class Goal:
 
 @dataclass(frozen=True)
 class RacePoint:
-    """What a candidate had reached at one moment of the race, judged as its plan would end there.
+    """What a candidate had reached at one moment of the search.
 
     Attributes:
         examples: Examples trained on.
         iterations: Updates made.
-        seconds: On the virtual clock: updates times the measured time of an update trained alone.
-        loss: Validation loss of the averaged weights, with which the plan ends; where it was not evaluated, the
-            training loss before the updates.
-        score: Validation score of the averaged weights; None where it was not evaluated.
-        raw_loss: Validation loss of the weights as they stand, where the race judges by them; None where it does not.
-        raw_score: Validation score, likewise.
+        seconds: Of training alone: updates times the measured time of an update.
+        loss: What candidates are compared by: mean loss of the last third of the batches, each before its update. Once
+            examples are seen again, the validation loss, shifted by what the two differed by before.
+        score: Validation score of the averaged weights, with which the plan ends; None where it was not evaluated.
     """
 
     examples: int
@@ -50,8 +48,6 @@ class RacePoint:
     seconds: float
     loss: float
     score: float | None
-    raw_loss: float | None = None
-    raw_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +59,9 @@ class RaceCandidate:
         learning_rate: The rate.
         seed: Seed of its weights and order of the data.
         points: How it stood, ascending in examples.
-        ended: "advised"; "beaten" by another; "diverged"; "kept" to the end without being the one.
-        reason: By what it was beaten, or where it diverged, in a sentence.
-        seconds_spent: What it cost the race: its share of the time of the stack that it was in.
+        ended: "advised"; "beaten", where training it further was not worth its cost; "diverged"; "kept": it reached the target, and another is advised.
+        reason: Why it ended so.
+        seconds_spent: What it cost the search, in seconds of wall time.
     """
 
     batch_size: int

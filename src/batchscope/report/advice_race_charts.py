@@ -32,7 +32,7 @@ _ENDED = {"advised": "circle", "kept": "diamond", "beaten": "square", "diverged"
 
 
 def race(record: Advice) -> Spec | None:
-    """Every candidate's curve against virtual seconds: how it stood, where it ended, and the advised one in front."""
+    """Every candidate's curve against its training time: how it stood, where it ended, and the advised one in front."""
     by_score = _follows_score(record.race)
     own = [_candidate(i, each, by_score) for i, each in enumerate(record.race)]
     data = [point for points in own for point in points]
@@ -91,8 +91,10 @@ def race(record: Advice) -> Spec | None:
 
 
 def _follows_score(candidates: Iterable[RaceCandidate]) -> bool:
-    scores = {point.score for each in candidates for point in each.points if f.known(point.score)}
-    return len(scores) > 1
+    """Whether most candidates were evaluated often enough for a curve, and not with one score everywhere."""
+    own = [[point.score for point in each.points if f.known(point.score)] for each in candidates]
+    curves = sum(len(scores) >= 2 for scores in own)
+    return 2 * curves > len(own) and len({score for scores in own for score in scores}) > 1
 
 
 def _candidate(run: int, each: RaceCandidate, by_score: bool) -> list[Point]:
@@ -121,10 +123,12 @@ def _upward(alt: Any, record: Advice, data: list[Point], by_score: bool) -> dict
         domain = with_headroom([max(ends[0], low - 2 * pad) - pad, high + pad], 1, 340, log=False)
         return value_axis(alt, domain, f"{record.workload.score[:40]} on validation data", log=False)
     low, high = ends[0], ends[-len(ends) // 10] if len(ends) >= 10 else ends[-1]
+    evaluated = all(f.known(point.score) for each in record.race for point in each.points)
+    title = "validation loss" if evaluated else "loss of each batch before its update"
     if low > 0 and high / low >= 4:
-        return value_axis(alt, domain_around([low, high], room=1.1), "validation loss", log=True)
+        return value_axis(alt, domain_around([low, high], room=1.1), title, log=True)
     pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
-    return value_axis(alt, [low - pad, high + pad], "validation loss", log=False)
+    return value_axis(alt, [low - pad, high + pad], title, log=False)
 
 
 def forecast(record: Advice) -> Spec | None:

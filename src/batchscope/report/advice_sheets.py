@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 from batchscope.records import Advice, FrontierRow, Goal, Interval, PresentSetting, RaceCandidate, TrainResult
@@ -173,7 +172,7 @@ def race(record: Advice) -> Sheet:
             f.number(each.learning_rate, 3),
             str(each.seed),
             each.ended,
-            f.number(last.score if last is not None and math.isfinite(last.score) else None),
+            f.number(next((p.score for p in reversed(each.points) if f.known(p.score)), None)),
             f.count(None if last is None else last.examples),
             virtual.of(None if last is None else last.seconds),
             spent.of(each.seconds_spent),

@@ -15,7 +15,6 @@ from batchscope.measure.noise import gradient_noise
 from batchscope.provenance import provenance
 from batchscope.records import (
     Advice,
-    ForecastPoint,
     FrontierRow,
     Interval,
     Plan,
@@ -26,7 +25,10 @@ from batchscope.records import (
 )
 from batchscope.search import sentences
 from batchscope.search.answer import INDISTINGUISHABLE, LEVEL, Answer, SizeAnswer, find_answer, interval
+from batchscope.search.candidates import Setting
+from batchscope.search.costs import scaled
 from batchscope.search.in_process import Trained
+from batchscope.search.scores import Scores
 from batchscope.search.study import Study
 from batchscope.seeding import derive
 from batchscope.training.averaging import POWER
@@ -36,8 +38,6 @@ Floats = NDArray[np.float64]
 
 # A training run may take this many times the upper end of what was predicted before it gives up.
 PATIENCE = 3.0
-# The forecast of each batch size reaches from this share of the time to the goal to this many times as long.
-FORECAST_FROM, FORECAST_TO, FORECAST_POINTS = 1 / 16, 4.0, 13
 # The noise scale is measured where training on this many examples takes at most this share of the budget; measuring
 # takes several times as long, since each gradient is of one example.
 NOISE_EXAMPLES, NOISE_SHARE = 64, 0.01
@@ -61,24 +61,17 @@ def recommend(study: Study) -> Advice:
     advice = _empty(study, answer)
     if answer is None:
         return replace(advice, conclusion=sentences.no_answer(study))
-    noise = _noise_scale(study, answer)
+    noise, scores = _noise_scale(study, answer), Scores(study, answer)
     size = answer.best.batch_size
     best = answer.of(size)
-    frontier = tuple(_row(study, answer, each) for each in answer.sizes)
+    frontier = tuple(_row(study, scores, each) for each in answer.sizes)
     row = next(row for row in frontier if row.batch_size == size)
-    seconds = interval(best.seconds)
-    if not seconds.resolved and study.goal.kind == "target":
-        seen = max((o.seconds for o in study.race.observations() if o.setting == answer.best), default=None)
-        seconds = Interval.unresolved(LEVEL, low=seen)
-    goal = study.goal
-    iterations = row.iterations
-    plan = _plan(study, answer, seconds)
+    plan = _plan(study, answer, row)
     alternatives = tuple(
         each.setting.batch_size
         for each in answer.sizes
         if each.trained and each.setting.batch_size != size and _is_as_good(best, each)
     )
-    score = row.score if goal.kind == "target" else interval(_scores(study, answer, best, _goal_seconds(study, best)))
     advice = replace(
         advice,
         frontier=frontier,
@@ -86,17 +79,17 @@ def recommend(study: Study) -> Advice:
         micro_batch_size=row.micro_batch_size,
         accumulation_steps=row.accumulation_steps,
         learning_rate=answer.best.learning_rate,
-        iterations=iterations,
-        examples=plan.examples if goal.kind != "target" else None if iterations is None else iterations * size,
-        predicted_seconds=seconds,
-        predicted_score=score,
-        predicted_cost=study.costs.money(seconds),
-        predicted_joules=study.costs.joules(size, seconds),
+        iterations=row.iterations,
+        examples=plan.examples if study.goal.kind != "target" else row.iterations and row.iterations * size,
+        predicted_seconds=row.seconds,
+        predicted_score=row.score,
+        predicted_cost=row.cost,
+        predicted_joules=row.joules,
         peak_memory_bytes=row.peak_memory_bytes,
         critical_batch_size=_critical(answer),
         noise_scale=noise,
         alternatives=alternatives,
-        present=_present(study, answer, best),
+        present=_present(study, answer, scores, row),
         plan=plan,
         cost_seconds=study.spent_seconds,
         spending=_spending(study),
@@ -122,43 +115,30 @@ def _is_as_good(best: SizeAnswer, other: SizeAnswer) -> bool:
     return bool(low < INDISTINGUISHABLE and np.median(slower) < 2 * INDISTINGUISHABLE and high > -1.0)
 
 
-def _goal_seconds(study: Study, best: SizeAnswer) -> float:
-    return float(np.median(best.seconds)) if study.goal.kind != "seconds" else study.goal.value
-
-
-def _plan(study: Study, answer: Answer, seconds: Interval) -> Plan:
+def _plan(study: Study, answer: Answer, row: FrontierRow) -> Plan:
     goal, (size, rate) = study.goal, answer.best
-    micro = None if study.accumulation_steps(size) == 1 else study.micro_batch_size(size)
-    each = study.step_seconds(size)
+    micro = None if row.accumulation_steps == 1 else row.micro_batch_size
+    examples = int(goal.value) if goal.kind == "examples" else row.iterations and row.iterations * size
     if goal.kind == "target":
-        high = seconds.high if seconds.high is not None and math.isfinite(seconds.high) else None
-        most = None if high is None else max(1, math.ceil(PATIENCE * high / each)) * size
-        return Plan(
-            batch_size=size,
-            learning_rate=rate,
-            examples=most,
-            target=goal.value,
-            micro_batch_size=micro,
-            shape="constant",
-            averaging=POWER,
-        )
-    examples = int(goal.value) if goal.kind == "examples" else max(1, int(goal.value / each)) * size
+        high = row.seconds.high
+        known = high is not None and math.isfinite(high)
+        examples = max(1, math.ceil(PATIENCE * high / study.step_seconds(size))) * size if high and known else None
     return Plan(
-        batch_size=min(size, examples),
+        batch_size=size if goal.kind == "target" else min(size, examples or size),
         learning_rate=rate,
         examples=examples,
+        target=goal.value if goal.kind == "target" else None,
         micro_batch_size=micro,
         shape="constant",
         averaging=POWER,
     )
 
 
-def _row(study: Study, answer: Answer, each: SizeAnswer) -> FrontierRow:
-    goal, size = study.goal, each.setting.batch_size
-    seconds, examples, step = interval(each.seconds), interval(each.examples), study.step_interval(size)
+def _row(study: Study, scores: Scores, each: SizeAnswer) -> FrontierRow:
+    size, rate, step = each.setting.batch_size, each.setting.learning_rate, study.step_interval(each.setting.batch_size)
     low, high = np.quantile(each.rates, [0.05, 0.95], method="nearest")
-    rate = each.setting.learning_rate
-    needed = examples.value
+    iterations, examples, seconds = _taken(study, each, step)
+    goal_seconds = _goal_seconds(each)
     return FrontierRow(
         batch_size=size,
         micro_batch_size=study.micro_batch_size(size),
@@ -167,42 +147,43 @@ def _row(study: Study, answer: Answer, each: SizeAnswer) -> FrontierRow:
         step_seconds=step,
         examples_per_second=_per_second(size, step),
         peak_memory_bytes=_peak_bytes(study, size),
-        iterations=None if needed is None else max(1, math.ceil(needed / size)),
+        iterations=iterations,
         examples=examples,
         seconds=seconds,
-        score=Interval(goal.value, None, None, LEVEL)
-        if goal.kind == "target"
-        else interval(_scores(study, answer, each, _goal_seconds(study, each))),
+        score=_score(study, scores, each),
         raced=each.trained,
-        forecast=_forecast(study, answer, each),
+        forecast=scores.forecast(each, goal_seconds),
         cost=study.costs.money(seconds),
         joules=study.costs.joules(size, seconds),
     )
 
 
-def _scores(study: Study, answer: Answer, each: SizeAnswer, seconds: float) -> Floats:
-    """Draws of the score after some seconds at a setting: the best one's curve, at the setting's speed."""
-    own = answer.of(answer.best.batch_size)
-    if answer.law is None:
-        return np.full(1, answer.score)
-    ratio = np.exp(float(np.median(each.log_speed)) - float(np.median(own.log_speed)))
-    weight = study.race.policy.weight(each.setting.batch_size) / study.race.policy.weight(answer.best.batch_size)
-    return answer.law.score_at(max(seconds * float(ratio) * weight, 1e-9))
+def _goal_seconds(each: SizeAnswer) -> float:
+    return float(np.median(each.seconds))
 
 
-def _forecast(study: Study, answer: Answer, each: SizeAnswer) -> tuple[ForecastPoint, ...]:
-    goal_seconds = float(np.median(each.seconds))
-    if not math.isfinite(goal_seconds):
-        return ()
-    places = np.geomspace(FORECAST_FROM * goal_seconds, FORECAST_TO * goal_seconds, FORECAST_POINTS)
-    scores = [interval(_scores(study, answer, each, float(place))) for place in places]
-    if not all(score.value is not None and math.isfinite(score.value) for score in scores):
-        return ()
-    per_second = each.setting.batch_size / each.step_seconds
-    return tuple(
-        ForecastPoint(max(1, round(place * per_second)), float(place), score)
-        for place, score in zip(places, scores, strict=True)
-    )
+def _score(study: Study, scores: Scores, each: SizeAnswer) -> Interval:
+    """The score at the goal."""
+    if study.goal.kind == "target":
+        return Interval(study.goal.value, None, None, LEVEL)
+    return scores.at(each, _goal_seconds(each))
+
+
+def _taken(study: Study, each: SizeAnswer, step: Interval) -> tuple[int | None, Interval, Interval]:
+    """Updates, examples and seconds to the goal: what it gives is exact, and the time of an update makes the rest."""
+    goal, size = study.goal, each.setting.batch_size
+    given = Interval(goal.value, None, None, LEVEL)
+    if goal.kind == "examples":
+        updates = math.ceil(goal.value / size)
+        return updates, given, replace(scaled(step, updates), level=LEVEL)
+    if goal.kind == "seconds":
+        speed = _per_second(size, step)
+        return max(1, int(goal.value / each.step_seconds)), replace(scaled(speed, goal.value), level=LEVEL), given
+    examples, seconds = interval(each.examples), interval(each.seconds)
+    if examples.value is None:
+        seen = max((o.seconds for o in study.race.observations() if o.setting == each.setting), default=None)
+        return None, examples, Interval.unresolved(LEVEL, low=seen)
+    return max(1, math.ceil(examples.value / size)), examples, seconds
 
 
 def _per_second(size: int, step: Interval) -> Interval:
@@ -224,31 +205,36 @@ def _critical(answer: Answer) -> Interval:
     return Interval.unresolved(LEVEL, low=found.low, high=found.high) if vague else found
 
 
-def _present(study: Study, answer: Answer, best: SizeAnswer) -> PresentSetting | None:
-    start = study.race.policy.start
-    observed = next((o for o in study.race.observations() if o.setting == start), None)
+def _present(study: Study, answer: Answer, scores: Scores, advised: FrontierRow) -> PresentSetting | None:
+    """Today's setting for the same goal; None where it was not trained."""
+    today = Setting(study.workload.batch_size, study.workload.learning_rate)
+    observed = next((o for o in study.race.observations() if o.setting == today), None)
     if observed is None or not observed.points:
         return None
-    unresolved = Interval.unresolved(LEVEL)
     diverged = observed.ended in ("diverged", "failed")
-    ratio, seconds, score = unresolved, unresolved, unresolved
+    ratio = seconds = score = Interval.unresolved(LEVEL)
     if not diverged and answer.today is not None:
-        with np.errstate(invalid="ignore"):
-            slower = np.exp(best.log_speed - answer.today.log_speed)
-        ratio, seconds = interval(slower), interval(answer.today.seconds)
-        if study.goal.kind == "target":
-            score = Interval(study.goal.value, None, None, LEVEL)
-        else:
-            score = interval(_scores(study, answer, answer.today, _goal_seconds(study, answer.today)))
+        _, _, seconds = _taken(study, answer.today, study.step_interval(today.batch_size))
+        score = _score(study, scores, answer.today)
+        ratio = interval(np.exp(answer.of(advised.batch_size).log_speed - answer.today.log_speed))
+        if seconds.value and advised.seconds.value:
+            ratio = _about(seconds.value / advised.seconds.value, ratio)
     return PresentSetting(
-        batch_size=start.batch_size,
-        learning_rate=start.learning_rate,
+        batch_size=today.batch_size,
+        learning_rate=today.learning_rate,
         seconds=seconds,
         score=score,
-        sentence=sentences.present_sentence(*start, ratio, seconds, diverged=diverged)
+        sentence=sentences.present_sentence(*today, ratio, seconds, diverged=diverged)
         if study.goal.kind == "target" or diverged
-        else _score_sentence(start.batch_size, start.learning_rate, score),
+        else _score_sentence(*today, score),
     )
+
+
+def _about(value: float, drawn: Interval) -> Interval:
+    """An interval with another middle, so that a ratio is that of the two numbers that are shown."""
+    if drawn.low is None or drawn.high is None:
+        return drawn
+    return replace(drawn, value=value, low=min(drawn.low, value), high=max(drawn.high, value))
 
 
 def _score_sentence(size: int, rate: float, score: Interval) -> str:
@@ -347,12 +333,8 @@ def _candidates(study: Study, answer: Answer | None) -> tuple[RaceCandidate, ...
             ended, reason = "kept", "it reached the target"
         else:
             ended, reason = "beaten", "training it further was not expected to pay"
-        candidate = study.race.candidates[o.setting]
-        losses = {}
-        if isinstance(candidate, Trained):
-            losses = {p.iterations: p.validation_loss for p in candidate.evaluations}
         points = tuple(
-            RacePoint(p.examples, p.updates, p.seconds, losses.get(p.updates, p.loss), p.score)
+            RacePoint(p.examples, p.updates, p.seconds, p.loss, p.score)
             for p in o.points
             if p.examples > 0 and math.isfinite(p.loss)
         )

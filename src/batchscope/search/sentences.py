@@ -33,10 +33,10 @@ def short_answer(advice: Advice) -> str:
             answer = f"{use}: about {took(advice.predicted_seconds)} to reach {goal.value:g}"
             answer += f" ({advice.iterations:,} updates)." if advice.iterations else "."
     elif goal.kind == "examples":
-        answer = f"{use}: about {_score(advice.predicted_score)} after {count(goal.value)} examples, "
+        answer = f"{use}: {_score(advice.predicted_score)} after {count(goal.value)} examples, "
         answer += f"which take {took(advice.predicted_seconds)}."
     else:
-        answer = f"{use}: about {_score(advice.predicted_score)} after {seconds(goal.value)}."
+        answer = f"{use}: {_score(advice.predicted_score)} after {seconds(goal.value)}."
     present = "" if advice.present is None or keeps_today(advice) else advice.present.sentence
     return f"{answer} {present}".strip()
 
@@ -69,9 +69,9 @@ def took(interval: Interval) -> str:
 
 def _score(interval: Interval) -> str:
     if interval.value is None:
-        return "an unknown score"
+        return "an unknown score" if interval.low is None else f"at least {interval.low:.4g}"
     ends = "" if interval.low is None or interval.high is None else f" ({interval.low:.4g} to {interval.high:.4g})"
-    return f"{interval.value:.4g}{ends}"
+    return f"about {interval.value:.4g}{ends}"
 
 
 def present_sentence(batch_size: int, rate: float, ratio: Interval, taking: Interval, *, diverged: bool) -> str:

@@ -209,7 +209,7 @@ def study(
         costs = Costs(price_per_hour, power, time_share, devices)
         warnings += [] if unsure is None else [unsure]
         other["power"] = time.perf_counter() - began - other["memory"]
-        start = Setting(min(sizes, key=lambda size: abs(size / workload.batch_size - 1)), workload.learning_rate)
+        start = Setting(min(sizes, key=lambda size: abs(math.log(size / workload.batch_size))), workload.learning_rate)
         if start.batch_size != workload.batch_size:
             rate = workload.learning_rate * (start.batch_size / workload.batch_size) ** scaling_exponent(workload)
             start = Setting(start.batch_size, rate)
