@@ -292,6 +292,8 @@ class Trained:
         size, each = self._setting.batch_size, self.source.update_seconds(self._setting.batch_size)
         if not self._losses:
             return ()
+        if math.isnan(each):  # it ended in its first update
+            each = max(self._seconds, 1e-6)
         state = (self.updates, len(self._evaluations), self._ended, each, self.source.shift)
         if self._points is None or self._points[0] != state:
             self._points = state, self._find_points(size, each)
@@ -324,8 +326,8 @@ class Trained:
     def _fresh_point(self) -> Point:
         fresh = self.source.fresh
         loss, error = self._losses[0], 0.0
-        others = [c._losses[0] for c in self.source.candidates if c._losses]
-        if len(others) > 1:
+        others = [c._losses[0] for c in self.source.candidates if c._losses and math.isfinite(c._losses[0])]
+        if len(others) > 1 or (others and not math.isfinite(loss)):
             loss, error = float(np.mean(others)), float(np.std(others))
         return Point(0, 0, 0.0, loss, error, None if fresh is None else fresh[1])
 

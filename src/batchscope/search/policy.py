@@ -38,6 +38,8 @@ EDGE_SHARE, NEIGHBOUR = 0.2, 0.8
 ENDED_BADLY = ("diverged", "out of memory", "failed")
 # Finding a rate that trains may take this share of the budget, if any setting's loss has fallen at all by then.
 PILOT_MOST = 0.15
+# Posteriors that are remembered: the same one is asked for several times in a step, for two lengths of the run.
+KEPT_POSTERIORS = 4
 # Rates at the edge of the lattice about those that were tried, in factors of two.
 RATE_REACH, SIZE_REACH = 4, 3
 
@@ -172,6 +174,7 @@ class Policy:
     ) -> None:
         self.start, self.sizes, self.weight, self.is_allowed = start, tuple(sizes), weight, is_allowed
         self.prior, self.trains_winner = prior or SpeedPrior(), trains_winner
+        self._speeds: dict[tuple[object, ...], Speeds] = {}  # the last ones, since they are asked for several times
 
     def settings(self, observations: Sequence[Observation]) -> list[Setting]:
         """Settings that may be tried next, those that were tried among them."""
@@ -180,6 +183,13 @@ class Policy:
 
     def speeds(self, observations: Sequence[Observation], run_seconds: float) -> Speeds:
         """The posterior of log speeds at the horizon of the whole run."""
+        state = (*((o.setting, len(o.points), o.seconds, o.ended) for o in observations), run_seconds)
+        if state not in self._speeds:
+            self._speeds = dict(list(self._speeds.items())[1 - KEPT_POSTERIORS :])
+            self._speeds[state] = self._fitted(observations, run_seconds)
+        return self._speeds[state]
+
+    def _fitted(self, observations: Sequence[Observation], run_seconds: float) -> Speeds:
         farthest = max(observations, key=lambda o: o.seconds).setting.batch_size if observations else self.start[0]
         return Speeds(observations, math.log(run_seconds * self.weight(farthest)), self.prior, self.weight)
 
@@ -262,12 +272,15 @@ class Policy:
         failed = last.ended in ENDED_BADLY or last.points[-1].loss > last.points[0].loss + _error(last)
         if not failed and last.ended is None and GROWTH * last.seconds <= most:
             return Advance(last.setting, GROWTH * last.seconds)
-        quick = [size for size in self.sizes if LEAST_UPDATES * seconds_of(size) <= most] or [min(self.sizes)]
+        fitting = [size for size in self.sizes if size < _too_large(trained)]
+        if not fitting:
+            return None
+        quick = [size for size in fitting if LEAST_UPDATES * seconds_of(size) <= most] or [min(fitting)]
         size = min(quick, key=lambda size: abs(math.log(size / self.start.batch_size)))
         rates = {round(math.log2(self._at(o.setting, size) / self.start.learning_rate)): o for o in trained}
         step = round(math.log2(PILOT_FACTOR))
         place = max(rates) + step if not failed else min(rates) - step
-        if size != last.setting.batch_size and not failed:
+        if size != last.setting.batch_size and (not failed or last.ended == "out of memory"):
             place = round(math.log2(self._at(last.setting, size) / self.start.learning_rate))
         seconds = max(FIRST_SHARE * limits.total_seconds, LEAST_UPDATES * seconds_of(size))
         wanted = Setting(size, self.start.learning_rate * 2.0**place)
@@ -289,7 +302,7 @@ class Policy:
     ) -> list[Advance]:
         """Every step that the budget allows."""
         by_setting = {o.setting: o for o in observations}
-        too_large = min((o.setting.batch_size for o in observations if o.ended == "out of memory"), default=math.inf)
+        too_large = _too_large(observations)
         first = FIRST_SHARE * limits.total_seconds
         farthest = max((o.seconds for o in observations), default=first)
         found = []
@@ -359,6 +372,11 @@ def _fell(observation: Observation) -> bool:
     """Whether a candidate's loss has fallen by clearly more than it scatters."""
     first, last = observation.points[0], observation.points[-1]
     return observation.ended not in ENDED_BADLY and first.loss - last.loss > _error(observation)
+
+
+def _too_large(observations: Sequence[Observation]) -> float:
+    """The least batch size that ran out of memory; infinite where none has."""
+    return min((o.setting.batch_size for o in observations if o.ended == "out of memory"), default=math.inf)
 
 
 def _improved(observation: Observation) -> bool:

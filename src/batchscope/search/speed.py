@@ -168,7 +168,7 @@ class Speeds:
             for at, loss, error in _spaced(observation, math.log(self.weight(observation.setting.batch_size))):
                 behind = max(self.envelope.log_time(loss) - at, SLOWEST) if math.isfinite(loss) else SLOWEST
                 slope = self.envelope.slope(loss)
-                known = 0.0 if not error or not slope > 0 else min(error / slope, 1.0)
+                known = min(error / slope, 1.0) if math.isfinite(error) and slope > 0 else 0.0
                 x.append(coordinates(observation.setting, at))
                 z.append(behind)
                 variance.append(float(self.noise_variance(np.array(at))) + known**2)
