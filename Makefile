@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 .PHONY: demo test check format docs reference clean \
     bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
-    bench-compare bench-devices bench-advice bench-claims bench-papers bench-start bench-integrations \
+    bench-compare bench-devices bench-advice bench-real bench-claims bench-papers bench-start bench-integrations \
     ground-truth ground-truth-real curves-table gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
@@ -111,7 +111,11 @@ bench-devices: $(DEV)
 bench-replicas: $(BENCH)
 	$(BIN)/python benchmarks/replicas.py
 
-# the advice from bad references: regret by ground truth and as trained, its cost, whether predictions hold; others beside
+# the advice on real networks from three references: whether it comes, what it costs, what it saves
+bench-real: $(BENCH)
+	$(BIN)/python benchmarks/advice_real.py
+
+# the advice on small tensors from bad references: regret by ground truth and as trained, its cost; others beside
 bench-advice: $(BENCH)
 	$(BIN)/python benchmarks/advice.py
 

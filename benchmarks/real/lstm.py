@@ -16,6 +16,7 @@ from real.sources import texts, vocabulary, words
 from real.task import RealTask
 
 LENGTH = 35
+CLIP_NORM = 0.25
 VOCABULARY = 4_000  # with one number for every rarer word
 WIDTH = 200
 TRAINING_SEQUENCES, VALIDATION_SEQUENCES = 30_000, 400
@@ -68,6 +69,7 @@ def make() -> Workload:
         optimizer=sgd,
         learning_rate=20.0,
         batch_size=20,
+        clip_norm=CLIP_NORM,
         tokens_per_example=LENGTH,
         name="lstm",
     )
@@ -82,5 +84,5 @@ TASK = RealTask(
     batch_sizes=(4, 8, 20, 40, 80, 160, 320),
     expected_examples=12_000,
     expected_seconds=75.0,
-    clip_norm=0.25,
+    clip_norm=CLIP_NORM,
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from batchscope.records import Goal, Interval
 from batchscope.search.candidates import Observation, Setting
 from batchscope.search.forecast import LEAST_POINTS, CurveForecast
-from batchscope.search.policy import Policy, UpdateSeconds, lattice
+from batchscope.search.policy import Policy, UpdateSeconds
 from batchscope.search.race import Race, forecast_of
 from batchscope.search.speed import Speeds
 
@@ -105,7 +105,7 @@ def find_answer(race: Race, step_seconds: Callable[[int], float] | None = None, 
     times = step_seconds or UpdateSeconds.of(observations)
     chosen = _chosen(best, observations, speeds, policy, times, by_examples=goal.kind == "examples")
     generator = np.random.default_rng(seed)
-    settings = lattice(observations, policy.start, policy.sizes)
+    settings = policy.settings(observations)
     draws = _draws(speeds, settings, generator)
     index = {setting: i for i, setting in enumerate(settings)}
     trained = {o.setting for o in observations if _usable(o)}

@@ -6,8 +6,8 @@ With x the time over that of the last point seen, a learning curve y, the score 
 
 a power of the time that levels off where p > 0 (Hestness et al. 2017, arXiv 1712.00409), a straight line in the log of
 the time for p = 0, and a curve that still speeds up for p < 0, as those of language models do at first. For a given p
-it is linear in y₁ and A, whose posterior is a closed form; p is summed over a grid. What a short curve leaves open is left
-to the prior of p, so that a forecast from a twentieth of the way is as wide as it should be.
+it is linear in y₁ and A, whose posterior is a closed form; p is summed over a grid. What a short curve leaves open is
+left to the prior of p, so that a forecast from a twentieth of the way is as wide as it should be.
 """
 
 from __future__ import annotations

@@ -157,6 +157,7 @@ class Policy:
         prior: What is expected of log speeds.
         trains_winner: Whether the winner's training goes on afterwards, so that what it trains is not spent.
         weight: What a second counts for at a batch size (:class:`batchscope.search.speed.Speeds`).
+        is_allowed: Whether a setting may be trained; None: all may.
     """
 
     def __init__(
@@ -167,9 +168,15 @@ class Policy:
         prior: SpeedPrior | None = None,
         trains_winner: bool = False,
         weight: Callable[[int], float] = lambda batch_size: 1.0,
+        is_allowed: Callable[[Setting], bool] | None = None,
     ) -> None:
-        self.start, self.sizes, self.weight = start, tuple(sizes), weight
+        self.start, self.sizes, self.weight, self.is_allowed = start, tuple(sizes), weight, is_allowed
         self.prior, self.trains_winner = prior or SpeedPrior(), trains_winner
+
+    def settings(self, observations: Sequence[Observation]) -> list[Setting]:
+        """Settings that may be tried next, those that were tried among them."""
+        found = lattice(observations, self.start, self.sizes)
+        return found if self.is_allowed is None else [s for s in found if self.is_allowed(s)]
 
     def speeds(self, observations: Sequence[Observation], run_seconds: float) -> Speeds:
         """The posterior of log speeds at the horizon of the whole run."""
@@ -204,7 +211,7 @@ class Policy:
         pilot = self._pilot(trained, seconds_of, limits)
         if pilot is not None:
             return pilot
-        settings = lattice(observations, self.start, self.sizes)
+        settings = self.settings(observations)
         steps = self._steps(settings, observations, seconds_of, limits)
         if not steps:
             return Stop("the budget allows no further step")
@@ -212,7 +219,10 @@ class Policy:
         speeds = self.speeds(observations, horizon)
         gains = self._gains(speeds, steps, None if best is None else best.setting, settings)
         costs = np.array([self._cost(step, observations, best, limits) for step in steps])
-        left = horizon - (best.seconds if best is not None and self.trains_winner else 0.0)
+        # Advice on a run of seconds is not asked for one run of it: what was allowed for looking may be spent.
+        left = max(horizon, limits.total_seconds)
+        if self.trains_winner:
+            left = horizon - (0.0 if best is None else best.seconds)
         worth = gains * left / costs
         i = int(np.argmax(worth))
         if best is not None and worth[i] < WORTHWHILE:
@@ -260,7 +270,10 @@ class Policy:
         if size != last.setting.batch_size and not failed:
             place = round(math.log2(self._at(last.setting, size) / self.start.learning_rate))
         seconds = max(FIRST_SHARE * limits.total_seconds, LEAST_UPDATES * seconds_of(size))
-        return Advance(Setting(size, self.start.learning_rate * 2.0**place), min(seconds, limits.budget_seconds))
+        wanted = Setting(size, self.start.learning_rate * 2.0**place)
+        if self.is_allowed is not None and not self.is_allowed(wanted):
+            return None
+        return Advance(wanted, min(seconds, limits.budget_seconds))
 
     @staticmethod
     def _at(setting: Setting, batch_size: int) -> float:

@@ -171,17 +171,17 @@ class Speeds:
                 known = 0.0 if not error or not slope > 0 else min(error / slope, 1.0)
                 x.append(coordinates(observation.setting, at))
                 z.append(behind)
-                variance.append(self.noise_variance(at) + known**2)
+                variance.append(float(self.noise_variance(np.array(at))) + known**2)
         return _Data(np.array(x).reshape(-1, 3), np.array(z), np.array(variance))
 
-    def noise_variance(self, log_seconds: Floats | float) -> Floats | float:
+    def noise_variance(self, log_seconds: Floats) -> Floats:
         """Variance of an observed log speed about what holds for the whole run.
 
         Args:
             log_seconds: Log of the (weighted) seconds after which it is observed.
         """
         ahead = np.maximum(self.log_horizon - log_seconds, 0.0)
-        return self.prior.noise**2 + (self.prior.early_noise * ahead) ** 2
+        return np.asarray(self.prior.noise**2 + (self.prior.early_noise * ahead) ** 2)
 
     def _fit(self) -> None:
         data = self._data
