@@ -322,6 +322,37 @@ def test_the_race_has_every_candidate_and_its_end(specs: Specs, advices: dict[st
     assert "validation loss" in json.dumps(drawn(by_loss, "race"))
 
 
+def seldom_evaluated(record: Advice, scores: int) -> Advice:
+    """The same, with the last few scores of each candidate alone."""
+    race = tuple(
+        replace(
+            c, points=tuple(replace(p, score=None) for p in c.points[:-scores]) + c.points[len(c.points) - scores :]
+        )
+        for c in record.race
+    )
+    return replace(record, race=race)
+
+
+def test_a_race_is_drawn_by_score_where_most_candidates_have_a_curve_of_them(advices: dict[str, Record]) -> None:
+    record = of(advices, "advice")
+    by_loss, by_score = (json.dumps(drawn(seldom_evaluated(record, scores), "race")) for scores in (1, 2))
+    assert "loss of each batch before its update" in by_loss
+    assert "accuracy on validation data" not in by_loss
+    assert "accuracy on validation data" in by_score
+    shown = {point["run"] for point in points(drawn(seldom_evaluated(record, 2), "race"), "run", "value")}
+    assert shown == set(range(len(record.race)))
+
+
+def test_the_table_of_candidates_has_the_last_score_there_is(advices: dict[str, Record]) -> None:
+    record = of(advices, "advice")
+    each = record.race[0]
+    late = replace(each, points=(*each.points, replace(each.points[-1], score=None)))
+    never = replace(each, points=tuple(replace(p, score=None) for p in each.points))
+    known, unknown = (line.cells[4] for line in advice_sheets.race(replace(record, race=(late, never))).lines)
+    assert known == f.number(each.points[-1].score)
+    assert unknown == f.UNKNOWN
+
+
 def test_the_way_to_the_goal_is_the_advised_forecast(specs: Specs, advices: dict[str, Record]) -> None:
     record = of(advices, "advice")
     spec = specs["advice"]["forecast"]

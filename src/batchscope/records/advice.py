@@ -59,8 +59,8 @@ class RaceCandidate:
         learning_rate: The rate.
         seed: Seed of its weights and order of the data.
         points: How it stood, ascending in examples.
-        ended: "advised"; "beaten", where training it further was not worth its cost; "diverged"; "kept": it
-            reached the target, and another is advised.
+        ended: "advised"; "beaten": training it further was not worth its cost; "diverged"; "kept": it reached the
+            target, and another is advised.
         reason: Why it ended so.
         seconds_spent: What it cost the search, in seconds of wall time.
     """
