@@ -9,6 +9,7 @@ took, over the best run. Both are counted on the curves' own clocks, so a busy m
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import multiprocessing
 import warnings
@@ -139,7 +140,7 @@ def changed(variant: Variant) -> Iterator[None]:
             module: ModuleType = policy_module if hasattr(policy_module, name) else race_module
             stack.enter_context(mock.patch.object(module, name, value))
         for name in variant.off:
-            stack.enter_context(mock.patch.object(Policy, name, lambda *_: None))
+            stack.enter_context(mock.patch.object(Policy, name, return_value=None))
         yield
 
 
@@ -171,26 +172,37 @@ def plays_of(case: Case, variants: Sequence[Variant]) -> list[Play]:
     found = []
     for reference, start in case.references.items():
         spent = 0.0
-
-        def add(method: str, setting: Setting, cost: float, name: str, **counts: int) -> None:
-            regret = min(case.regret(setting), WORST_REGRET)
-            found.append(Play(name, case.family, reference, method, regret, cost / case.best_seconds, **counts))
-
+        beside: list[tuple[str, Setting, float]] = [(TODAY, start, 0.0)]
         for variant in variants:
             setting, cost, race = search(case, start, variant)
-            add(POLICY, setting, cost, variant.name, steps=race.steps, tried=len(race.candidates))
+            play = _play(case, reference, POLICY, setting, cost, variant=variant.name)
+            found.append(replace(play, steps=race.steps, tried=len(race.candidates)))
             spent = spent or cost
         settings = [s for s in grid_about(start, case.sizes) if case.is_allowed is None or case.is_allowed(s)]
         for method, seconds in ((HALVING, spent), (HALVING_QUARTER, QUARTER * case.best_seconds)):
-            add(method, *successive_halving(case.curves, settings or [start], seconds), variants[0].name)
-        add(TODAY, start, 0.0, variants[0].name)
+            beside.append((method, *successive_halving(case.curves, settings or [start], seconds)))
+        found += [_play(case, reference, *one, variant=variants[0].name) for one in beside]
     return found
+
+
+def _play(case: Case, reference: str, method: str, setting: Setting, cost: float, *, variant: str) -> Play:
+    regret = min(case.regret(setting), WORST_REGRET)
+    return Play(variant, case.family, reference, method, regret, cost / case.best_seconds)
+
+
+@contextmanager
+def cached_forecasts() -> Iterator[None]:
+    """Forecasts worked out once for each observation, which most plays ask for several times."""
+    cached = functools.lru_cache(maxsize=4096)(race_module.forecast_of)
+    with mock.patch.object(race_module, "forecast_of", cached):
+        yield
 
 
 def _quadratic(task: tuple[int, Sequence[Variant]]) -> list[Play]:
     warnings.simplefilter("ignore", RuntimeWarning)
     seed, variants = task
-    return plays_of(quadratic_case(seed), variants)
+    with cached_forecasts():
+        return plays_of(quadratic_case(seed), variants)
 
 
 def networks(console: Console) -> list[Case]:
@@ -277,7 +289,8 @@ def main() -> None:
         variants = [AS_IT_IS, *(v for v in asked if v is not AS_IT_IS)]
     plays: list[Play] = []
     for case in networks(console):
-        plays += plays_of(case, variants)
+        with cached_forecasts():
+            plays += plays_of(case, variants)
     tasks = [(seed, variants) for seed in range(math.ceil(arguments.plays / 3))]
     with multiprocessing.Pool(arguments.processes) as pool:
         for own in track(pool.imap(_quadratic, tasks), "quadratics", len(tasks), console=Console(stderr=True)):
