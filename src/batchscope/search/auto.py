@@ -20,9 +20,10 @@ from batchscope.search.study import study
 from batchscope.workload.workload import Workload
 
 # A target counts as out of reach after so many times the examples predicted, and so many passes over the data.
-PATIENCE, PATIENT_EPOCHS = 16.0, 10
-# Without a forecast a run is expected to take so many times what its candidate has seen.
-UNSEEN = 8.0
+PATIENCE, PATIENT_EPOCHS = 4.0, 10
+# The rate stays as it is until most forecasts say that the target should have been reached; without a forecast, until
+# so many times what the candidate has seen.
+LATE, UNSEEN = 0.9, 64.0
 
 
 def train_from_nothing(
@@ -44,7 +45,7 @@ def train_from_nothing(
     The search of :func:`batchscope.advise` ends as soon as looking further costs more than it can save. The best
     candidate goes on from its weights, its optimiser's state, its place in the data and the average of its weights;
     nothing else trains from then on. Where a target is not reached in the examples that were predicted, the rate falls
-    with 1/√examples, and by half where the loss stops falling; it is given up after 16 times as many, and 10 passes
+    with 1/√examples, and by half where the loss stops falling; it is given up after 4 times as many, and 10 passes
     over the data.
 
     Args:
@@ -92,7 +93,8 @@ def train_from_nothing(
         winner = None if answer is None else found.race.candidates[answer.best]
         if answer is None or not isinstance(winner, Trained):
             raise RunError("training from nothing needs a setting to train with", got="none", mend=no_answer(found))
-        needed = float(np.median(answer.of(answer.best.batch_size).examples))
+        draws = answer.of(answer.best.batch_size).examples
+        needed = float(np.quantile(draws, LATE, method="nearest"))
         seen = winner.updates * winner.setting.batch_size
         horizon = max(needed, float(seen)) if math.isfinite(needed) else UNSEEN * seen
         found.race.tell(str(winner.setting), 0.0)
