@@ -41,7 +41,7 @@ def grid_about(start: Setting, sizes: Sequence[int], *, spacing: float = SPACING
 
 
 def successive_halving(
-    curves: Mapping[Setting, Curve], settings: Sequence[Setting], seconds: float, *, eta: float = 3.0
+    curves: Mapping[Setting, Curve], settings: Sequence[Setting], seconds: float, *, eta: float = 2.0
 ) -> tuple[Setting, float]:
     """Train all settings equally long, keep the best 1/η of them, and so on, each round at the same cost.
 

@@ -100,9 +100,10 @@ ABLATIONS = (
     *_scaled("batch_octaves", 0.5, 2.0),
     *_scaled("rate_octaves", 0.5, 2.0),
     *_constant("WORTHWHILE", 1 / 3, 3.0),
-    *_constant("FIRST_SHARE", 0.5, 2.0, 4.0),
+    *_constant("FIRST_SHARE", 0.125, 0.5, 1.5, 2.0),
     *_constant("LEAST_UPDATES", 0.5, 2.0),
     *_constant("PILOT_SHARE", 0.5, 2.0),
+    *_constant("GROWTH", 2.0),
     *_constant("UNSEEN", 0.5, 2.0),
 )
 

@@ -32,6 +32,9 @@ SLOWEST = -2.5
 # Points of one candidate enter the process a factor of 2 apart in time: nearer ones say the same again.
 SPACING = math.log(2.0)
 MOST_POINTS = 2
+# A loss has fallen clearly by so many of its standard errors; before, a candidate has no speed, and is as slow as
+# others show it to be, once it lags by more than so many e-folds of time (``make bench-policy``).
+CLEAR_FALL, SAME_TIME = 2.0, 0.1
 # Drift is in proportion to the distance from the fastest setting, up to so many factors of two.
 DRIFT_OCTAVES = 2.0
 
@@ -165,8 +168,14 @@ class Speeds:
         z: list[float] = []
         variance: list[float] = []
         for observation in observations:
-            for at, loss, error in _spaced(observation, math.log(self.weight(observation.setting.batch_size))):
+            for at, shown, error in _spaced(observation, math.log(self.weight(observation.setting.batch_size))):
+                # A loss within its scatter of the first one says at most that others were sooner to fall clearly.
+                initial, scatter = observation.points[0].loss, CLEAR_FALL * error
+                is_clear = not abs(initial - shown) < scatter
+                loss = shown if is_clear else initial - scatter
                 behind = max(self.envelope.log_time(loss) - at, SLOWEST) if math.isfinite(loss) else SLOWEST
+                if not is_clear and behind > -SAME_TIME:
+                    continue
                 slope = self.envelope.slope(loss)
                 known = min(error / slope, 1.0) if math.isfinite(error) and slope > 0 else 0.0
                 x.append(coordinates(observation.setting, at))
