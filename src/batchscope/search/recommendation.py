@@ -183,7 +183,8 @@ def _taken(study: Study, each: SizeAnswer, step: Interval) -> tuple[int | None, 
     if examples.value is None:
         seen = max((o.seconds for o in study.race.observations() if o.setting == each.setting), default=None)
         return None, examples, Interval.unresolved(LEVEL, low=seen)
-    return max(1, math.ceil(examples.value / size)), examples, seconds
+    updates = max(1, math.ceil(examples.value / size))
+    return updates, replace(examples, value=float(updates * size)), seconds
 
 
 def _per_second(size: int, step: Interval) -> Interval:
