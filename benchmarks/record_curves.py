@@ -10,6 +10,7 @@ benchmarks/ground_truth/real; `--collect` does that alone, also while a recorder
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import os
@@ -39,6 +40,8 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, also in the background
     if not arguments.collect:
+        for name in arguments.networks:
+            restore(name, arguments.out / name, arguments.collect_into)
         try:
             record(arguments.networks, arguments.out, arguments.processes)
         except KeyboardInterrupt:
@@ -47,6 +50,30 @@ def main() -> None:
         if (arguments.out / name / "timing.json").exists():
             path = collect(TASKS[name], arguments.out / name, arguments.collect_into)
             print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def restore(name: str, folder: Path, kept: Path) -> int:
+    """Unpack the runs of a network that are kept compressed, so that a fresh clone goes on from them.
+
+    Args:
+        name: The network.
+        folder: Where its finished runs go; those that are there stay.
+        kept: Folder of the compressed files.
+
+    Returns:
+        How many runs were unpacked.
+    """
+    file = kept / f"{name}.json.gz"
+    if not file.exists():
+        return 0
+    whole = json.loads(gzip.decompress(file.read_bytes()))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "timing.json").exists():
+        (folder / "timing.json").write_text(json.dumps(whole["timing"]))
+    missing = [c for c in whole["curves"] if not _path(folder, c["batch_size"], c["step"], c["seed"]).exists()]
+    for curve in missing:
+        _path(folder, curve["batch_size"], curve["step"], curve["seed"]).write_text(json.dumps(curve))
+    return len(missing)
 
 
 def record(networks: list[str], out: Path, processes: int) -> None:

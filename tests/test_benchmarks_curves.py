@@ -20,7 +20,7 @@ from curves_table import Curves, collect, estimate, points_at, time_to_target
 from ground_truth_table import Setting as At
 from real import TASKS
 from real.task import RealTask
-from record_curves import next_command
+from record_curves import next_command, restore
 from record_one import record, verdict
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -271,3 +271,18 @@ def test_the_recorder_goes_on_where_it_was(tmp_path: Path) -> None:
     assert after is not None
     assert after[:3] == [str(task.batch_size), "1", "0"]
     assert after[after.index("--best") + 1] == command[3]
+
+
+def test_kept_curves_are_unpacked_for_a_fresh_clone(tmp_path: Path) -> None:
+    curve = {"batch_size": 64, "step": -1, "seed": 0, "points": {"examples": [64], "seconds": [1.0], "score": [0.5]}}
+    folder = tmp_path / "conv"
+    folder.mkdir()
+    (folder / "b64_r-1_s0.json").write_text(json.dumps(curve))
+    (folder / "timing.json").write_text(json.dumps({"training_examples": 10}))
+    collect(TASKS["conv"], folder, tmp_path / "kept")
+    fresh = tmp_path / "fresh"
+    assert restore("conv", fresh, tmp_path / "kept") == 1
+    assert json.loads((fresh / "b64_r-1_s0.json").read_text()) == curve
+    assert json.loads((fresh / "timing.json").read_text()) == {"training_examples": 10}
+    assert restore("conv", fresh, tmp_path / "kept") == 0
+    assert restore("vae", fresh, tmp_path / "kept") == 0
