@@ -176,16 +176,17 @@ def window_mean(examples: Floats, losses: Floats, share: float = WINDOW) -> tupl
         >>> window_mean(np.array([10.0, 20.0, 30.0]), np.array([3.0, 2.0, 1.0]))
         (1.0, 0.0)
     """
-    counts = np.diff(examples, prepend=0)
+    counts = examples.copy()
+    counts[1:] -= examples[:-1]
     first = int(np.searchsorted(examples, (1 - share) * examples[-1], side="right"))
     first = min(first, len(losses) - 1)
-    mean = float(np.average(losses[first:], weights=counts[first:]))
+    mean = float(counts[first:] @ losses[first:] / counts[first:].sum())
     near = slice(min(first, max(0, len(losses) - 8)), None)  # enough blocks to know their scatter
     y, n = losses[near], counts[near]
     if len(y) < 3:
         return mean, 0.0
     middle = y[1:-1] - (y[:-2] + y[2:]) / 2
-    variance = float(np.mean(middle**2 / (1 / n[1:-1] + (1 / n[:-2] + 1 / n[2:]) / 4)))
+    variance = float((middle**2 / (1 / n[1:-1] + (1 / n[:-2] + 1 / n[2:]) / 4)).sum()) / len(middle)
     return mean, math.sqrt(variance / float(counts[first:].sum()))
 
 
