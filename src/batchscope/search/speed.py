@@ -33,7 +33,7 @@ SLOWEST = -2.5
 SPACING = math.log(2.0)
 MOST_POINTS = 2
 # A loss has fallen clearly by so many of its standard errors; before, a candidate has no speed, and is as slow as
-# others show it to be, once it lags by more than so many e-folds of time (``make bench-policy``).
+# others show it to be, once it lags by more than so many e-folds of time. Both are judgement, not fitted.
 CLEAR_FALL, SAME_TIME = 2.0, 0.1
 # Drift is in proportion to the distance from the fastest setting, up to so many factors of two.
 DRIFT_OCTAVES = 2.0
