@@ -326,9 +326,13 @@ class Trained:
     def _fresh_point(self) -> Point:
         fresh = self.source.fresh
         loss, error = self._losses[0], 0.0
-        others = [c._losses[0] for c in self.source.candidates if c._losses and math.isfinite(c._losses[0])]
-        if len(others) > 1 or (others and not math.isfinite(loss)):
-            loss, error = float(np.mean(others)), float(np.std(others))
+        # All candidates have the same fresh weights: what the first batch of each says is one estimate.
+        first = [(c._setting.batch_size, c._losses[0]) for c in self.source.candidates if c._losses]
+        first = [(size, value) for size, value in first if math.isfinite(value)]
+        if len(first) > 1 or (first and not math.isfinite(loss)):
+            sizes, values = np.array(first).T
+            loss = float(np.average(values, weights=sizes))
+            error = math.sqrt(float(np.average((values - loss) ** 2, weights=sizes)) / len(first))
         return Point(0, 0, 0.0, loss, error, None if fresh is None else fresh[1])
 
     def _training_loss(self, updates: int) -> tuple[float, float]:

@@ -39,6 +39,8 @@ EDGE_SHARE, NEIGHBOUR = 0.2, 0.8
 ENDED_BADLY = ("diverged", "out of memory", "failed")
 # Finding a rate that trains may take this share of the budget, if any setting's loss has fallen at all by then.
 PILOT_MOST = 0.15
+# Where no loss has fallen by twice its scatter yet, it may take more: nothing can be compared before.
+PLATEAU_MOST, PILOT_STEPS = 0.6, 3
 # Posteriors that are remembered: the same one is asked for several times in a step, for two lengths of the run.
 KEPT_POSTERIORS = 4
 # Rates at the edge of the lattice about those that were tried, in factors of two.
@@ -198,7 +200,10 @@ class Policy:
         """The candidate with the greatest expected speed over the whole run; None where none has trained."""
         able = [o for o in observations if o.points and o.ended not in ("diverged", "out of memory", "failed")]
         able = [o for o in able if math.isfinite(o.points[-1].loss)]
-        able = [o for o in able if _fell(o, CLEAR_FALL)] or [o for o in able if _improved(o)] or able
+        fell = [o for o in able if _fell(o, CLEAR_FALL)]
+        today = [o for o in able if o.setting == self.start and not _failed(o)]
+        # What has not clearly begun to train is no better than what is used today.
+        able = fell or today or [o for o in able if _improved(o)] or able
         if not able:
             return None
         mean, _ = self.speeds(observations, run_seconds).posterior([o.setting for o in able])
@@ -262,16 +267,21 @@ class Policy:
         return None
 
     def _pilot(self, trained: Sequence[Observation], seconds_of: UpdateSeconds, limits: Limits) -> Advance | None:
-        """A step towards a rate that trains at all; None where there is one, or where too much was spent on it."""
+        """A step towards a rate that trains at all; None where there is one, or where too much was spent on it.
+
+        Larger rates are tried first, smaller ones where training fails; where no loss falls clearly at any of them,
+        they are trained further, since some networks stand on a plateau at first.
+        """
         spent = limits.total_seconds - limits.budget_seconds
-        if any(_fell(o) for o in trained) or (
-            spent > PILOT_MOST * limits.total_seconds and any(_improved(o) for o in trained)
-        ):
+        if any(_fell(o) for o in trained):
+            return None
+        share = PILOT_MOST if any(_fell(o, CLEAR_FALL) for o in trained) else PLATEAU_MOST
+        if spent > share * limits.total_seconds and any(_improved(o) for o in trained):
             return None
         most = PILOT_SHARE * limits.total_seconds
         last = trained[-1]
-        failed = last.ended in ENDED_BADLY or last.points[-1].loss > last.points[0].loss + _error(last)
-        if not failed and last.ended is None and GROWTH * last.seconds <= most:
+        failed = _failed(last)
+        if not failed and GROWTH * last.seconds <= most:
             return Advance(last.setting, GROWTH * last.seconds)
         fitting = [size for size in self.sizes if size < _too_large(trained)]
         if not fitting:
@@ -280,12 +290,17 @@ class Policy:
         size = min(quick, key=lambda size: abs(math.log(size / self.start.batch_size)))
         rates = {round(math.log2(self._at(o.setting, size) / self.start.learning_rate)): o for o in trained}
         step = round(math.log2(PILOT_FACTOR))
-        place = max(rates) + step if not failed else min(rates) - step
+        trains = [place for place, o in rates.items() if not _failed(o)]
+        if trains and (max(trains) < max(rates) or max(trains) >= PILOT_STEPS * step):
+            able = [o for o in trained if not _failed(o) and o.is_held]
+            least = min(able, key=lambda o: (o.seconds, -o.setting.learning_rate))
+            return Advance(least.setting, GROWTH * least.seconds)
+        place = max(rates) + step if trains else min(rates) - step
         if size != last.setting.batch_size and (not failed or last.ended == "out of memory"):
             place = round(math.log2(self._at(last.setting, size) / self.start.learning_rate))
         seconds = max(FIRST_SHARE * limits.total_seconds, LEAST_UPDATES * seconds_of(size))
         wanted = Setting(size, self.start.learning_rate * 2.0**place)
-        if self.is_allowed is not None and not self.is_allowed(wanted):
+        if any(o.setting == wanted for o in trained) or (self.is_allowed is not None and not self.is_allowed(wanted)):
             return None
         return Advance(wanted, min(seconds, limits.budget_seconds))
 
@@ -378,6 +393,12 @@ def _fell(observation: Observation, times: float = PILOT_FALL) -> bool:
 def _too_large(observations: Sequence[Observation]) -> float:
     """The least batch size that ran out of memory; infinite where none has."""
     return min((o.setting.batch_size for o in observations if o.ended == "out of memory"), default=math.inf)
+
+
+def _failed(observation: Observation) -> bool:
+    """Whether training does harm: it diverged, or its loss has risen by clearly more than it scatters."""
+    first, last = observation.points[0], observation.points[-1]
+    return observation.ended in ENDED_BADLY or last.loss > first.loss + _error(observation)
 
 
 def _improved(observation: Observation) -> bool:

@@ -172,7 +172,7 @@ class Speeds:
                 # A loss within its scatter of the first one says at most that others were sooner to fall clearly.
                 initial, scatter = observation.points[0].loss, CLEAR_FALL * error
                 is_clear = not abs(initial - shown) < scatter
-                loss = shown if is_clear else initial - scatter
+                loss = _upper(shown, error) if is_clear else initial - scatter
                 behind = max(self.envelope.log_time(loss) - at, SLOWEST) if math.isfinite(loss) else SLOWEST
                 if not is_clear and behind > -SAME_TIME:
                     continue
@@ -272,7 +272,12 @@ def _curve(observation: Observation, weight: float) -> tuple[Floats, Floats] | N
     if first is None:
         return None
     times = [t if t > 0 else first * math.exp(SLOWEST) for t in times]
-    return weight * np.array(times), np.array([p.loss for p in points])
+    return weight * np.array(times), np.array([_upper(p.loss, p.error) for p in points])
+
+
+def _upper(loss: float, error: float) -> float:
+    """A loss that is hardly exceeded: the lowest of many that scatter would be one of chance."""
+    return loss + (CLEAR_FALL * error if math.isfinite(error) else 0.0)
 
 
 def _spaced(observation: Observation, log_weight: float) -> list[tuple[float, float, float]]:
