@@ -12,6 +12,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
     bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
     bench-compare bench-devices bench-advice bench-real bench-claims bench-papers bench-start bench-integrations \
+    bench-policy \
     ground-truth ground-truth-real curves-table gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
@@ -118,6 +119,10 @@ bench-real: $(BENCH)
 # the advice on small tensors from bad references: regret by ground truth and as trained, its cost; others beside
 bench-advice: $(BENCH)
 	$(BIN)/python benchmarks/advice.py
+
+# the search policy played a thousand times on recorded grids and noisy quadratics; successive halving alone beside it
+bench-policy: $(DEV)
+	$(BIN)/python benchmarks/policy.py
 
 # the claims on digits, in at most ten minutes; five papers' tables, ten minutes each at most
 bench-claims: $(CORE)
