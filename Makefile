@@ -152,7 +152,7 @@ curves-table: $(DEV)
 
 # the GPU tests, then the GPU benchmarks, in under 8 minutes: from the source tree, on the torch that is there
 gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/training tests/measure tests/advice
+	PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/training tests/measure
 	PYTHONPATH=src $(PYTHON) benchmarks/replicas.py --device cuda --workloads digits,text --rounds 3
 
 # A stamp is written last, so that an interrupted installation is done again.

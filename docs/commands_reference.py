@@ -33,7 +33,7 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         "`--devices` and `--network` bound what may be advised, `--budget` what the advice may cost. `--price` (for a "
         "device and hour) and `--power` (watts of a device, watts by batch size as in `16:180,256:240`, or `measured`) "
         "add cost and energy to every batch size, and `--cost 0.5` minimises half energy, half time. How: "
-        "[methods](methods.md#the-race).",
+        "[methods](methods.md#the-search).",
         ("batchscope advise digits --examples 20000 --budget 5 --json advice.json --report advice.html",),
     ),
     "train": (

@@ -130,13 +130,24 @@ def test_a_target_that_the_first_updates_reach_is_no_riddle(make: Make) -> None:
     assert bs.train(workload, found.plan).reached
 
 
-def exploding(output: Tensor, target: Tensor) -> Tensor:
-    """Finite with fresh weights; its gradient is not a number, at any rate."""
-    return 1 + (output - output.detach()).abs().sum().sqrt()
+class Broken(nn.Module):
+    """Where ``factor`` is not a number, neither is what it gives in training."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(x)
+        return out * self.factor if self.training else out
 
 
-def test_where_training_diverges_everywhere_it_says_so(make: Make) -> None:
-    found = advise(make(examples=200, held_out=50, loss=exploding), target=0.9, budget_seconds=2.0, batch_sizes=[8, 32])
+def test_where_training_diverges_everywhere_it_says_so(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make(examples=200, held_out=50, model=Broken)
+    monkeypatch.setattr(Broken, "factor", math.nan)
+    found = advise(workload, target=0.9, budget_seconds=2.0, batch_sizes=[8, 32])
     assert found.batch_size is None
     assert found.plan is None
     assert "training diverged at every learning rate" in found.conclusion
@@ -162,10 +173,10 @@ def test_ten_examples_are_enough_for_an_honest_word(make: Make) -> None:
     assert found.conclusion
 
 
-def test_a_budget_that_is_too_small_asks_for_more(make: Make) -> None:
+def test_a_budget_that_is_too_small_has_an_answer_all_the_same(make: Make) -> None:
     found = advise(make("transformer", examples=4000, held_out=2000), target=0.9, budget_seconds=1.0)
-    assert found.batch_size is None or found.predicted_seconds.value is not None
-    assert found.conclusion
+    assert found.batch_size is not None
+    assert found.predicted_seconds.value is not None or "not known yet" in found.conclusion
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import batchscope as bs
@@ -51,7 +51,14 @@ def at_the_end(monkeypatch: pytest.MonkeyPatch, counted: list[int]) -> dict[str,
         assert answer is not None
         candidate: Any = race.candidates[answer.best]
         weights = {name: value.clone() for name, value in candidate.run.model.state_dict().items()}
-        seen.update(updates=counted[0], own=candidate.updates, setting=answer.best, weights=weights, answer=answer)
+        seen.update(
+            elapsed=race.source.elapsed_seconds(),
+            updates=counted[0],
+            own=candidate.updates,
+            setting=answer.best,
+            weights=weights,
+            answer=answer,
+        )
         return answer
 
     monkeypatch.setattr(auto, "find_answer", find)
@@ -96,7 +103,7 @@ def test_a_budget_is_trained_to_its_end(digits: Workload, goal: dict[str, Any]) 
     if "examples" in goal:
         assert found.examples == pytest.approx(6000, abs=found.plan.batch_size or 0)
     else:
-        assert found.step_seconds == pytest.approx(0.4, rel=0.9)
+        assert 0.1 < found.step_seconds < 1.6  # as measured while it trains, on a machine that may be busy
 
 
 def test_a_target_that_is_late_is_gone_on_with_at_smaller_rates_and_given_up_in_the_end(
@@ -119,17 +126,27 @@ def test_a_budget_of_a_second_still_trains(digits: Workload) -> None:
     assert train_from_nothing(digits, target=0.9, budget_seconds=1.0).reached
 
 
-def exploding(output: Tensor, target: Tensor) -> Tensor:
-    """Finite with fresh weights; its gradient is not a number, at any rate."""
-    return 1 + (output - output.detach()).abs().sum().sqrt()
+class Broken(nn.Module):
+    """Where ``factor`` is not a number, neither is what it gives in training."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(x)
+        return out * self.factor if self.training else out
 
 
-def test_it_says_why_it_cannot(make: Make) -> None:
+def test_it_says_why_it_cannot(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make(examples=200, model=Broken)
+    monkeypatch.setattr(Broken, "factor", math.nan)
     with pytest.raises(RunError, match="diverged"):
-        train_from_nothing(make(examples=200, loss=exploding), target=0.9, budget_seconds=1.0, batch_sizes=[8, 32])
+        train_from_nothing(workload, target=0.9, budget_seconds=1.0, batch_sizes=[8, 32])
 
 
 def test_the_search_keeps_its_budget(digits: Workload, at_the_end: dict[str, Any]) -> None:
-    began = time.perf_counter()
-    found = train_from_nothing(digits, target=0.9, budget_seconds=2.0)
-    assert time.perf_counter() - began < 3 * 2.0 + found.step_seconds
+    train_from_nothing(digits, target=0.97, budget_seconds=2.0)
+    assert at_the_end["elapsed"] < 1.2 * 2.0 + 0.5  # a piece of training, and a decision

@@ -43,12 +43,14 @@ def speed(setting: Setting) -> float:
 
 def loss_after(setting: Setting, seconds: float) -> float:
     """The loss without its scatter."""
-    return FLOOR + HEIGHT * (1 + speed(setting) * seconds) ** -POWER
+    return float(FLOOR + HEIGHT * (1 + speed(setting) * seconds) ** -POWER)
 
 
 def seconds_to(setting: Setting, loss: float) -> float:
     """Training time to a loss."""
-    return (((loss - FLOOR) / HEIGHT) ** (-1 / POWER) - 1) / speed(setting) if speed(setting) > 0 else math.inf
+    if speed(setting) == 0:
+        return math.inf
+    return float((((loss - FLOOR) / HEIGHT) ** (-1 / POWER) - 1) / speed(setting))
 
 
 @dataclass

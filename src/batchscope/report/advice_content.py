@@ -214,7 +214,7 @@ def _between(interval: Interval) -> str:
 
 
 def _forecast_lead(record: Advice) -> str:
-    lead = "Dots: measured in the race, as judged. Line: the forecast; band: its interval."
+    lead = "Dots: measured. Line: the forecast; band: its interval."
     ends = "Shaded: the interval of the predicted time." if record.goal.kind == "target" else ""
     return f"{lead} {ends}".strip()
 

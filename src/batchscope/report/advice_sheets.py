@@ -161,7 +161,7 @@ def race(record: Advice) -> Sheet:
         Column("score", "reached"),
         Column("examples", "trained on"),
         Column("time alone", virtual.name),
-        Column("in the race", spent.name),
+        Column("in all", spent.name),
         Column("why", align="left"),
     )
 
@@ -179,7 +179,7 @@ def race(record: Advice) -> Sheet:
             shortened(each.reason),
         )
 
-    note = "Time alone: updates times the measured time of one. In the race: its share of what was trained together."
+    note = "Time alone: updates times the measured time of one. In all: with reading and evaluating."
     return Sheet("Candidates", columns, tuple(Line(cells(each)) for each in record.race), note)
 
 
