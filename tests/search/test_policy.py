@@ -73,7 +73,6 @@ def test_it_finds_the_valley_from_a_rate_that_is_far_off(factor: float, seed: in
     assert valley.elapsed < 0.26 * BEST_SECONDS
 
 
-@pytest.mark.xfail(strict=True, reason="the envelope takes the least of noisy points, whatever their error")
 def test_batches_that_scatter_like_a_real_loss_do_not_mislead_it() -> None:
     """The loss of one example scatters by half of what it can fall."""
     regrets = [seconds_to(answered(raced(BEST, scatter=1.0, seed=seed)[0]).best, LOSS) for seed in range(4)]

@@ -114,7 +114,6 @@ def test_an_envelope_is_the_least_time_to_a_loss() -> None:
     assert envelope.slope(1.5) > 0
 
 
-@pytest.mark.xfail(strict=True, reason="the envelope takes the least of noisy points, whatever their error")
 def test_one_lucky_batch_does_not_set_the_envelope() -> None:
     """A first batch of a few examples, whose loss is off by 1, says nothing against a curve that is known well."""
     lucky = list(walk(SLOW, 0.01, until=0.4).points)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, solve_triangular
+from scipy.optimize import isotonic_regression
 
 from batchscope.search.candidates import Observation, Setting
 
@@ -172,12 +173,13 @@ class Speeds:
                 # A loss within its scatter of the first one says at most that others were sooner to fall clearly.
                 initial, scatter = observation.points[0].loss, CLEAR_FALL * error
                 is_clear = not abs(initial - shown) < scatter
-                loss = _upper(shown, error) if is_clear else initial - scatter
+                loss = shown if is_clear else initial - scatter
                 behind = max(self.envelope.log_time(loss) - at, SLOWEST) if math.isfinite(loss) else SLOWEST
                 if not is_clear and behind > -SAME_TIME:
                     continue
                 slope = self.envelope.slope(loss)
-                known = min(error / slope, 1.0) if math.isfinite(error) and slope > 0 else 0.0
+                is_exact = error == 0 or not math.isfinite(error) or not math.isfinite(loss)
+                known = 0.0 if is_exact else min(error / slope, 1.0) if slope > 0 else 1.0
                 x.append(coordinates(observation.setting, at))
                 z.append(behind)
                 variance.append(float(self.noise_variance(np.array(at))) + known**2)
@@ -272,12 +274,12 @@ def _curve(observation: Observation, weight: float) -> tuple[Floats, Floats] | N
     if first is None:
         return None
     times = [t if t > 0 else first * math.exp(SLOWEST) for t in times]
-    return weight * np.array(times), np.array([_upper(p.loss, p.error) for p in points])
-
-
-def _upper(loss: float, error: float) -> float:
-    """A loss that is hardly exceeded: the lowest of many that scatter would be one of chance."""
-    return loss + (CLEAR_FALL * error if math.isfinite(error) else 0.0)
+    losses = np.array([p.loss for p in points])
+    errors = np.array([p.error if math.isfinite(p.error) else 0.0 for p in points])
+    errors = np.maximum(errors, 1e-3 * np.ptp(losses) + 1e-12)
+    # The falling curve nearest to the points: the lowest of many that scatter would be one of chance.
+    falling = isotonic_regression(losses, weights=1 / errors**2, increasing=False).x
+    return weight * np.array(times), np.asarray(falling)
 
 
 def _spaced(observation: Observation, log_weight: float) -> list[tuple[float, float, float]]:
