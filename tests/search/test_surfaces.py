@@ -185,7 +185,7 @@ def test_reasons_take_their_numbers_from_the_rows(advice: Advice, row: FrontierR
     said = " ".join(advice.reasons)
     if advice.goal.kind == "target" and (double := _of(advice, 2 * row.batch_size)) and double.seconds.value:
         ratio = double.seconds.value / (row.seconds.value or math.nan)
-        match = re.search(r"Twice the batch size \([\d,]+\) would take (.*?)\.", said)
+        match = re.search(r"Twice the batch size \([\d,]+\) would take (.*?)\.(?: |$)", said)
         assert match is not None
         wanted = ratio if ratio >= 2 else abs(ratio - 1) * 100
         if abs(ratio - 1) >= 0.005:
