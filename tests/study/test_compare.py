@@ -117,7 +117,7 @@ def some_workload() -> Workload:
         ({"seeds": True}, "different whole numbers"),
         ({"seed": -1}, "seed must be"),
         ({"learning_rate": "guess"}, "search, rescaled, fixed"),
-        ({"shape": "cosine"}, "constant, linear"),
+        ({"shape": "sawtooth"}, "constant, linear"),
         ({"order": "sorted"}, "order must be one of shuffled, replacement, stratified, bucketed"),
         ({"evaluate_every": 0}, "evaluate_every"),
         ({"evaluate_every": True}, "evaluate_every"),
