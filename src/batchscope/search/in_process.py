@@ -245,7 +245,6 @@ class Trained:
         self.result: TrainResult | None = None
         self.cost_seconds = 0.0
         self._losses: list[float] = []
-        self._spread: list[float] = []
         self._evaluations: list[CurvePoint] = []
         self._ended: Ended | None = None
         self._evaluated_at = 0.0  # seconds of training at the last evaluation
