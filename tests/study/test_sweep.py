@@ -66,7 +66,7 @@ def found(small: Workload) -> Sweep:
         ({"target": 0.9, "engine": "cloud"}, "engine must be one of local, ray"),
         ({"target": 0.9, "address": "auto"}, "an address is for a Ray cluster"),
         ({"target": 0.9, "processes": 0}, "processes must be a number above 0"),
-        ({"target": 0.9, "shape": "cosine"}, "shape must be one of"),
+        ({"target": 0.9, "shape": "sine"}, "shape must be one of"),
         ({"target": 0.9, "evaluate_every": 0}, "evaluate_every must be a whole number"),
     ],
 )

@@ -256,8 +256,8 @@ def reaching(interval: Interval, unit: f.Unit) -> str:
         The text.
 
     Examples:
-        >>> seconds = f.Unit("s", 1.0)
-        >>> reaching(Interval(41.2, 35.0, 49.1), seconds), reaching(Interval(41.2, 35.0, math.inf), seconds)
+        >>> seconds, unknown = f.Unit("s", 1.0), float("inf")
+        >>> reaching(Interval(41.2, 35.0, 49.1), seconds), reaching(Interval(41.2, 35.0, unknown), seconds)
         ('41.2 (35.0–49.1)', '41.2 (35.0 or more)')
         >>> reaching(Interval.unresolved(low=120.0), seconds), reaching(Interval.unresolved(), seconds)
         ('> 120', 'out of reach')

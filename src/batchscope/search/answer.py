@@ -110,7 +110,7 @@ def find_answer(race: Race, step_seconds: Callable[[int], float] | None = None, 
     index = {setting: i for i, setting in enumerate(settings)}
     trained = {o.setting for o in observations if _usable(o)}
     own = draws[index[chosen.setting]]
-    law = forecast_of(chosen, least=LEAST_POINTS)
+    law = forecast_of(chosen, race.most_score, least=LEAST_POINTS)
     run = _run_seconds(chosen, goal, times, law, generator)
 
     def about(setting: Setting, rates: Floats) -> SizeAnswer:

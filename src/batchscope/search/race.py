@@ -58,6 +58,7 @@ class Race:
         budget: What it may cost.
         tell: Told of each step before it is made, with the seconds left.
         stopped: Asked between two steps whether to end.
+        most_score: What no score exceeds; infinite where that is not known.
         keep_bytes: Memory that candidates may hold between their steps: beyond it the slowest ones are let go of.
 
     Attributes:
@@ -71,6 +72,7 @@ class Race:
     budget: Budget
     tell: Callable[[str, float], None] = lambda label, left: None
     stopped: Callable[[], bool] = lambda: False
+    most_score: float = math.inf
     keep_bytes: float = math.inf
     candidates: dict[Setting, Candidate] = field(default_factory=dict)
     stop_reason: str = ""
@@ -143,7 +145,7 @@ class Race:
             return last.seconds / last.examples * self.goal.value, None
         if best.reached is not None:
             return best.reached.seconds, None
-        law = forecast_of(best)
+        law = forecast_of(best, self.most_score)
         if law is None:
             return None, None
         draws = law.seconds_to(self.goal.value)
@@ -177,11 +179,12 @@ class Race:
         return min(max(self.source.elapsed_seconds() / training, 1.0), 4.0)
 
 
-def forecast_of(observation: Observation, *, least: int = LEAST_SCORES) -> CurveForecast | None:
+def forecast_of(observation: Observation, most: float = math.inf, *, least: int = LEAST_SCORES) -> CurveForecast | None:
     """The law of a candidate's scores.
 
     Args:
         observation: The candidate.
+        most: What no score exceeds.
         least: Scores that there must be.
 
     Returns:
@@ -190,4 +193,4 @@ def forecast_of(observation: Observation, *, least: int = LEAST_SCORES) -> Curve
     scored = [p for p in observation.points if p.score is not None and math.isfinite(p.score) and p.seconds > 0]
     if len(scored) < least:
         return None
-    return fit_curve([p.seconds for p in scored], [p.score or 0.0 for p in scored])
+    return fit_curve([p.seconds for p in scored], [p.score or 0.0 for p in scored], most=most)

@@ -12,7 +12,6 @@ from batchscope.records import ForecastPoint, Interval
 from batchscope.search.answer import LEVEL, Answer, SizeAnswer, interval
 from batchscope.search.forecast import CurveForecast, fit_curve
 from batchscope.search.study import Study
-from batchscope.workload.goal import perfect_score
 
 Floats = NDArray[np.float64]
 
@@ -33,26 +32,20 @@ class Scores:
     def __init__(self, study: Study, answer: Answer) -> None:
         self._answer, self._weight = answer, study.race.policy.weight
         self._own = answer.of(answer.best.batch_size)
-        perfect = perfect_score(study.workload)
-        self._most = math.inf if perfect is None else perfect
+        self._most = study.race.most_score
         best = next(o for o in study.race.observations() if o.setting == answer.best)
         own = [(p.seconds, p.score) for p in best.points if p.score is not None and p.seconds > 0]
         self._highest = max((score for _, score in own), default=None)
         if study.goal.kind == "target":  # the law that says when it is reached
-            self._is_shortfall, self._law = False, answer.law
+            self._law = answer.law
         else:
-            everything = _pooled(study, answer)
-            self._is_shortfall = math.isfinite(self._most) and all(score < self._most for _, score in everything)
-            self._law = self._fit(own) or self._fit(everything)
+            self._law = self._fit(own) or self._fit(_pooled(study, answer))
 
     def _fit(self, points: Sequence[tuple[float, float]]) -> CurveForecast | None:
-        """The law of the scores; where they have a bound, of the log of what is missing to it."""
-        scores = [-math.log(self._most - score) if self._is_shortfall else score for _, score in points]
-        return fit_curve([seconds for seconds, _ in points], scores)
+        return fit_curve([seconds for seconds, _ in points], [score for _, score in points], most=self._most)
 
     def _draws(self, law: CurveForecast, seconds: float) -> Floats:
-        drawn = law.score_at(max(seconds, 1e-9))
-        return np.minimum(self._most, self._most - np.exp(-drawn) if self._is_shortfall else drawn)
+        return np.minimum(self._most, law.score_at(max(seconds, 1e-9)))
 
     def at(self, each: SizeAnswer, seconds: float) -> Interval:
         """The score after some seconds of training.

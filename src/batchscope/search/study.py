@@ -34,6 +34,7 @@ from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.loop import MOST_EPOCHS
 from batchscope.training.micro_batching import least_batch_size
 from batchscope.training.train import checked_seed, chosen_device
+from batchscope.workload.goal import perfect_score
 from batchscope.workload.workload import Workload
 
 # What is not measured at a batch size is known to this share of it.
@@ -224,10 +225,19 @@ def study(
             stopped=lambda: stop.requested,
             began=began,
         )
+        perfect = perfect_score(workload)
+        race = Race(
+            source,
+            Policy(start, sizes),
+            goal,
+            budget,
+            most_score=math.inf if perfect is None or goal.value >= perfect else perfect,
+            keep_bytes=_keep_bytes(max_memory_bytes, chosen),
+        )
         found = Study(
             workload=workload,
             goal=goal,
-            race=Race(source, Policy(start, sizes), goal, budget, keep_bytes=_keep_bytes(max_memory_bytes, chosen)),
+            race=race,
             source=source,
             devices=devices,
             communication_seconds=_communication_seconds(devices, network, gradient_bytes),

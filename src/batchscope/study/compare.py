@@ -263,6 +263,7 @@ class _Study:
         """One run, or what the store has of it; ``ahead`` is how many examples are still to come after it."""
         path = self.store.path(plan, seed, evaluate_every) if self.store else None
         found = self.store.find(path) if self.store and path else None
+        checkpoint = path.with_suffix(".safetensors") if path else None
         before = self.done_examples
         total = before + (plan.budget_examples or 0) + ahead
 
@@ -276,7 +277,6 @@ class _Study:
             def on_evaluation(point: CurvePoint, seconds_left: float | None) -> None:
                 tell(before + point.examples, point.score, point.learning_rate)
 
-            checkpoint = path.with_suffix(".safetensors") if path else None
             found = Run(
                 self.prepared,
                 plan,
@@ -290,9 +290,10 @@ class _Study:
             )()
             if path and checkpoint and found.outcome not in ("interrupted", "out of memory"):
                 found.to_json(path)
-                checkpoint.unlink(missing_ok=True)
         else:
             self.restored_seconds += found.total_seconds
+        if path and checkpoint and path.exists():
+            checkpoint.unlink(missing_ok=True)  # also what a run that was killed right after its record left behind
         self.spent_seconds += found.total_seconds
         self.done_examples += plan.budget_examples or 0
         if restored or found.outcome in ("diverged", "out of memory"):  # which no evaluation at the end has told of
