@@ -13,14 +13,14 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 # A rate this many times slower than the best of its batch size is clearly worse: the valley's wall has been seen.
-CLEARLY_WORSE = 1.5
+CLEARLY_WORSE = 1.25
 # Further seeds are for settings within this factor of the best: the ones that advice may have to choose between.
 NEAR_BEST = 1.5
 # A batch size this many times slower than the fastest gets only its best rate's neighbours.
 FAR = 2.0
 # Factors of 2 between the outermost rate of a valley and the one far out.
 WING = 2
-MAX_RATES = 7  # of one batch size, without the far ones
+MAX_RATES = 5  # of one batch size, without the far ones
 SEEDS = 3
 ENOUGH = 44  # curves of a network, after which no third seed is recorded
 
