@@ -15,7 +15,10 @@ from torch.utils.data import Dataset
 import batchscope as bs
 from batchscope import Workload
 from batchscope.search.candidates import Setting
-from batchscope.search.in_process import InProcess, Trained, UpdateTimes
+from batchscope.search.in_process import InProcess
+from batchscope.search.shared import Shared
+from batchscope.search.trained import Trained
+from batchscope.search.update_times import UpdateTimes
 from batchscope.training.loop import Run
 
 Make = Callable[..., Workload]
@@ -31,10 +34,8 @@ def source_of(workload: Workload, **changes: Any) -> InProcess:
     return InProcess(workload, torch.device("cpu"), seed=0, **changes)
 
 
-def opened(source: InProcess, setting: Setting = SETTING) -> Trained:
-    candidate = source.open(setting)
-    assert isinstance(candidate, Trained)
-    return candidate
+def opened(source: Shared, setting: Setting = SETTING) -> Trained:
+    return Trained(source, setting)
 
 
 def test_in_pieces_it_is_the_same_run_as_at_once(digits: Workload) -> None:
@@ -180,7 +181,7 @@ def test_what_one_candidate_has_read_is_there_for_the_others(make: Make) -> None
 
 def test_what_is_released_keeps_its_points_alone(digits: Workload) -> None:
     source = source_of(digits)
-    candidate = opened(source)
+    candidate: Any = source.open(SETTING)
     candidate.advance(0.02)
     parameters = sum(p.numel() * p.element_size() for p in digits.model().parameters())
     assert candidate.memory_bytes >= 3 * parameters

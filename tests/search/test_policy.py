@@ -13,8 +13,9 @@ from tests.search.valley import BEST, Valley, seconds_to, speed, update_seconds
 from batchscope.records import Goal
 from batchscope.search.answer import Answer, find_answer
 from batchscope.search.candidates import Observation, Point, Setting
-from batchscope.search.policy import Advance, Limits, Policy, Stop, UpdateSeconds, lattice
+from batchscope.search.policy import Advance, Limits, Policy, Stop, lattice
 from batchscope.search.race import Budget, Race
+from batchscope.search.update_times import UpdateSeconds
 
 SIZES = tuple(2**k for k in range(2, 11))
 LOSS = 0.3

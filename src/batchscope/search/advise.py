@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from batchscope.progress import Reporter
 from batchscope.records import Advice
+from batchscope.search.arguments import Question
 from batchscope.search.costs import Power
 from batchscope.search.recommendation import recommend
 from batchscope.search.study import study
@@ -73,8 +74,8 @@ def advise(
         >>> bs.train(bs.load_workload("digits"), advice.plan).reached
         True
     """
-    with study(
-        workload,
+    question = Question(
+        workload=workload,
         target=target,
         examples=examples,
         seconds=seconds,
@@ -90,5 +91,6 @@ def advise(
         device=device,
         workers=workers,
         progress=progress,
-    ) as found:
+    )
+    with study(question) as found:
         return recommend(found)

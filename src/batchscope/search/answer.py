@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from batchscope.records import Goal, Interval
 from batchscope.search.candidates import Observation, Setting
 from batchscope.search.forecast import LEAST_POINTS, CurveForecast
-from batchscope.search.policy import Policy, UpdateSeconds
+from batchscope.search.policy import Policy
 from batchscope.search.race import Race, forecast_of
 from batchscope.search.speed import Speeds
+from batchscope.search.update_times import UpdateSeconds
 
 Floats = NDArray[np.float64]
 

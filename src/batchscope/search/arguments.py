@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from batchscope.errors import ArgumentError
+from batchscope.progress import Reporter
 from batchscope.records import Goal
+from batchscope.search.costs import Power
 from batchscope.workload.workload import Workload
 
 # So many batches must fit into the data.
@@ -14,6 +17,33 @@ LEAST_BATCHES = 4
 SMALLEST = 4
 # Seconds; a shorter search sees nothing.
 LEAST_BUDGET = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a search is asked, as a person gave it: the arguments of :func:`batchscope.advise`.
+
+    Attributes:
+        trains_winner: Whether the winner is trained on afterwards.
+    """
+
+    workload: Workload
+    target: float | None
+    examples: int | None
+    seconds: float | None
+    budget_seconds: float | None
+    max_memory_bytes: int | None
+    batch_sizes: Sequence[int] | None
+    seed: int
+    device: str | None
+    workers: int | None
+    progress: bool | Reporter
+    devices: int = 1
+    network: tuple[float, float] | None = None
+    price_per_hour: float | None = None
+    power_watts: Power | None = None
+    time_share: float | None = None
+    trains_winner: bool = False
 
 
 def checked_goal(target: float | None, examples: int | None, seconds: float | None) -> Goal:

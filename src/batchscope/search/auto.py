@@ -14,9 +14,10 @@ from batchscope.progress import Reporter
 from batchscope.records import TrainResult
 from batchscope.search.answer import find_answer
 from batchscope.search.anytime import AnytimeRate
-from batchscope.search.in_process import Trained
+from batchscope.search.arguments import Question
 from batchscope.search.sentences import no_answer
 from batchscope.search.study import study
+from batchscope.search.trained import Trained
 from batchscope.workload.workload import Workload
 
 # A target counts as out of reach after so many times the examples predicted, and so many passes over the data.
@@ -75,8 +76,8 @@ def train_from_nothing(
         True
     """
     began = time.perf_counter()
-    with study(
-        workload,
+    question = Question(
+        workload=workload,
         target=target,
         examples=examples,
         seconds=seconds,
@@ -88,7 +89,8 @@ def train_from_nothing(
         workers=workers,
         progress=progress,
         trains_winner=True,
-    ) as found:
+    )
+    with study(question) as found:
         answer = find_answer(found.race, found.step_seconds, seed=seed)
         winner = None if answer is None else found.race.candidates[answer.best]
         if answer is None or not isinstance(winner, Trained):

@@ -7,9 +7,9 @@ With x the time over that of the last point seen, a learning curve y, the score 
 a power of the time that levels off where p > 0 (Hestness et al. 2017, arXiv 1712.00409), a straight line in the log of
 the time for p = 0, and a curve that still speeds up for p < 0, as those of language models do at first. For a given p
 it is linear in y₁ and A, whose posterior is a closed form; p is summed over a grid. What a short curve leaves open is
-left to the prior of p, so that a forecast from a twentieth of the way is as wide as it should be. Of a score that has a
-bound, such as an accuracy, y is the log of what is missing to it: in seven recorded networks the forecasts of accuracies
-from an eighth of the way are then 2.4 times too short in the median, and 5.2 times otherwise.
+left to the prior of p, so that a forecast from a twentieth of the way is as wide as it should be. Of a score with a
+bound, such as an accuracy, y is the log of what is missing to it: forecasts of recorded accuracies from an eighth of
+the way are then 2.4 times too short in the median, and 5.2 times otherwise.
 """
 
 from __future__ import annotations

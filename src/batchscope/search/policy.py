@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from scipy.stats import norm
 
 from batchscope.search.candidates import Observation, Setting
 from batchscope.search.speed import CLEAR_FALL, SpeedPrior, Speeds, coordinates
+from batchscope.search.update_times import UpdateSeconds
 
 Floats = NDArray[np.float64]
 
@@ -114,43 +115,6 @@ def lattice(observations: Sequence[Observation], start: Setting, sizes: Sequence
         low, high = math.floor(min(steps)) - RATE_REACH, math.ceil(max(steps)) + RATE_REACH
         found |= {Setting(size, start.learning_rate * 2.0**k) for k in range(low, high + 1)}
     return sorted(found)
-
-
-@dataclass
-class UpdateSeconds:
-    """Time of an update against the batch size, from candidates' own clocks: c₀ + c₁·B through the nearest ones.
-
-    Examples:
-        >>> seconds = UpdateSeconds({8: 1.0, 32: 1.6})
-        >>> round(seconds(16), 3), round(seconds(64), 3), round(seconds(4), 3)
-        (1.2, 2.4, 0.9)
-    """
-
-    known: dict[int, float] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, observations: Sequence[Observation]) -> UpdateSeconds:
-        """From what was trained."""
-        times: dict[int, list[tuple[int, float]]] = {}
-        for o in observations:
-            if o.points and o.points[-1].updates:
-                times.setdefault(o.setting.batch_size, []).append((o.points[-1].updates, o.points[-1].seconds))
-        return cls({size: sum(s for _, s in own) / sum(n for n, _ in own) for size, own in times.items()})
-
-    def __call__(self, batch_size: int) -> float:
-        """Seconds of an update; with one size known, half of it counts as fixed."""
-        sizes = sorted(self.known)
-        if batch_size in self.known:
-            return self.known[batch_size]
-        if not sizes:
-            return math.nan
-        if len(sizes) == 1:
-            only = sizes[0]
-            return self.known[only] * (0.5 + 0.5 * batch_size / only)
-        i = min(max(int(np.searchsorted(sizes, batch_size)), 1), len(sizes) - 1)
-        a, b = sizes[i - 1], sizes[i]
-        slope = max(0.0, (self.known[b] - self.known[a]) / (b - a))
-        return max(self.known[a] + slope * (batch_size - a), min(self.known.values()) * 0.25)
 
 
 class Policy:

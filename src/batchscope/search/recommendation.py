@@ -27,9 +27,9 @@ from batchscope.search import sentences
 from batchscope.search.answer import INDISTINGUISHABLE, LEVEL, Answer, SizeAnswer, find_answer, interval
 from batchscope.search.candidates import Setting
 from batchscope.search.costs import scaled
-from batchscope.search.in_process import Trained
 from batchscope.search.scores import Scores
 from batchscope.search.study import Study
+from batchscope.search.trained import Trained
 from batchscope.seeding import derive
 from batchscope.training.averaging import POWER
 from batchscope.workload.summary import summarise
@@ -311,7 +311,7 @@ def _empty(study: Study, answer: Answer | None) -> Advice:
         judged_by=JUDGED_BY,
         devices=study.devices,
         plan=None,
-        warnings=tuple(study.warnings),
+        warnings=tuple(text for text in (*study.warnings, study.busy_warning()) if text is not None),
         interrupted=study.stop.requested,
         provenance=provenance(study.workload, device=study.device, seed=study.seed),
         price_per_hour=study.costs.price_per_hour,

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import torch
 
 from batchscope.errors import PlanError
+from batchscope.fit.contention import busy_warning
 from batchscope.measure.memory_meter import available_memory
-from batchscope.progress import Report, Reporter, reporter
-from batchscope.records import Goal, Interval, MemoryUse, StepTimeLaw
+from batchscope.progress import Report, reporter
+from batchscope.records import Goal, Interval, MemoryUse, PowerUse, StepTimeLaw
 from batchscope.records.communication import AllReduceLaw
 from batchscope.schedule import learning_rate_exponent
 from batchscope.search.arguments import (
+    Question,
     checked_budget,
     checked_devices,
     checked_goal,
@@ -24,11 +26,12 @@ from batchscope.search.arguments import (
     default_sizes,
 )
 from batchscope.search.candidates import Setting
-from batchscope.search.costs import Costs, Power, checked_costs, find_power
+from batchscope.search.costs import Costs, checked_costs, find_power
 from batchscope.search.in_process import InProcess
 from batchscope.search.memory import find_memory, largest_micro_batch
-from batchscope.search.policy import Policy, UpdateSeconds
+from batchscope.search.policy import Policy
 from batchscope.search.race import Budget, Race
+from batchscope.search.update_times import UpdateSeconds
 from batchscope.seeding import current_device, isolated
 from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.loop import MOST_EPOCHS
@@ -117,7 +120,13 @@ class Study:
         value = self.step_seconds(batch_size)
         spread = self.source.times.spread(batch_size)
         width = 1.96 * max(LEAST_SPREAD, BEYOND if math.isnan(spread) else spread)
-        return Interval(value, value / (1 + width), value * (1 + width), 0.95)
+        # On a busy machine all that others took may have lengthened it.
+        low = (1 - self.source.times.contention(batch_size)) / (1 + width)
+        return Interval(value, value * low, value * (1 + width), 0.95)
+
+    def busy_warning(self) -> str | None:
+        """What to know of a busy machine; None where quiet moments came for every batch size."""
+        return busy_warning(max(map(self.source.times.contention, self.source.times.pieces), default=None))
 
     def knee(self) -> Interval:
         """Batch size at which examples/s reach half of what they can."""
@@ -133,64 +142,32 @@ class Study:
         sizes = sorted(size for size in self.source.times.pieces if self.source.times.quiet(size))
         if len(sizes) < 3:
             return None
-        rows = [[s / n for n, s in self.source.times.quiet(size)] for size in sizes]
+        rows = [[p.seconds / p.updates for p in self.source.times.quiet(size)] for size in sizes]
         rounds = np.array([np.resize(row, max(map(len, rows))) for row in rows]).T
         return fit_step_time(sizes, rounds)
 
 
 @contextlib.contextmanager
-def study(
-    workload: Workload,
-    *,
-    target: float | None,
-    examples: int | None,
-    seconds: float | None,
-    budget_seconds: float | None,
-    max_memory_bytes: int | None,
-    batch_sizes: Sequence[int] | None,
-    devices: int = 1,
-    network: tuple[float, float] | None = None,
-    price_per_hour: float | None = None,
-    power_watts: Power | None = None,
-    time_share: float | None = None,
-    seed: int,
-    device: str | None,
-    workers: int | None,
-    progress: bool | Reporter,
-    trains_winner: bool = False,
-) -> Iterator[Study]:
-    """Run a search as :func:`batchscope.advise` describes it; the arguments are those of that function.
+def study(question: Question) -> Iterator[Study]:
+    """Run a search.
 
     Args:
-        workload: What is to be trained.
-        target: A score to reach.
-        examples: Or a number of examples.
-        seconds: Or a time.
-        budget_seconds: What the search may cost.
-        max_memory_bytes: Memory that training may take.
-        batch_sizes: Those that may be advised.
-        devices: That share each batch.
-        network: Between them.
-        price_per_hour: Of a device.
-        power_watts: Of a device.
-        time_share: Share of time in what is least.
-        seed: Of everything random.
-        device: Where.
-        workers: Processes that read a Dataset.
-        progress: Whether to show progress.
-        trains_winner: Whether the winner is trained on afterwards.
+        question: What is asked.
 
     Yields:
         The study, while progress is still shown and candidates still hold their weights.
+
+    Raises:
+        ArgumentError: Not exactly one goal, or a setting that makes no sense.
     """
-    began = time.perf_counter()
-    goal = checked_goal(target, examples, seconds)
-    checked_costs(price_per_hour, power_watts, time_share, goal)
-    budget = Budget(checked_budget(budget_seconds))
-    seed, devices = checked_seed(seed), checked_devices(devices, network)
-    chosen = chosen_device(device)
-    wanted = checked_sizes(batch_sizes, workload)
-    with reporter(progress, "advising") as report, stop_requests() as stop:
+    began, workload = time.perf_counter(), question.workload
+    goal = checked_goal(question.target, question.examples, question.seconds)
+    checked_costs(question.price_per_hour, question.power_watts, question.time_share, goal)
+    budget = Budget(checked_budget(question.budget_seconds))
+    seed, devices = checked_seed(question.seed), checked_devices(question.devices, question.network)
+    device = chosen_device(question.device)
+    wanted = checked_sizes(question.batch_sizes, workload)
+    with reporter(question.progress, "advising") as report, stop_requests() as stop:
         report.update(label="looking at memory", done=0, total=None)
         with isolated(0, current_device()):
             model = workload.model()
@@ -198,41 +175,31 @@ def study(
             gradient_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
             del model
         sizes = wanted or default_sizes(workload, least)
-        memory, warning = find_memory(workload, sizes, max_memory_bytes, device=chosen, seed=seed)
-        warnings = [] if warning is None else [warning]
+        memory, warning = find_memory(workload, sizes, question.max_memory_bytes, device=device, seed=seed)
         micro = largest_micro_batch(memory, workload)
         other = {"memory": time.perf_counter() - began}
-        if power_watts == "measured" or (time_share is not None and power_watts is None):
-            report.update(label="measuring power", done=0, total=None)
-        power, unsure = find_power(
-            workload, power_watts, wanted=time_share is not None, batch_sizes=tuple(sizes), device=chosen, seed=seed
-        )
-        costs = Costs(price_per_hour, power, time_share, devices)
-        warnings += [] if unsure is None else [unsure]
+        power, unsure = _power(question, sizes, device, seed, report)
+        costs = Costs(question.price_per_hour, power, question.time_share, devices)
         other["power"] = time.perf_counter() - began - other["memory"]
-        start = Setting(min(sizes, key=lambda size: abs(math.log(size / workload.batch_size))), workload.learning_rate)
-        if start.batch_size != workload.batch_size:
-            rate = workload.learning_rate * (start.batch_size / workload.batch_size) ** scaling_exponent(workload)
-            start = Setting(start.batch_size, rate)
         source = InProcess(
             workload,
-            chosen,
+            device,
             seed=seed,
             target=goal.value if goal.kind == "target" else None,
             budget_examples=_budget_examples(goal, workload),
-            workers=workers,
+            workers=question.workers,
             micro_batch_size=lambda size: None if micro is None or size <= micro else micro,
             stopped=lambda: stop.requested,
             began=began,
         )
-        perfect = perfect_score(workload)
+        policy = Policy(_start(workload, sizes), sizes, trains_winner=question.trains_winner)
         race = Race(
             source,
-            Policy(start, sizes),
+            policy,
             goal,
             budget,
-            most_score=math.inf if perfect is None or goal.value >= perfect else perfect,
-            keep_bytes=_keep_bytes(max_memory_bytes, chosen),
+            most_score=_most_score(workload, goal),
+            keep_bytes=_keep_bytes(question.max_memory_bytes, device),
         )
         found = Study(
             workload=workload,
@@ -240,25 +207,50 @@ def study(
             race=race,
             source=source,
             devices=devices,
-            communication_seconds=_communication_seconds(devices, network, gradient_bytes),
+            communication_seconds=_communication_seconds(devices, question.network, gradient_bytes),
             costs=costs,
             memory=memory,
             largest_micro_batch=micro,
-            warnings=warnings,
+            warnings=[text for text in (warning, unsure) if text is not None],
             began=began,
             seed=seed,
-            device=chosen,
+            device=device,
             stop=stop,
             other_seconds=other,
         )
-        found.race.policy = Policy(start, sizes, trains_winner=trains_winner, weight=_weight(goal, costs, found))
-        found.race.tell = _teller(report, found)
-        found.race.stopped = lambda: stop.requested
+        policy.weight = _weight(goal, costs, found)
+        race.tell, race.stopped = _teller(report, found), lambda: stop.requested
         try:
-            found.race.run()
+            race.run()
             yield found
         finally:
             source.close()
+
+
+def _power(
+    question: Question, sizes: Sequence[int], device: torch.device, seed: int, report: Report
+) -> tuple[PowerUse | None, str | None]:
+    """Power of a device, and what is unsure about it; None where it does not count."""
+    given, counts = question.power_watts, question.time_share is not None
+    if given == "measured" or (counts and given is None):
+        report.update(label="measuring power", done=0, total=None)
+    return find_power(question.workload, given, wanted=counts, batch_sizes=tuple(sizes), device=device, seed=seed)
+
+
+def _most_score(workload: Workload, goal: Goal) -> float:
+    """What no score exceeds; infinite where that is not known, or where it is the target itself."""
+    perfect = perfect_score(workload)
+    if perfect is None or (goal.kind == "target" and goal.value >= perfect):
+        return math.inf
+    return perfect
+
+
+def _start(workload: Workload, sizes: Sequence[int]) -> Setting:
+    """Today's setting; at the nearest batch size that may be advised, by the optimiser's rule, where it may not."""
+    size = min(sizes, key=lambda size: abs(math.log(size / workload.batch_size)))
+    if size == workload.batch_size:
+        return Setting(size, workload.learning_rate)
+    return Setting(size, workload.learning_rate * (size / workload.batch_size) ** scaling_exponent(workload))
 
 
 def scaling_exponent(workload: Workload) -> float:
