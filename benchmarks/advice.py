@@ -151,7 +151,8 @@ def measured(task: Task, truth: GroundTruth, times: bs.StepTimes, reference: Set
     started = cold_start(workload, task.target, seed)
     predicted = None if advice is None else advice.predicted_seconds
     picks = {OURS: judged(truth, step_seconds, _advised(advice), cost)}
-    question = Question(workload, times, seconds=cost, seed=seed)
+    timed = {point.batch_size: point.step_seconds.value for point in times.points if point.step_seconds.value}
+    question = Question(workload, timed, seconds=cost, seed=seed)
     for name, picker in PICKERS.items():
         began = time.perf_counter()
         pick = picker(question)

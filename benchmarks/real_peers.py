@@ -1,0 +1,317 @@
+"""What people use instead of the advice, on the questions of advice_real.py.
+
+For each network, reference and seed:
+
+- keep today's: the reference itself;
+- batch 32: at today's learning rate;
+- Lightning: its batch size finder, then its learning rate finder;
+- Optuna TPE and Optuna Hyperband: for as long as the advice took, by the rows of advice_real.py;
+- Prodigy: an optimiser that sets its own rate (Mishchenko and Defazio 2024, arXiv 2306.06101), at today's batch size.
+
+A setting is judged by the recorded curves (``make ground-truth-real``). Prodigy has no rate to look up, so it is
+trained to the target, or for three times the seconds of the best recorded setting. Everything runs on one thread.
+
+    python benchmarks/real_peers.py [--networks conv gpt …] [--references default] [--seeds 2] [--peers …] [--resume]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from advice_pickers import Picker, Question, at_reference, batch_32, lightning_tuner, optuna_hyperband, optuna_tpe
+from advice_real import references
+from cases import RESULTS, RowByRow, finite, keep, known, machine
+from curves_table import CURVES, LIMIT, Curves, time_to_target
+from ground_truth_table import Bounded, Setting
+from real import TASKS, RealTask
+from record_one import Trial
+
+# Optuna's seconds for a question that advice_real.py has not asked yet: the least budget of an advice.
+UNASKED_SECONDS = 10.0
+# A training with Prodigy is evaluated this many times in the seconds of the best setting, as the recorded curves are.
+EVALUATIONS = 40
+PRODIGY = "Prodigy"
+PRODIGY_RATE = 1.0  # its own default, a factor on the rate that it finds
+
+PICKERS: dict[str, Picker] = {
+    "keep today's": lambda question: Setting(question.workload.batch_size, question.workload.learning_rate),
+    "batch 32": batch_32,
+    "Lightning": lightning_tuner,
+    "Optuna TPE": optuna_tpe,
+    "Optuna Hyperband": optuna_hyperband,
+}
+PEERS = (*PICKERS, PRODIGY)
+OURS, OUR_PLAN = "batchscope", "batchscope, its plan trained"
+
+Row = dict[str, Any]
+Key = tuple[str, str, int]
+
+
+def key(row: Row) -> Key:
+    """The question that a row answers."""
+    return row["network"], row["reference_name"], row["seed"]
+
+
+def prodigy(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """Prodigy with its defaults."""
+    import prodigyopt
+
+    optimizer: torch.optim.Optimizer = prodigyopt.Prodigy(parameters, lr=learning_rate)
+    return optimizer
+
+
+def seconds_of_training(trial: Trial, target: float, best_seconds: float) -> Bounded:
+    """CPU seconds of a run to the target, evaluating left out; infinite where it diverges.
+
+    Args:
+        trial: The run, about to begin.
+        target: The score.
+        best_seconds: Seconds of the best setting; the run is given up after three times as many.
+
+    Returns:
+        Seconds, or the limit as a bound.
+    """
+    points: dict[str, list[float]] = {"examples": [], "seconds": [], "score": []}
+    while trial.seconds < LIMIT * best_seconds:
+        evaluate_at = trial.seconds + best_seconds / EVALUATIONS
+        while trial.seconds < evaluate_at:
+            if not math.isfinite(trial.update()):
+                return Bounded(math.inf)
+        for name, value in zip(points, (trial.examples, trial.seconds, trial.evaluate()[1]), strict=True):
+            points[name].append(value)
+        seconds = time_to_target({"points": points}, target)
+        if seconds is not None:
+            return Bounded(seconds)
+    return Bounded(LIMIT * best_seconds, at_least=True)
+
+
+def measured(task: RealTask, curves: Curves, question: Question, *, name: str, peer: str) -> Row:
+    """What one peer picks for a question, and what that takes; a failure is said in the row."""
+    setting, run, failure = None, Bounded(math.inf), None
+    workload = question.workload
+    began = time.perf_counter()
+    search = 0.0
+    try:
+        if peer == PRODIGY:
+            setting = Setting(workload.batch_size, PRODIGY_RATE)
+            trained = dataclasses.replace(workload, optimizer=prodigy)
+            trial = Trial(task, trained, *setting, question.seed)
+            run = seconds_of_training(trial, task.target, curves.seconds(curves.best).value)
+        else:
+            setting = PICKERS[peer](question)
+            search = time.perf_counter() - began
+            if setting is None:
+                failure = "no setting"
+            else:
+                run = curves.seconds(setting)
+    except (Exception, SystemExit) as error:  # whatever a peer runs into must not end the benchmark
+        failure = f"{type(error).__name__}: {error}"
+        search = 0.0 if peer == PRODIGY else time.perf_counter() - began
+    if failure is None and math.isinf(run.value):
+        failure = "diverged"
+    reference = Setting(workload.batch_size, workload.learning_rate)
+    return {
+        "network": task.name,
+        "reference_name": name,
+        "reference": reference,
+        "seed": question.seed,
+        **judged(curves, reference, peer=peer, setting=setting, search=search, run=run, failure=failure),
+    }
+
+
+def judged(
+    curves: Curves,
+    reference: Setting,
+    *,
+    peer: str,
+    setting: Setting | None,
+    search: float,
+    run: Bounded,
+    failure: str | None = None,
+) -> Row:
+    """A peer's part of a row.
+
+    Args:
+        curves: What was recorded of the network.
+        reference: Today's setting.
+        peer: Who picked.
+        setting: What was picked.
+        search: Wall-clock seconds that this took.
+        run: Seconds of a run to the target.
+        failure: What went wrong.
+
+    Returns:
+        All this, with search and run over a run at the best and at today's setting. None: infinite, or not known.
+    """
+    best, today = curves.seconds(curves.best).value, curves.seconds(reference)
+    over_today = (search + run.value) / today.value if math.isfinite(run.value) else math.inf
+    return {
+        "peer": peer,
+        "setting": setting,
+        "failure": failure,
+        "search_seconds": search,
+        "run_seconds": finite(run.value),
+        "run_at_least": run.at_least,
+        "best": curves.best,
+        "best_seconds": best,
+        "today_seconds": finite(today.value),
+        "today_at_least": today.at_least,
+        "regret": finite(run.value / best),
+        "everything_over_best": finite((search + run.value) / best),
+        "everything_over_today": finite(over_today),
+    }
+
+
+def advice_rows() -> dict[Key, Row]:
+    """The rows of advice_real.py: those kept, and those of a run that goes on or was stopped."""
+    path = RESULTS / "advice-real.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return {key(row): row for row in (*kept, *RowByRow("advice-real", resume=True).rows)}
+
+
+def ours(advice: Iterable[Row]) -> list[Row]:
+    """The advice's own rows: its setting by the recorded curves as the peers' are, and its plan as it was trained."""
+    found: list[Row] = []
+    loaded: dict[str, Curves] = {}
+    for row in advice:
+        network = row["network"]
+        curves = loaded.setdefault(network, loaded.get(network) or Curves.load(network))
+        setting = None if row["advised"] is None else Setting(*row["advised"])
+        run = Bounded(math.inf) if setting is None else curves.seconds(setting)
+        for name, taken in ((OURS, run), (OUR_PLAN, Bounded(known(row["trained_seconds"])))):
+            reference, cost = Setting(*row["reference"]), row["cost_seconds"]
+            part = judged(curves, reference, peer=name, setting=setting, search=cost, run=taken)
+            found.append({"network": network, "reference_name": row["reference_name"], "seed": row["seed"], **part})
+    return found
+
+
+def figures(rows: Sequence[Row]) -> Row:
+    """One peer's figures over all its rows.
+
+    Args:
+        rows: Of one peer.
+
+    Returns:
+        Median and worst regret, each with whether it is a bound; medians of search seconds and of everything over the
+        best and over today's; the share of runs that take over three times the best seconds or never get there; and
+        how many rows failed.
+    """
+    regrets = sorted((known(row["regret"]), row["run_at_least"]) for row in rows)
+    late = [known(row["run_seconds"]) >= LIMIT * row["best_seconds"] for row in rows]
+    return {
+        "median_regret": regrets[len(regrets) // 2],
+        "worst_regret": regrets[-1],
+        "search_seconds": statistics.median(row["search_seconds"] for row in rows),
+        "everything_over_best": statistics.median(known(row["everything_over_best"]) for row in rows),
+        "everything_over_today": statistics.median(known(row["everything_over_today"]) for row in rows),
+        "never": statistics.fmean(late),
+        "failed": sum(row["failure"] is not None for row in rows),
+    }
+
+
+def shown(rows: Sequence[Row]) -> Table:
+    """A line for every peer."""
+    table = Table(
+        title="What people use instead: seconds to the target on one thread",
+        caption=f"≥: a bound. Never: over {LIMIT:g} times the best seconds, diverged, or no setting.",
+    )
+    for column in (
+        "",
+        "questions",
+        "median regret",
+        "worst",
+        "search",
+        "everything/best",
+        "/today's",
+        "never",
+        "failed",
+    ):
+        table.add_column(column, justify="right" if column else "left")
+    for peer in dict.fromkeys(row["peer"] for row in rows):
+        own = [row for row in rows if row["peer"] == peer]
+        of = figures(own)
+        table.add_row(
+            peer,
+            str(len(own)),
+            _ratio(*of["median_regret"]),
+            _ratio(*of["worst_regret"]),
+            f"{of['search_seconds']:.0f} s",
+            _ratio(of["everything_over_best"]),
+            _ratio(of["everything_over_today"]),
+            f"{of['never']:.0%}",
+            str(of["failed"]),
+        )
+    return table
+
+
+def _ratio(value: float, at_least: bool = False) -> str:
+    return "never" if math.isinf(value) else f"{'≥ ' if at_least else ''}{value:.2f}"
+
+
+def said(row: Row) -> str:
+    """A row in a line."""
+    setting = "nothing" if row["setting"] is None else f"{row['setting'][0]:,} @ {row['setting'][1]:.3g}"
+    bound = "≥ " if row["run_at_least"] else ""
+    run = row["failure"] if row["run_seconds"] is None else f"{bound}{row['run_seconds']:.1f} s"
+    return (
+        f"{row['network']}, {row['reference_name']}, seed {row['seed']}: {row['peer']} picks {setting}"
+        f" in {row['search_seconds']:.1f} s, a run takes {run}, the best {row['best_seconds']:.1f} s"
+    )
+
+
+def questions(network: str, seed: int, advice: dict[Key, Row]) -> Iterable[tuple[RealTask, Curves, str, Question]]:
+    """What is asked of each peer about a network."""
+    task, curves = TASKS[network], Curves.load(network)
+    workload = task.make()
+    step_seconds = {size: curves.step_seconds(size) for size in curves.truth.batch_sizes}
+    for name, reference in references(task, curves).items():
+        seconds = advice.get((network, name, seed), {}).get("cost_seconds", UNASKED_SECONDS)
+        yield task, curves, name, Question(at_reference(workload, reference), step_seconds, seconds, seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=TASKS, default=list(TASKS), metavar="NETWORK")
+    parser.add_argument("--references", nargs="+", choices=("small", "default", "large"), default=None)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, metavar="PEER")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of a run that was stopped, and go on")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(width=160)
+    kept = RowByRow("real-peers", resume=arguments.resume)
+    done = {(key(row), row["peer"]) for row in kept.rows}
+    advice = advice_rows()
+    for seed in range(arguments.seeds):
+        for network in arguments.networks:
+            if not (CURVES / f"{network}.json.gz").exists():
+                console.print(f"{network} is left out: it has no recorded curves yet; make ground-truth-real")
+                continue
+            for task, curves, name, question in questions(network, seed, advice):
+                if arguments.references and name not in arguments.references:
+                    continue
+                for peer in arguments.peers:
+                    if ((network, name, seed), peer) not in done:
+                        kept.add(measured(task, curves, question, name=name, peer=peer))
+                        console.print(said(kept.rows[-1]))
+    if kept.rows:
+        asked = {key(row) for row in kept.rows}
+        beside = ours(row for row in advice.values() if key(row) in asked)
+        console.print(shown([*beside, *kept.rows]), machine())
+        console.print(f"Kept in {keep('real-peers', kept.rows)}")
+
+
+if __name__ == "__main__":
+    main()
