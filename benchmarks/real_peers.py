@@ -22,7 +22,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,71 +97,56 @@ def seconds_of_training(trial: Trial, target: float, best_seconds: float) -> Bou
     return Bounded(LIMIT * best_seconds, at_least=True)
 
 
-def measured(task: RealTask, curves: Curves, question: Question, *, name: str, peer: str) -> Row:
-    """What one peer picks for a question, and what that takes; a failure is said in the row."""
-    setting, run, failure = None, Bounded(math.inf), None
+def asked(task: RealTask, question: Question, *, name: str, peer: str, best_seconds: float) -> Row:
+    """What one peer picks for a question, in how many seconds; a failure is said in the row."""
     workload = question.workload
+    setting, trained, failure, search = None, None, None, 0.0
     began = time.perf_counter()
-    search = 0.0
     try:
         if peer == PRODIGY:
             setting = Setting(workload.batch_size, PRODIGY_RATE)
-            trained = dataclasses.replace(workload, optimizer=prodigy)
-            trial = Trial(task, trained, *setting, question.seed)
-            run = seconds_of_training(trial, task.target, curves.seconds(curves.best).value)
+            trial = Trial(task, dataclasses.replace(workload, optimizer=prodigy), *setting, question.seed)
+            run = seconds_of_training(trial, task.target, best_seconds)
+            trained = (finite(run.value), run.at_least)
         else:
             setting = PICKERS[peer](question)
             search = time.perf_counter() - began
-            if setting is None:
-                failure = "no setting"
-            else:
-                run = curves.seconds(setting)
-    except (Exception, SystemExit) as error:  # whatever a peer runs into must not end the benchmark
-        failure = f"{type(error).__name__}: {error}"
-        search = 0.0 if peer == PRODIGY else time.perf_counter() - began
-    if failure is None and math.isinf(run.value):
-        failure = "diverged"
-    reference = Setting(workload.batch_size, workload.learning_rate)
+    except Exception as error:  # whatever a peer runs into must not end the benchmark
+        failure, search = f"{type(error).__name__}: {error}", time.perf_counter() - began
+    if failure is None and setting is None:
+        failure = "no setting"
     return {
         "network": task.name,
         "reference_name": name,
-        "reference": reference,
+        "reference": Setting(workload.batch_size, workload.learning_rate),
         "seed": question.seed,
-        **judged(curves, reference, peer=peer, setting=setting, search=search, run=run, failure=failure),
+        "peer": peer,
+        "setting": setting,
+        "search_seconds": search,
+        "trained": trained,
+        "failure": failure,
     }
 
 
-def judged(
-    curves: Curves,
-    reference: Setting,
-    *,
-    peer: str,
-    setting: Setting | None,
-    search: float,
-    run: Bounded,
-    failure: str | None = None,
-) -> Row:
-    """A peer's part of a row.
+def judged(row: Row, curves: Curves) -> Row:
+    """A row with the seconds of a run at what was picked, and with search and run over the best and over today's.
 
     Args:
-        curves: What was recorded of the network.
-        reference: Today's setting.
-        peer: Who picked.
-        setting: What was picked.
-        search: Wall-clock seconds that this took.
-        run: Seconds of a run to the target.
-        failure: What went wrong.
+        row: As ``asked`` returns it.
+        curves: What is recorded of the network by now.
 
     Returns:
-        All this, with search and run over a run at the best and at today's setting. None: infinite, or not known.
+        The row with more columns. None: infinite, or not known.
     """
-    best, today = curves.seconds(curves.best).value, curves.seconds(reference)
-    over_today = (search + run.value) / today.value if math.isfinite(run.value) else math.inf
-    return {
-        "peer": peer,
-        "setting": setting,
-        "failure": failure,
-        "search_seconds": search,
+    best, today = curves.seconds(curves.best).value, curves.seconds(Setting(*row["reference"]))
+    run = Bounded(math.inf)
+    if row["failure"] is None:
+        run = curves.seconds(Setting(*row["setting"]))
+        if row["trained"] is not None:
+            run = Bounded(known(row["trained"][0]), row["trained"][1])
+    everything = row["search_seconds"] + run.value
+    return row | {
+        "failure": row["failure"] or ("diverged" if math.isinf(run.value) else None),
         "run_seconds": finite(run.value),
         "run_at_least": run.at_least,
         "best": curves.best,
@@ -169,8 +154,8 @@ def judged(
         "today_seconds": finite(today.value),
         "today_at_least": today.at_least,
         "regret": finite(run.value / best),
-        "everything_over_best": finite((search + run.value) / best),
-        "everything_over_today": finite(over_today),
+        "everything_over_best": finite(everything / best),
+        "everything_over_today": finite(everything / today.value) if math.isfinite(run.value) else None,
     }
 
 
@@ -182,18 +167,17 @@ def advice_rows() -> dict[Key, Row]:
 
 
 def ours(advice: Iterable[Row]) -> list[Row]:
-    """The advice's own rows: its setting by the recorded curves as the peers' are, and its plan as it was trained."""
+    """The advice's own rows: its setting, to be judged as the peers' are, and its plan as it was trained."""
     found: list[Row] = []
-    loaded: dict[str, Curves] = {}
     for row in advice:
-        network = row["network"]
-        curves = loaded.setdefault(network, loaded.get(network) or Curves.load(network))
-        setting = None if row["advised"] is None else Setting(*row["advised"])
-        run = Bounded(math.inf) if setting is None else curves.seconds(setting)
-        for name, taken in ((OURS, run), (OUR_PLAN, Bounded(known(row["trained_seconds"])))):
-            reference, cost = Setting(*row["reference"]), row["cost_seconds"]
-            part = judged(curves, reference, peer=name, setting=setting, search=cost, run=taken)
-            found.append({"network": network, "reference_name": row["reference_name"], "seed": row["seed"], **part})
+        own = {name: row[name] for name in ("network", "reference_name", "reference", "seed")}
+        own |= {
+            "setting": row["advised"],
+            "search_seconds": row["cost_seconds"],
+            "failure": "no setting" if row["advised"] is None else None,
+        }
+        found.append({**own, "peer": OURS, "trained": None})
+        found.append({**own, "peer": OUR_PLAN, "trained": (row["trained_seconds"], False)})
     return found
 
 
@@ -271,14 +255,15 @@ def said(row: Row) -> str:
     )
 
 
-def questions(network: str, seed: int, advice: dict[Key, Row]) -> Iterable[tuple[RealTask, Curves, str, Question]]:
-    """What is asked of each peer about a network."""
+def questions(network: str, seed: int, advice: dict[Key, Row]) -> Iterator[tuple[RealTask, float, str, Question]]:
+    """What is asked of each peer about a network: with the best recorded seconds, and the reference's name."""
     task, curves = TASKS[network], Curves.load(network)
     workload = task.make()
     step_seconds = {size: curves.step_seconds(size) for size in curves.truth.batch_sizes}
+    best_seconds = curves.seconds(curves.best).value
     for name, reference in references(task, curves).items():
         seconds = advice.get((network, name, seed), {}).get("cost_seconds", UNASKED_SECONDS)
-        yield task, curves, name, Question(at_reference(workload, reference), step_seconds, seconds, seed)
+        yield task, best_seconds, name, Question(at_reference(workload, reference), step_seconds, seconds, seed)
 
 
 def main() -> None:
@@ -299,18 +284,20 @@ def main() -> None:
             if not (CURVES / f"{network}.json.gz").exists():
                 console.print(f"{network} is left out: it has no recorded curves yet; make ground-truth-real")
                 continue
-            for task, curves, name, question in questions(network, seed, advice):
+            for task, best_seconds, name, question in questions(network, seed, advice):
                 if arguments.references and name not in arguments.references:
                     continue
                 for peer in arguments.peers:
                     if ((network, name, seed), peer) not in done:
-                        kept.add(measured(task, curves, question, name=name, peer=peer))
-                        console.print(said(kept.rows[-1]))
+                        kept.add(asked(task, question, name=name, peer=peer, best_seconds=best_seconds))
+                        console.print(said(judged(kept.rows[-1], Curves.load(network))))
     if kept.rows:
-        asked = {key(row) for row in kept.rows}
-        beside = ours(row for row in advice.values() if key(row) in asked)
-        console.print(shown([*beside, *kept.rows]), machine())
-        console.print(f"Kept in {keep('real-peers', kept.rows)}")
+        recorded = {network: Curves.load(network) for network in {row["network"] for row in kept.rows}}
+        rows = [judged(row, recorded[row["network"]]) for row in kept.rows]
+        found = {key(row) for row in rows}
+        beside = [judged(row, recorded[row["network"]]) for row in ours(advice.values()) if key(row) in found]
+        console.print(shown([*beside, *rows]), machine())
+        console.print(f"Kept in {keep('real-peers', rows)}")
 
 
 if __name__ == "__main__":
