@@ -188,21 +188,28 @@ def figures(rows: Sequence[Row]) -> Row:
         rows: Of one peer.
 
     Returns:
-        Median and worst regret, each with whether it is a bound; medians of search seconds and of everything over the
-        best and over today's; the share of runs that take over three times the best seconds or never get there; and
-        how many rows failed.
+        Median and worst regret, and medians of everything over the best and over today's, each with whether it is a
+        bound; the median of search seconds; the share of runs that take over three times the best seconds or never get
+        there; and how many rows failed.
     """
-    regrets = sorted((known(row["regret"]), row["run_at_least"]) for row in rows)
+    worst = max((known(row["regret"]), row["run_at_least"]) for row in rows)
     late = [known(row["run_seconds"]) >= LIMIT * row["best_seconds"] for row in rows]
     return {
-        "median_regret": regrets[len(regrets) // 2],
-        "worst_regret": regrets[-1],
+        "median_regret": _median(rows, "regret"),
+        "worst_regret": worst,
         "search_seconds": statistics.median(row["search_seconds"] for row in rows),
-        "everything_over_best": statistics.median(known(row["everything_over_best"]) for row in rows),
-        "everything_over_today": statistics.median(known(row["everything_over_today"]) for row in rows),
+        "everything_over_best": _median(rows, "everything_over_best"),
+        "everything_over_today": _median(rows, "everything_over_today"),
         "never": statistics.fmean(late),
         "failed": sum(row["failure"] is not None for row in rows),
     }
+
+
+def _median(rows: Sequence[Row], column: str) -> tuple[float, bool]:
+    """The median of a column, and whether it rests on a bound."""
+    pairs = sorted((known(row[column]), row["run_at_least"]) for row in rows)
+    middle = pairs[(len(pairs) - 1) // 2 : len(pairs) // 2 + 1]
+    return statistics.fmean(value for value, _ in middle), any(at_least for _, at_least in middle)
 
 
 def shown(rows: Sequence[Row]) -> Table:
@@ -223,8 +230,10 @@ def shown(rows: Sequence[Row]) -> Table:
         "failed",
     ):
         table.add_column(column, justify="right" if column else "left")
-    for peer in dict.fromkeys(row["peer"] for row in rows):
+    for peer in (OURS, OUR_PLAN, *PEERS):
         own = [row for row in rows if row["peer"] == peer]
+        if not own:
+            continue
         of = figures(own)
         table.add_row(
             peer,
@@ -232,15 +241,15 @@ def shown(rows: Sequence[Row]) -> Table:
             _ratio(*of["median_regret"]),
             _ratio(*of["worst_regret"]),
             f"{of['search_seconds']:.0f} s",
-            _ratio(of["everything_over_best"]),
-            _ratio(of["everything_over_today"]),
+            _ratio(*of["everything_over_best"]),
+            _ratio(*of["everything_over_today"]),
             f"{of['never']:.0%}",
             str(of["failed"]),
         )
     return table
 
 
-def _ratio(value: float, at_least: bool = False) -> str:
+def _ratio(value: float, at_least: bool) -> str:
     return "never" if math.isinf(value) else f"{'≥ ' if at_least else ''}{value:.2f}"
 
 

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from advice_pickers import Question, scores_of
 from curves_table import Curves
 from ground_truth_table import Setting
-from real_peers import figures, judged, ours, seconds_of_training
+from real import RealTask
+from real_peers import PICKERS, asked, figures, judged, ours, seconds_of_training
 
 
 def curve(rate: float, seconds: float, score: float = 0.9) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def test_a_failure_is_counted_and_takes_for_ever(changes: dict[str, Any], failur
     assert found["failure"] == failure
     assert found["run_seconds"] is found["regret"] is found["everything_over_today"] is None
     of = figures([judged(row(), CURVES), found])
-    assert of["worst_regret"] == (math.inf, False)
+    assert of["median_regret"] == of["worst_regret"] == (math.inf, False)
     assert (of["never"], of["failed"]) == (0.5, 1)
 
 
@@ -154,6 +155,28 @@ def test_trials_train_on_datasets_and_clip() -> None:
     assert free[-1] > 0.5 * free[0]  # half the loss, or less
     clipped = list(scores_of(workload(), Setting(8, 0.1), parts, seed=0))
     assert clipped[-1] == pytest.approx(clipped[0], rel=1e-3)  # updates as short as these leave the model where it was
+
+
+def test_a_peer_that_fails_does_not_end_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(question: Question) -> Setting | None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(PICKERS, "fails", fails)
+    monkeypatch.setitem(PICKERS, "has none", lambda question: None)
+    task = RealTask(
+        name="made",
+        make=workload,
+        target=0.9,
+        batch_size=8,
+        learning_rate=20.0,
+        batch_sizes=(8, 64),
+        expected_examples=100,
+        expected_seconds=1.0,
+    )
+    question = Question(workload(), {8: 0.1, 64: 0.2}, 10.0, 0)
+    rows = [asked(task, question, name="default", peer=peer, best_seconds=10.0) for peer in ("fails", "has none")]
+    assert [made["failure"] for made in rows] == ["RuntimeError: out of memory", "no setting"]
+    assert all(judged(made, CURVES)["run_seconds"] is None for made in rows)
 
 
 def test_rates_that_are_searched_hold_todays() -> None:
