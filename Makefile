@@ -11,8 +11,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 .PHONY: demo test check format docs reference clean \
     bench-loop bench-memory bench-noise bench-monitor bench-per-example bench-max-batch \
     bench-probe bench-sweep bench-tradeoff bench-pruning bench-replicas bench-averaging bench-growing bench-curvature \
-    bench-compare bench-devices bench-advice bench-real bench-claims bench-papers bench-start bench-integrations \
-    bench-policy \
+    bench-compare bench-devices bench-advice bench-real bench-real-peers bench-claims bench-papers bench-start \
+    bench-integrations bench-policy \
     ground-truth ground-truth-real curves-table gpu
 
 # Which batch size, learning rate and number of updates for scikit-learn's handwritten digits: asked, and then trained.
@@ -115,6 +115,10 @@ bench-replicas: $(BENCH)
 # the advice on real networks from three references: whether it comes, what it costs, what it saves
 bench-real: $(BENCH)
 	$(BIN)/python benchmarks/advice_real.py
+
+# the same questions asked of Lightning, Optuna, Prodigy, batch 32 and today's setting; after bench-real, for its seconds
+bench-real-peers: $(BENCH)
+	$(BIN)/python benchmarks/real_peers.py
 
 # the advice on small tensors from bad references: regret by ground truth and as trained, its cost; others beside
 bench-advice: $(BENCH)

@@ -35,7 +35,7 @@ from rich.table import Table
 import batchscope as bs
 from advice_pickers import PICKERS, Question, at_reference
 from batchscope.provenance import fingerprint
-from cases import RowByRow, keep, machine
+from cases import RowByRow, finite, keep, known, machine
 from ground_truth_table import TABLES, Bounded, GroundTruth, Setting
 from workloads import TASKS, Task
 
@@ -151,7 +151,8 @@ def measured(task: Task, truth: GroundTruth, times: bs.StepTimes, reference: Set
     started = cold_start(workload, task.target, seed)
     predicted = None if advice is None else advice.predicted_seconds
     picks = {OURS: judged(truth, step_seconds, _advised(advice), cost)}
-    question = Question(workload, times, seconds=cost, seed=seed)
+    timed = {point.batch_size: point.step_seconds.value for point in times.points if point.step_seconds.value}
+    question = Question(workload, timed, seconds=cost, seed=seed)
     for name, picker in PICKERS.items():
         began = time.perf_counter()
         pick = picker(question)
@@ -166,17 +167,17 @@ def measured(task: Task, truth: GroundTruth, times: bs.StepTimes, reference: Set
         "conclusion": words,
         "step_seconds": {point.batch_size: point.step_seconds.value for point in times.points},
         "best_seconds": at_best,
-        "advised_seconds": [_finite(seconds) for seconds in as_advised],
+        "advised_seconds": [finite(seconds) for seconds in as_advised],
         "predicted_seconds": None if predicted is None else dataclasses.asdict(predicted),
         "held": [predicted is not None and holds(predicted, seconds) for seconds in as_advised],
-        "regret_as_trained": _finite(as_trained),
-        "regret_as_trained_error": _finite(error),
+        "regret_as_trained": finite(as_trained),
+        "regret_as_trained_error": finite(error),
         "cost_seconds": cost,
         "cost_as_told": None if advice is None else advice.cost_seconds,
         "cost": cost / best_seconds,
         "cold_start": None
         if started is None
-        else {"seconds": _finite(started), "over_best": _finite(started / best_seconds)},
+        else {"seconds": finite(started), "over_best": finite(started / best_seconds)},
         "picks": picks,
     }
 
@@ -190,7 +191,7 @@ def _advised(advice: bs.Advice | None) -> Setting | None:
 def judged(truth: GroundTruth, step_seconds: Callable[[int], float], pick: Setting | None, seconds: float) -> Row:
     """A pick with its regret by the ground truth: none where nothing was picked, or where training diverges."""
     regret = Bounded(math.inf) if pick is None else truth.regret(pick, step_seconds)
-    return {"setting": pick, "seconds": seconds, "regret": _finite(regret.value), "at_least": regret.at_least}
+    return {"setting": pick, "seconds": seconds, "regret": finite(regret.value), "at_least": regret.at_least}
 
 
 def holds(predicted: bs.Interval, seconds: float) -> bool:
@@ -205,24 +206,14 @@ def holds(predicted: bs.Interval, seconds: float) -> bool:
     return math.isfinite(seconds) and predicted.low <= seconds <= predicted.high
 
 
-def _finite(number: float) -> float | None:
-    """What JSON can hold: None where it never gets there."""
-    return number if math.isfinite(number) else None
-
-
-def _known(value: float | None) -> float:
-    """A number again, infinite where it never gets there."""
-    return math.inf if value is None else value
-
-
 def missed(rows: Sequence[Row]) -> list[str]:
     """Which of the promises these rows do not keep, each with the number that they come to."""
-    regrets = [_known(row["picks"][OURS]["regret"]) for row in rows]
-    trained = [_known(row["regret_as_trained"]) for row in rows]
+    regrets = [known(row["picks"][OURS]["regret"]) for row in rows]
+    trained = [known(row["regret_as_trained"]) for row in rows]
     costs = [row["cost"] if row["cost_seconds"] > ALLOWED_SECONDS else 0.0 for row in rows]
     outside = [1 - statistics.fmean(row["held"]) for row in rows]
     late = [
-        _known(row["cold_start"]["over_best"]) / (COLD_START + ALLOWED_SECONDS / statistics.median(row["best_seconds"]))
+        known(row["cold_start"]["over_best"]) / (COLD_START + ALLOWED_SECONDS / statistics.median(row["best_seconds"]))
         for row in rows
         if row["cold_start"] is not None
     ]
@@ -272,7 +263,7 @@ def shown(rows: Sequence[Row]) -> Table:
             f"{row['cost']:.2f}",
             f"{row['cost_seconds']:.1f} s",
             f"{'–'.join(ends)} s",
-            _span([_known(took) for took in row["advised_seconds"]]),
+            _span([known(took) for took in row["advised_seconds"]]),
             f"{sum(row['held'])}/{len(row['held'])}",
             "" if row["cold_start"] is None else _ratio(row["cold_start"]["over_best"]),
         )
@@ -286,11 +277,11 @@ def shown_beside(rows: Sequence[Row]) -> Table:
         table.add_column(column, justify="left" if column == "picked by" else "right")
     for name in rows[0]["picks"]:
         picks = [row["picks"][name] for row in rows]
-        regrets = sorted((_known(pick["regret"]), pick["at_least"]) for pick in picks)
+        regrets = sorted((known(pick["regret"]), pick["at_least"]) for pick in picks)
         middle, worst = regrets[len(regrets) // 2], regrets[-1]
         table.add_row(
             name,
-            *(_ratio(_finite(value), at_least=at_least) for value, at_least in (middle, worst)),
+            *(_ratio(finite(value), at_least=at_least) for value, at_least in (middle, worst)),
             f"{sum(value <= MEDIAN_REGRET and not at_least for value, at_least in regrets)}/{len(regrets)}",
             f"{statistics.median(pick['seconds'] for pick in picks):.1f}",
         )

@@ -15,24 +15,31 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import batchscope as bs
 from batchscope.study.arguments import reference_rate
+from batchscope.workload.batches import take
+from batchscope.workload.workload import Batch
 from ground_truth_table import Setting
 
-# Rates that Optuna draws from: what its users give it who do not know.
-LOWEST_RATE, HIGHEST_RATE = 1e-5, 1.0
-# A trial of Optuna's may take this share of the time there is, in as many parts as Hyperband has resources.
-TRIAL_SHARE, PARTS = 0.2, 9
-# So many validation examples score a trial, so that training and not evaluating takes its time.
-SCORED_ON = 1000
+# Rates that Optuna draws from: what its users give it who do not know. Where today's rate is not well within, the range
+# is stretched to this many times today's; so is that of Lightning's range test, which ends at 1 as well.
+LOWEST_RATE, HIGHEST_RATE, BEYOND_TODAY = 1e-5, 1.0, 10.0
+# TPE draws ten trials at random before it models any, so a study without pruning gets twice as many. With Hyperband
+# most trials are stopped early; those that are not take a fifth of the time.
+TPE_TRIAL_SHARE, HYPERBAND_TRIAL_SHARE = 0.05, 0.2
+# Hyperband's rungs, in parts of a trial: its default reduction factor of 3, twice.
+RUNGS = (1, 3, 9)
+# Scoring a trial may take this share of the training before it, on so many validation examples at least and at most.
+SCORING_SHARE, LEAST_SCORED, MOST_SCORED = 0.1, 8, 1000
 # Updates at the reference before the noise scale is measured, as far as one pass over the data goes, and what with.
 SHORT_RUN, NOISE_EXAMPLES = 200, 1024
 
@@ -43,20 +50,26 @@ class Question:
 
     Attributes:
         workload: With the reference as its own batch size and rate.
-        step_times: Time of an update over batch sizes up to the largest there may be.
+        step_seconds: Seconds of an update by batch size, up to the largest that may be picked.
         seconds: What the advice took: Optuna's budget.
         seed: Of everything random.
     """
 
     workload: bs.Workload
-    step_times: bs.StepTimes
+    step_seconds: Mapping[int, float]
     seconds: float
     seed: int
 
     @property
     def largest(self) -> int:
         """The largest batch size that may be picked."""
-        return self.step_times.points[-1].batch_size
+        return max(self.step_seconds)
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The range of learning rates to search, today's well within."""
+        today = self.workload.learning_rate
+        return min(LOWEST_RATE, today / BEYOND_TODAY), max(HIGHEST_RATE, today * BEYOND_TODAY)
 
 
 Picker = Callable[[Question], Setting | None]
@@ -69,7 +82,7 @@ def batch_32(question: Question) -> Setting | None:
 
 def throughput(question: Question) -> Setting | None:
     """The batch size with the most examples a second, the rate rescaled to it by the optimiser's rule."""
-    best = max(question.step_times.points, key=lambda point: point.examples_per_second.value or 0.0).batch_size
+    best = max(question.step_seconds, key=lambda size: size / question.step_seconds[size])
     return Setting(best, reference_rate(question.workload, best))
 
 
@@ -98,9 +111,7 @@ def lightning_tuner(question: Question) -> Setting | None:
     from lightning.pytorch.tuner.tuning import Tuner
 
     workload = question.workload
-    if not isinstance(workload.train, tuple):
-        raise TypeError("a workload that does not hold tensors")
-    examples = TensorDataset(*workload.train)
+    examples = TensorDataset(*workload.train) if isinstance(workload.train, tuple) else workload.train
 
     class Module(lightning.LightningModule):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
@@ -112,10 +123,10 @@ def lightning_tuner(question: Question) -> Setting | None:
             return workload.loss(output, target)
 
         def configure_optimizers(self) -> Any:
-            return workload.optimizer(self.model.parameters(), self.learning_rate)
+            return workload.optimizer_for(self.model, self.learning_rate)
 
         def train_dataloader(self) -> Any:
-            return DataLoader(examples, batch_size=self.batch_size, shuffle=True)
+            return DataLoader(examples, batch_size=self.batch_size, shuffle=True, collate_fn=workload.collate)
 
     logging.getLogger("lightning.pytorch").setLevel(logging.CRITICAL)
     silent = contextlib.redirect_stderr(io.StringIO())  # a progress bar that no setting turns off
@@ -132,102 +143,136 @@ def lightning_tuner(question: Question) -> Setting | None:
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
+            gradient_clip_val=workload.clip_norm,
         )
         tuner = Tuner(trainer)
         tuner.scale_batch_size(module, mode="power", max_val=question.largest)
-        found = tuner.lr_find(module, update_attr=False)
+        found = tuner.lr_find(module, max_lr=question.rates[1], update_attr=False)
     rate = None if found is None else found.suggestion()
     return None if rate is None else Setting(min(module.batch_size, question.largest), float(rate))
 
 
-def optuna_search(question: Question) -> Setting | None:
-    """The best score within the time there is, by TPE with Hyperband: batch sizes are powers of two, rates log-uniform.
+def optuna_search(question: Question, *, hyperband: bool) -> Setting | None:
+    """The best score within the time there is, by TPE: batch sizes are powers of two, rates log-uniform.
 
-    A trial trains for a fifth of the time at most, so that the best of them is what learns fastest on the clock; scores
-    are reported nine times on the way. None where no trial came to a score.
+    Every trial trains for the same time, so that the best of them is what learns fastest on the clock. With Hyperband,
+    those that are behind after a ninth or a third of it are stopped. None where no trial came to a score.
     """
     import optuna
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     until = time.perf_counter() + question.seconds
-    part = question.seconds * TRIAL_SHARE / PARTS
+    rungs = RUNGS if hyperband else (1,)
+    part = question.seconds * (HYPERBAND_TRIAL_SHARE if hyperband else TPE_TRIAL_SHARE) / rungs[-1]
+    stretches = [part * (rung - last) for last, rung in itertools.pairwise((0, *rungs))]
+    scored = _examples_to_score(question.workload, stretches)
     sizes = [2**k for k in range(3, int(math.log2(question.largest)) + 1)]
 
     def objective(trial: Any) -> float:
-        size = trial.suggest_categorical("batch_size", sizes)
-        rate = trial.suggest_float("learning_rate", LOWEST_RATE, HIGHEST_RATE, log=True)
-        score = 0.0
-        scores = scores_of(question.workload, Setting(size, rate), part_seconds=part, seed=question.seed)
-        for number, score in enumerate(itertools.islice(scores, PARTS), start=1):
+        setting = Setting(
+            trial.suggest_categorical("batch_size", sizes),
+            trial.suggest_float("learning_rate", *question.rates, log=True),
+        )
+        score = math.nan
+        scores = scores_of(question.workload, setting, list(zip(stretches, scored, strict=True)), seed=question.seed)
+        for rung, score in zip(rungs, scores, strict=True):
             if not math.isfinite(score):
                 raise optuna.TrialPruned
-            trial.report(score, number)
+            trial.report(score, rung)
             if time.perf_counter() > until:
                 break
-            if trial.should_prune():
+            if rung < rungs[-1] and trial.should_prune():
                 raise optuna.TrialPruned
         return score
 
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=question.seed),
-        pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=PARTS, reduction_factor=3),
+        pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=RUNGS[-1], reduction_factor=3)
+        if hyperband
+        else optuna.pruners.NopPruner(),
     )
-    study.optimize(objective, timeout=question.seconds)
+    study.optimize(objective, timeout=until - time.perf_counter())
     done = [(trial.value or 0.0, trial.params) for trial in study.get_trials(states=[TrialState.COMPLETE])]
     _, best = max(done, key=lambda pair: pair[0], default=(0.0, None))
     return None if best is None else Setting(best["batch_size"], best["learning_rate"])
 
 
+optuna_tpe: Picker = partial(optuna_search, hyperband=False)
+optuna_hyperband: Picker = partial(optuna_search, hyperband=True)
+
 PICKERS: dict[str, Picker] = {
     "batch 32": batch_32,
     "Lightning": lightning_tuner,
     "throughput": throughput,
-    "Optuna": optuna_search,
+    "Optuna": optuna_hyperband,
     "noise scale": noise_scale,
 }
 
 
-def scores_of(workload: bs.Workload, setting: Setting, *, part_seconds: float, seed: int) -> Iterator[float]:
-    """Train by a loop written by hand, and yield the score after every so many seconds of updates, at least one."""
+def scores_of(
+    workload: bs.Workload, setting: Setting, parts: Sequence[tuple[float, int]], *, seed: int
+) -> Iterator[float]:
+    """Train by a loop written by hand, and score on the way.
+
+    Args:
+        workload: What is trained.
+        setting: Batch size and constant rate.
+        parts: Seconds to train, at least one update, and then the number of validation examples to score on.
+        seed: Of weights and order.
+
+    Yields:
+        The score after each part.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = workload.model()
-    optimizer = workload.optimizer(model.parameters(), setting.learning_rate)
+    optimizer = workload.optimizer_for(model, setting.learning_rate)
     batches = _batches(workload, setting.batch_size, seed)
-    while True:
+    for seconds, examples in parts:
         began = time.perf_counter()
         while True:
             output, target = workload.output_and_target(model, next(batches))
             loss = workload.loss(output, target)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if workload.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), workload.clip_norm)
             optimizer.step()
-            if time.perf_counter() - began > part_seconds:
+            if time.perf_counter() - began > seconds:
                 break
-        yield _score(workload, model)
+        yield _score(workload, model, examples)
 
 
-def _batches(workload: bs.Workload, batch_size: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    tensors = workload.train
-    if not isinstance(tensors, tuple):
-        raise TypeError("a workload that does not hold tensors")
+def _batches(workload: bs.Workload, batch_size: int, seed: int) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(seed)
     while True:
-        order = torch.randperm(len(tensors[0]), generator=generator)
+        order = torch.randperm(workload.training_examples, generator=generator)
         for indices in torch.split(order, batch_size)[: len(order) // batch_size]:
-            yield tuple(tensor[indices] for tensor in tensors)
+            yield take(workload.train, indices.tolist(), workload.collate)
 
 
 @torch.no_grad()
-def _score(workload: bs.Workload, model: torch.nn.Module) -> float:
+def _score(workload: bs.Workload, model: nn.Module, examples: int) -> float:
+    """The score on the first validation examples."""
     model.eval()
-    if not isinstance(workload.validation, tuple):
-        raise TypeError("a workload that does not hold tensors")
-    output, target = workload.output_and_target(model, tuple(part[:SCORED_ON] for part in workload.validation))
+    batch = take(workload.validation, range(examples), workload.collate)
+    output, target = workload.output_and_target(model, batch)
     model.train()
     return float(workload.score(output, target) if workload.score is not None else -workload.loss(output, target))
+
+
+def _examples_to_score(workload: bs.Workload, stretches: Sequence[float]) -> list[int]:
+    """Validation examples to score on after each stretch of training, so that scoring takes its share of the time."""
+    model = workload.model()
+    most = min(MOST_SCORED, workload.validation_examples)
+    tried = min(4 * LEAST_SCORED, most)
+    _score(workload, model, tried)  # the first takes longer
+    began = time.perf_counter()
+    _score(workload, model, tried)
+    each = (time.perf_counter() - began) / tried
+    return [min(max(round(SCORING_SHARE * seconds / each), LEAST_SCORED), most) for seconds in stretches]
 
 
 def at_reference(workload: bs.Workload, setting: Setting) -> bs.Workload:

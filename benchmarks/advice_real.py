@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import batchscope as bs
-from cases import RowByRow, keep, machine
+from cases import RowByRow, finite, keep, known, machine
 from curves_table import CURVES, Curves
 from ground_truth_table import Bounded, Setting
 from real import TASKS, RealTask
@@ -95,39 +95,31 @@ def measured(task: RealTask, curves: Curves, reference: Setting, *, seed: int, n
         "today": _bounded(curves.seconds(reference)),
         "cost_seconds": cost,
         "budget_seconds": max(10.0, 0.25 * (advice.predicted_seconds.value or 40.0)),
-        "trained_seconds": _finite(trained),
+        "trained_seconds": finite(trained),
         "reached": reached,
         "predicted": dataclasses.asdict(advice.predicted_seconds),
-        "cold_start_seconds": _finite(cold),
+        "cold_start_seconds": finite(cold),
         "training_share": training / max(advice.cost_seconds, 1e-9),
         "conclusion": advice.conclusion,
     }
 
 
 def _bounded(value: Bounded) -> list[Any]:
-    return [_finite(value.value), value.at_least]
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
-
-
-def _known(value: float | None) -> float:
-    return math.inf if value is None else value
+    return [finite(value.value), value.at_least]
 
 
 def figures(rows: Sequence[Row]) -> dict[str, tuple[float, float, bool]]:
     """Each promise: its figure over these rows, what was promised, and whether it is kept."""
-    regrets = [_known(row["regret"][0]) for row in rows]
-    as_trained = [_known(row["trained_seconds"]) / row["best_seconds"] for row in rows]
+    regrets = [known(row["regret"][0]) for row in rows]
+    as_trained = [known(row["trained_seconds"]) / row["best_seconds"] for row in rows]
     costs = {row["best_seconds"] >= LONG_SECONDS: [] for row in rows}  # type: dict[bool, list[float]]
     for row in rows:
         costs[row["best_seconds"] >= LONG_SECONDS].append(row["cost_seconds"] / row["best_seconds"])
-    everything = [(row["cost_seconds"] + _known(row["trained_seconds"])) / _known(row["today"][0]) for row in rows]
+    everything = [(row["cost_seconds"] + known(row["trained_seconds"])) / known(row["today"][0]) for row in rows]
     bad = [value for value, row in zip(everything, rows, strict=True) if row["reference_name"] != "default"]
     good = [value for value, row in zip(everything, rows, strict=True) if row["reference_name"] == "default"]
     cold = [
-        _known(row["cold_start_seconds"]) / row["best_seconds"] for row in rows if row["best_seconds"] >= LONG_SECONDS
+        known(row["cold_start_seconds"]) / row["best_seconds"] for row in rows if row["best_seconds"] >= LONG_SECONDS
     ]
     held = [_holds(row) for row in rows]
     kept = [row["cost_seconds"] / row["budget_seconds"] for row in rows]

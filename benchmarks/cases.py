@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 import statistics
 from collections.abc import Sequence
@@ -35,6 +36,16 @@ def case(name: str) -> Workload:
 def median_and_spread(values: Sequence[float]) -> str:
     """Median, with the least and the largest in brackets."""
     return f"{statistics.median(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
+def finite(number: float) -> float | None:
+    """What JSON can hold: None where there is no end."""
+    return number if math.isfinite(number) else None
+
+
+def known(value: float | None) -> float:
+    """A number again, infinite where it is None."""
+    return math.inf if value is None else value
 
 
 def machine() -> dict[str, Any]:
