@@ -2,7 +2,8 @@
 
 For each network, reference and seed the advice is asked for at its default budget, its plan is trained, and training
 from nothing is tried; everything on one thread, since the recorded curves that it is judged by are (``make
-ground-truth-real``). A benchmark that was stopped goes on with ``--resume``.
+ground-truth-real``). It is judged by the curves that are there when it ends: ``--resume`` goes on with a benchmark that
+was stopped, and judges again. The recorder takes the settings that were advised first.
 
     python benchmarks/advice_real.py [--networks conv gpt …] [--references 0 1 2] [--seeds 2] [--resume]
 """
@@ -16,12 +17,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import batchscope as bs
+from batchscope.search.race import Race
 from cases import RowByRow, finite, keep, known, machine
 from curves_table import CURVES, Curves
 from ground_truth_table import Bounded, Setting
@@ -55,29 +58,38 @@ def references(task: RealTask, curves: Curves) -> dict[str, Setting]:
     }
 
 
-def measured(task: RealTask, curves: Curves, reference: Setting, *, seed: int, name: str) -> Row:
-    """One question: the advice, the plan trained, and training from nothing."""
+def measured(task: RealTask, reference: Setting, *, examples: float, seed: int, name: str) -> Row:
+    """One question: the advice, the plan trained, and training from nothing.
+
+    Args:
+        task: The network.
+        reference: What is used today.
+        examples: That a run needs, about, where the advice does not say.
+        seed: Of the search; the plan is trained with another one.
+        name: The reference's.
+    """
     today = dataclasses.replace(task.make(), batch_size=reference.batch_size, learning_rate=reference.learning_rate)
-    best = curves.best
-    best_seconds = curves.seconds(best).value
-    began = time.perf_counter()
-    advice = bs.advise(today, target=task.target, seed=seed, workers=0)
-    cost = time.perf_counter() - began
+    races: list[Race] = []
+    run = Race.run
+    with mock.patch.object(Race, "run", lambda race: (races.append(race), run(race))):
+        began = time.perf_counter()
+        advice = bs.advise(today, target=task.target, seed=seed, workers=0)
+        cost = time.perf_counter() - began
     chosen = None
     if advice.batch_size is not None and advice.learning_rate is not None:
         chosen = Setting(advice.batch_size, advice.learning_rate)
     trained, reached = math.inf, False
     if advice.plan is not None:
-        expected = curves.truth.sizes[0].examples if advice.examples is None else advice.examples
-        run = bs.train(
+        expected = examples if advice.examples is None else advice.examples
+        made = bs.train(
             today,
             advice.plan,
             seed=1000 + seed,
             evaluate_every=max(advice.plan.batch_size, round(expected / EVALUATIONS)),
             workers=0,
         )
-        reached = run.reached
-        trained = next((p.seconds for p in run.curve if p.score >= task.target), math.inf)
+        reached = made.reached
+        trained = next((p.seconds for p in made.curve if p.score >= task.target), math.inf)
     began = time.perf_counter()
     automatic = bs.train_from_nothing(today, target=task.target, seed=seed, workers=0)
     cold = time.perf_counter() - began if automatic.reached else math.inf
@@ -87,20 +99,28 @@ def measured(task: RealTask, curves: Curves, reference: Setting, *, seed: int, n
         "reference_name": name,
         "reference": reference,
         "seed": seed,
-        "answered": chosen is not None,
         "advised": chosen,
-        "best": best,
-        "best_seconds": best_seconds,
-        "regret": _bounded(Bounded(math.inf) if chosen is None else curves.regret(chosen)),
-        "today": _bounded(curves.seconds(reference)),
         "cost_seconds": cost,
-        "budget_seconds": max(10.0, 0.25 * (advice.predicted_seconds.value or 40.0)),
+        "budget_seconds": races[0].budget_seconds(),
         "trained_seconds": finite(trained),
         "reached": reached,
         "predicted": dataclasses.asdict(advice.predicted_seconds),
         "cold_start_seconds": finite(cold),
         "training_share": training / max(advice.cost_seconds, 1e-9),
         "conclusion": advice.conclusion,
+    }
+
+
+def judged(row: Row, curves: Curves) -> Row:
+    """A row with what the recorded curves say of its settings."""
+    chosen, best = row["advised"], curves.best
+    return {
+        **row,
+        "answered": chosen is not None,
+        "best": best,
+        "best_seconds": curves.seconds(best).value,
+        "regret": _bounded(Bounded(math.inf) if chosen is None else curves.regret(Setting(*chosen))),
+        "today": _bounded(curves.seconds(Setting(*row["reference"]))),
     }
 
 
@@ -229,12 +249,13 @@ def main() -> None:
             for name, reference in references(task, curves).items():
                 if (network, name, seed) in done or (arguments.references and name not in arguments.references):
                     continue
-                row = measured(task, curves, reference, seed=seed, name=name)
+                row = measured(task, reference, examples=curves.truth.sizes[0].examples, seed=seed, name=name)
                 kept.add(row)
                 console.print(f"{network} from {_setting(reference)}: {row['conclusion']}")
     if kept.rows:
-        console.print(shown(kept.rows), shown_figures(kept.rows), machine())
-        console.print(f"Kept in {keep('advice-real', kept.rows)}")
+        rows = [judged(row, Curves.load(row["network"])) for row in kept.rows]
+        console.print(shown(rows), shown_figures(rows), machine())
+        console.print(f"Kept in {keep('advice-real', rows)}")
 
 
 if __name__ == "__main__":

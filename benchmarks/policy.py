@@ -29,6 +29,7 @@ from batchscope.records import Goal
 from batchscope.search import policy as policy_module
 from batchscope.search import race as race_module
 from batchscope.search.candidates import Setting
+from batchscope.search.forecast import fit_curve
 from batchscope.search.policy import Policy
 from batchscope.search.race import Budget, Race
 from batchscope.search.recorded import RecordedSource
@@ -193,9 +194,9 @@ def _play(case: Case, reference: str, method: str, setting: Setting, cost: float
 
 @contextmanager
 def cached_forecasts() -> Iterator[None]:
-    """Forecasts worked out once for each observation, which most plays ask for several times."""
-    cached = functools.lru_cache(maxsize=4096)(race_module.forecast_of)
-    with mock.patch.object(race_module, "forecast_of", cached):
+    """Forecasts worked out once for each curve, which most plays ask for several times."""
+    cached = functools.lru_cache(maxsize=4096)(fit_curve)
+    with mock.patch.object(race_module, "fit_curve", cached):
         yield
 
 

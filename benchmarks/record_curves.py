@@ -3,8 +3,9 @@
     python benchmarks/record_curves.py [--networks conv lstm ...] [--processes 2] [--out build/real-curves] [--collect]
 
 A run is one process of one thread. The recorder may be stopped at any moment (Ctrl-C, kill, kill -9); started again, it
-goes on with the settings that have no file yet. In the end it writes what has finished, rounded and compressed, into
-benchmarks/ground_truth/real; `--collect` does that alone, also while a recorder runs.
+goes on with the settings that have no file yet; those that ``make bench-real`` has asked about come first. In the end
+it writes what has finished, rounded and compressed, into benchmarks/ground_truth/real; `--collect` does that alone,
+also while a recorder runs.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ def next_command(task: RealTask, folder: Path) -> list[str] | None:
         seconds = estimate(curve, curves, task.target)
         reached = time_to_target(curve, task.target) is not None
         seen.append(Seen(Setting(curve["batch_size"], curve["step"], curve["seed"]), seconds, reached))
-    setting = next_setting(task.batch_size, task.batch_sizes, seen)
+    known = {one.setting for one in seen}
+    setting = next((one for one in asked(task) if one not in known), None)
+    setting = setting or next_setting(task.batch_size, task.batch_sizes, seen)
     if setting is None:
         print(f"{time.strftime('%H:%M:%S')} {task.name}: complete", flush=True)
         return None
@@ -138,6 +141,15 @@ def next_command(task: RealTask, folder: Path) -> list[str] | None:
     if best is not None and math.isfinite(best.seconds):
         command += ["--best", str(_path(folder, *best.setting)), "--best-seconds", str(best.seconds)]
     return command
+
+
+def asked(task: RealTask) -> list[Setting]:
+    """Settings that the advice was asked from or gave in ``make bench-real``, the advised ones first: its judges."""
+    file = BUILD.parent / "bench-advice-real.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = [row for row in rows if row["network"] == task.name]
+    pairs = [row["advised"] for row in rows if row["advised"]] + [row["reference"] for row in rows]
+    return [Setting(int(size), round(math.log2(rate / task.learning_rate))) for size, rate in pairs]
 
 
 def _path(folder: Path, batch_size: int, step: int, seed: int) -> Path:

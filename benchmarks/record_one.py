@@ -31,7 +31,7 @@ from curves_table import LIMIT, points_at
 from real import TASKS, RealTask
 
 CHUNK = 100  # examples evaluated at a time, so that activations stay small
-CAN_WIN = 0.3  # a run behind the best curve slowed down by 1/0.3 reaches the target after the limit of 3 times
+CAN_WIN = 0.5  # a run behind the best curve slowed down by 1/0.5 reaches the target after the limit of 2 times
 JUDGED_FROM = 0.5  # of the best time
 LEAST_RECORDED = 0.4  # of the best time, unless weights are no longer finite
 FAR_ABOVE = 3.0  # times the loss of fresh weights

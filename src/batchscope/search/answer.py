@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from batchscope.records import Goal, Interval
 from batchscope.search.candidates import Observation, Setting
-from batchscope.search.forecast import LEAST_POINTS, CurveForecast
+from batchscope.search.forecast import CurveForecast
 from batchscope.search.policy import Policy
-from batchscope.search.race import Race, forecast_of
+from batchscope.search.race import Race
 from batchscope.search.speed import Speeds
 from batchscope.search.update_times import UpdateSeconds
 
@@ -24,7 +24,7 @@ LEVEL = 0.9
 # Times to a score differ by this much from seed to seed: a standard deviation in e-folds.
 SEED_SPREAD = 0.1
 # A target is called out of sight where fewer than this share of the draws reach it: the time is then not told.
-IN_SIGHT = 0.1
+IN_SIGHT = 0.05
 # Today's setting is kept unless another one is expected to be faster by this share.
 WORTH_CHANGING = 0.05
 # A batch size is spoken of if one within this many factors of two was trained.
@@ -111,7 +111,7 @@ def find_answer(race: Race, step_seconds: Callable[[int], float] | None = None, 
     index = {setting: i for i, setting in enumerate(settings)}
     trained = {o.setting for o in observations if _usable(o)}
     own = draws[index[chosen.setting]]
-    law = forecast_of(chosen, race.most_score, least=LEAST_POINTS)
+    law = race.forecast(chosen, horizon)
     run = _run_seconds(chosen, goal, times, law, generator)
 
     def about(setting: Setting, rates: Floats) -> SizeAnswer:
@@ -208,12 +208,10 @@ def _run_seconds(
         return np.asarray(generator.uniform(low, best.reached.seconds, DRAWS) * scatter)
     if law is None:
         return np.full(DRAWS, math.inf)
-    draws = law.seconds_to(goal.value)
-    finite = draws[np.isfinite(draws)]
-    if len(finite) < IN_SIGHT * len(draws):
+    if law.in_sight < IN_SIGHT:
         return np.full(DRAWS, math.inf)
-    # A person asks for a score that can be reached: draws that never get there are set aside.
-    return np.asarray(np.maximum(generator.choice(finite, DRAWS), best.seconds) * scatter)
+    draws = generator.choice(law.seconds_to(goal.value), DRAWS)
+    return np.asarray(np.maximum(draws, best.seconds) * scatter)
 
 
 def _critical(sizes: Sequence[SizeAnswer]) -> Floats | None:

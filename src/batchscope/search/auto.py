@@ -18,6 +18,7 @@ from batchscope.search.arguments import Question
 from batchscope.search.sentences import no_answer
 from batchscope.search.study import study
 from batchscope.search.trained import Trained
+from batchscope.training.loop import MOST_EPOCHS
 from batchscope.workload.workload import Workload
 
 # A target counts as out of reach after so many times the examples predicted, and so many passes over the data.
@@ -99,6 +100,8 @@ def train_from_nothing(
         needed = float(np.quantile(draws, LATE, method="nearest"))
         seen = winner.updates * winner.setting.batch_size
         horizon = max(needed, float(seen)) if math.isfinite(needed) else UNSEEN * seen
+        # A run ends after so many passes at the latest: the rate has to fall in time.
+        horizon = min(horizon, MOST_EPOCHS * workload.training_examples / PATIENCE)
         found.race.tell(str(winner.setting), 0.0)
         most = horizon
         if target is not None:

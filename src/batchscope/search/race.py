@@ -7,22 +7,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from batchscope.records import Goal
 from batchscope.search.candidates import Candidate, Observation, Setting, Source
 from batchscope.search.forecast import CurveForecast, fit_curve
-from batchscope.search.policy import Advance, Limits, Policy
+from batchscope.search.policy import ENDED_BADLY, Advance, Limits, Policy
+
+Floats = NDArray[np.float64]
 
 # What a search may cost where nothing is said: this share of the run that it forecasts, and so many seconds at least.
 BUDGET_SHARE, LEAST_SECONDS = 0.25, 10.0
 # A step is interrupted where the search has taken so many times its budget.
 OVERRUN = 1.1
-# Until a forecast exists, a run is taken to be this many times as long as the farthest candidate has trained.
-UNSEEN = 16.0
-# Of the draws of a run's length: a budget follows the shorter ones, so that a long tail is not paid for; what a search
-# can save is worked out for the longer ones, so that it does not end for a forecast from a curve's first moments.
-SHORT, LONG = 0.35, 0.65
-# A forecast from fewer scores than this says nothing yet.
+# Until a forecast exists, a run is taken to be this many times as long as the farthest candidate has trained, and the
+# budget follows from so many updates, of which a quarter of public examples take fewer, up to so many times the least.
+UNSEEN, FEW_UPDATES, UNSEEN_BUDGET = 16.0, 500, 2.0
+# Of the draws of a run's length: a budget follows the median; what a search can save is worked out for the longer ones,
+# so that it does not end for a forecast from a curve's first moments.
+USUAL, LONG = 0.5, 0.65
+# A forecast from fewer scores than this says nothing yet: those of the other candidates are taken as well.
 LEAST_SCORES = 5
 
 
@@ -36,15 +40,19 @@ class Budget:
 
     seconds: float | None
 
-    def limit(self, run_seconds: float | None) -> float:
+    def limit(self, run_seconds: float | None, update_seconds: float = 0.0) -> float:
         """What it may cost in all, as far as is known.
 
         Args:
             run_seconds: Forecast of the whole run; None: there is none yet.
+            update_seconds: Seconds of an update at the best setting; 0 where not known.
         """
         if self.seconds is not None:
             return self.seconds
-        return LEAST_SECONDS if run_seconds is None else max(LEAST_SECONDS, BUDGET_SHARE * run_seconds)
+        if run_seconds is not None:
+            return max(LEAST_SECONDS, BUDGET_SHARE * run_seconds)
+        guess = BUDGET_SHARE * FEW_UPDATES * update_seconds
+        return min(max(LEAST_SECONDS, guess), UNSEEN_BUDGET * LEAST_SECONDS)
 
 
 @dataclass
@@ -84,8 +92,7 @@ class Race:
             if self.stopped():
                 self.stop_reason = "it was interrupted"
                 return
-            run_seconds, _ = self.run_seconds()
-            total = self.budget.limit(run_seconds)
+            total = self.budget_seconds()
             left = total - self.source.elapsed_seconds()
             observations = self.observations()
             if left <= 0 and any(o.points for o in observations):
@@ -132,12 +139,21 @@ class Race:
             for c in self.candidates.values()
         ]
 
-    def run_seconds(self) -> tuple[float | None, CurveForecast | None]:
-        """Forecast of the whole run at the best setting; None before its curve says anything."""
+    def budget_seconds(self) -> float:
+        """What the search may cost in all, as far as is known."""
+        best = self._best()
+        each = 0.0 if best is None or not best.seconds else best.seconds_per_update
+        return self.budget.limit(self.run_seconds()[0], each)
+
+    def _best(self) -> Observation | None:
+        observations = self.observations()
+        return self.policy.best(observations, self._unseen(observations)) if observations else None
+
+    def run_seconds(self) -> tuple[float | None, Floats | None]:
+        """Length of the whole run at the best setting, and draws of it; None before its curve says anything."""
         if self.goal.kind == "seconds":
             return self.goal.value, None
-        observations = self.observations()
-        best = self.policy.best(observations, self._unseen(observations)) if observations else None
+        best = self._best()
         if best is None:
             return None, None
         if self.goal.kind == "examples":
@@ -145,24 +161,60 @@ class Race:
             return last.seconds / last.examples * self.goal.value, None
         if best.reached is not None:
             return best.reached.seconds, None
-        law = forecast_of(best, self.most_score)
+        law = self.forecast(best, self._unseen(self.observations()))
         if law is None:
             return None, None
         draws = law.seconds_to(self.goal.value)
-        finite = draws[np.isfinite(draws)]
-        if not len(finite):
-            return None, law
-        return max(float(np.quantile(finite, SHORT)), best.seconds), law
+        if not law.in_sight:
+            return None, None
+        return max(float(np.quantile(draws, USUAL)), best.seconds), draws
+
+    def forecast(self, candidate: Observation, run_seconds: float) -> CurveForecast | None:
+        """The law of a candidate's scores; None where too few were seen, or where they do not rise.
+
+        Where it has too few of its own, those of all candidates count, each at the time when this one is where that one
+        was: two curves of one network are one curve at two speeds.
+
+        Args:
+            candidate: Whose.
+            run_seconds: Length of the run that speeds are compared for.
+        """
+        own = _scored(candidate)
+        if len(own) < LEAST_SCORES and not candidate.reached:
+            own = self.pooled_scores(candidate, run_seconds)
+            if len(own) < LEAST_SCORES:
+                return None
+        law = fit_curve(tuple(seconds for seconds, _ in own), tuple(score for _, score in own), most=self.most_score)
+        if law is None or self.goal.kind != "target":
+            return law
+        return law.reaching(self.goal.value, candidate.seconds_per_update)
+
+    def pooled_scores(self, candidate: Observation, run_seconds: float) -> list[tuple[float, float]]:
+        """Seconds and scores of all candidates, at the speed of one of them.
+
+        Args:
+            candidate: That one.
+            run_seconds: Length of the run that speeds are compared for.
+        """
+        observations = self.observations()
+        able = [o for o in observations if o.ended not in ENDED_BADLY]
+        mean, _ = self.policy.speeds(observations, run_seconds).posterior([o.setting for o in able])
+        speed = dict(zip([o.setting for o in able], mean, strict=True))
+        own = speed[candidate.setting] + math.log(self.policy.weight(candidate.setting.batch_size))
+        found = []
+        for o in able:
+            ratio = math.exp(speed[o.setting] - own) * self.policy.weight(o.setting.batch_size)
+            found += [(seconds * ratio, score) for seconds, score in _scored(o)]
+        return sorted(found)
 
     def horizon_seconds(self, observations: Sequence[Observation]) -> float:
         """How long the run is that settings are compared for: as forecast, and no shorter than that is sure."""
-        run_seconds, law = self.run_seconds()
+        run_seconds, draws = self.run_seconds()
         if run_seconds is None:
             return self.guessed_seconds(observations)
-        if law is None:
+        if draws is None:
             return run_seconds
-        draws = law.seconds_to(self.goal.value)
-        long = float(np.quantile(draws, LONG, method="nearest"))
+        long = float(np.quantile(draws, LONG))
         return min(max(long, run_seconds), max(self.guessed_seconds(observations), run_seconds))
 
     def guessed_seconds(self, observations: Sequence[Observation]) -> float:
@@ -179,18 +231,7 @@ class Race:
         return min(max(self.source.elapsed_seconds() / training, 1.0), 4.0)
 
 
-def forecast_of(observation: Observation, most: float = math.inf, *, least: int = LEAST_SCORES) -> CurveForecast | None:
-    """The law of a candidate's scores.
-
-    Args:
-        observation: The candidate.
-        most: What no score exceeds.
-        least: Scores that there must be.
-
-    Returns:
-        The law; None where there are fewer scores, or where they do not rise.
-    """
-    scored = [p for p in observation.points if p.score is not None and math.isfinite(p.score) and p.seconds > 0]
-    if len(scored) < least:
-        return None
-    return fit_curve([p.seconds for p in scored], [p.score or 0.0 for p in scored], most=most)
+def _scored(observation: Observation) -> list[tuple[float, float]]:
+    """Seconds and scores of a candidate, where it was evaluated."""
+    points = [p for p in observation.points if p.score is not None and math.isfinite(p.score) and p.seconds > 0]
+    return [(p.seconds, p.score or 0.0) for p in points]

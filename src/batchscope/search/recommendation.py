@@ -261,7 +261,7 @@ def _noise_scale(study: Study, answer: Answer) -> Interval:
     """The noise scale where the best candidate stands, if there is time for it."""
     candidate = study.race.candidates.get(answer.best)
     run = candidate.run if isinstance(candidate, Trained) else None
-    total = study.race.budget.limit(study.race.run_seconds()[0])
+    total = study.race.budget_seconds()
     each = study.step_seconds(answer.best.batch_size) / answer.best.batch_size
     one = study.step_seconds(1)
     taking = NOISE_EXAMPLES * max(each, one if math.isfinite(one) else each)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchscope.records import ForecastPoint, Interval
 from batchscope.search.answer import LEVEL, Answer, SizeAnswer, interval
-from batchscope.search.forecast import CurveForecast, fit_curve
+from batchscope.search.forecast import CurveForecast
 from batchscope.search.study import Study
 
 Floats = NDArray[np.float64]
@@ -36,13 +35,7 @@ class Scores:
         best = next(o for o in study.race.observations() if o.setting == answer.best)
         own = [(p.seconds, p.score) for p in best.points if p.score is not None and p.seconds > 0]
         self._highest = max((score for _, score in own), default=None)
-        if study.goal.kind == "target":  # the law that says when it is reached
-            self._law = answer.law
-        else:
-            self._law = self._fit(own) or self._fit(_pooled(study, answer))
-
-    def _fit(self, points: Sequence[tuple[float, float]]) -> CurveForecast | None:
-        return fit_curve([seconds for seconds, _ in points], [score for _, score in points], most=self._most)
+        self._law = answer.law
 
     def _draws(self, law: CurveForecast, seconds: float) -> Floats:
         return np.minimum(self._most, law.score_at(max(seconds, 1e-9)))
@@ -78,22 +71,3 @@ class Scores:
             ForecastPoint(max(1, round(place * per_second)), float(place), self.at(each, float(place)))
             for place in places
         )
-
-
-def _pooled(study: Study, answer: Answer) -> list[tuple[float, float]]:
-    """The scores of all candidates, each with the time when the best setting is where that candidate was.
-
-    Two curves of one network are one curve at two speeds, so that what slower settings scored is what the best one
-    scored sooner.
-    """
-    race, policy = study.race, study.race.policy
-    observations = [o for o in race.observations() if o.ended not in ("diverged", "failed", "out of memory")]
-    horizon = race.horizon_seconds(race.observations())
-    mean, _ = policy.speeds(race.observations(), horizon).posterior([o.setting for o in observations])
-    speed = dict(zip([o.setting for o in observations], mean, strict=True))
-    found = []
-    for o in observations:
-        weight = policy.weight(o.setting.batch_size) / policy.weight(answer.best.batch_size)
-        ratio = math.exp(speed[o.setting] - speed[answer.best]) * weight
-        found += [(p.seconds * ratio, p.score) for p in o.points if p.score is not None and p.seconds > 0]
-    return sorted((seconds, score) for seconds, score in found if math.isfinite(score))

@@ -20,7 +20,7 @@ from batchscope.errors import RunError
 from batchscope.records import CurvePoint, Plan, TrainResult
 from batchscope.search.anytime import AnytimeRate
 from batchscope.search.candidates import Ended, Point, Setting
-from batchscope.search.shared import Shared
+from batchscope.search.shared import EVALUATION_SECONDS, Shared
 from batchscope.seeding import derive
 from batchscope.training.averaging import POWER
 from batchscope.training.evaluation import EvaluationData
@@ -53,13 +53,16 @@ class _SearchRun(Run):
         if self.progress.iterations:
             return super()._loss_and_score(data)
         if self.source.fresh is None:
-            super()._loss_and_score(self.source.validation)  # the first one warms up
-            began = time.perf_counter()
-            super()._loss_and_score(self.source.validation)
-            each = (time.perf_counter() - began) / len(self.source.validation.indices)
-            self.source.choose_examples(each)
+            few, taken = self.source.validation, 0.0
+            while True:
+                began, before = time.perf_counter(), taken
+                fresh = super()._loss_and_score(few)
+                taken = time.perf_counter() - began
+                if before or taken > EVALUATION_SECONDS:  # the first one warms up, which hardly counts in a long one
+                    break
+            self.source.choose_examples(taken / len(few.indices))
             self.validation = self.source.validation
-            self.source.fresh = super()._loss_and_score(self.validation)
+            self.source.fresh = fresh if self.validation is few else super()._loss_and_score(self.validation)
             self.source.check_target()
         return self.source.fresh
 
