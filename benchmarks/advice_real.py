@@ -71,7 +71,12 @@ def measured(task: RealTask, reference: Setting, *, examples: float, seed: int, 
     today = dataclasses.replace(task.make(), batch_size=reference.batch_size, learning_rate=reference.learning_rate)
     races: list[Race] = []
     run = Race.run
-    with mock.patch.object(Race, "run", lambda race: (races.append(race), run(race))):
+
+    def noted(race: Race) -> None:
+        races.append(race)
+        run(race)
+
+    with mock.patch.object(Race, "run", noted):
         began = time.perf_counter()
         advice = bs.advise(today, target=task.target, seed=seed, workers=0)
         cost = time.perf_counter() - began

@@ -124,7 +124,7 @@ def next_command(task: RealTask, folder: Path) -> list[str] | None:
         reached = time_to_target(curve, task.target) is not None
         seen.append(Seen(Setting(curve["batch_size"], curve["step"], curve["seed"]), seconds, reached))
     known = {one.setting for one in seen}
-    setting = next((one for one in asked(task) if one not in known), None)
+    setting = next((one for one in asked(task, folder.parent.parent) if one not in known), None)
     setting = setting or next_setting(task.batch_size, task.batch_sizes, seen)
     if setting is None:
         print(f"{time.strftime('%H:%M:%S')} {task.name}: complete", flush=True)
@@ -143,9 +143,9 @@ def next_command(task: RealTask, folder: Path) -> list[str] | None:
     return command
 
 
-def asked(task: RealTask) -> list[Setting]:
-    """Settings that the advice was asked from or gave in ``make bench-real``, the advised ones first: its judges."""
-    file = BUILD.parent / "bench-advice-real.jsonl"
+def asked(task: RealTask, build: Path) -> list[Setting]:
+    """Settings that the advice gave or was asked from in ``make bench-real``, which they judge; the given ones first."""
+    file = build / "bench-advice-real.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     rows = [row for row in rows if row["network"] == task.name]
     pairs = [row["advised"] for row in rows if row["advised"]] + [row["reference"] for row in rows]

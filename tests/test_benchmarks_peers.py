@@ -113,13 +113,13 @@ class Run:
         return 0.5, 0.01 * self.seconds
 
 
-def test_a_training_ends_at_its_target_or_at_three_times_the_best() -> None:
+def test_a_training_ends_at_its_target_or_at_twice_the_best() -> None:
     run: Any = Run()
     seconds = seconds_of_training(run, 0.5, 40.0)
     assert seconds.value == pytest.approx(50.0, rel=0.01)
     assert not seconds.at_least
     late: Any = Run()
-    assert seconds_of_training(late, 0.5, 10.0) == (30.0, True)
+    assert seconds_of_training(late, 0.5, 10.0) == (20.0, True)
     broken: Any = Run(math.nan)
     assert seconds_of_training(broken, 0.5, 10.0) == (math.inf, False)
 
