@@ -26,8 +26,10 @@ from rich.progress import track
 from rich.table import Table
 
 from batchscope.records import Goal
+from batchscope.search import answer as answer_module
 from batchscope.search import policy as policy_module
 from batchscope.search import race as race_module
+from batchscope.search.answer import find_answer
 from batchscope.search.candidates import Setting
 from batchscope.search.forecast import fit_curve
 from batchscope.search.policy import Policy
@@ -59,7 +61,7 @@ class Variant:
     Attributes:
         name: What is changed.
         prior: Attributes of the prior.
-        constants: Constants of the policy, or of the race where the policy has none of that name.
+        constants: Constants of the policy, the race or the answer.
         off: Rules of the policy that never have a step to propose.
     """
 
@@ -78,8 +80,13 @@ def _scaled(name: str, *factors: float) -> list[Variant]:
     return [Variant(f"{name} x {factor:g}", {name: value * factor}) for factor in factors]
 
 
+def _home(name: str) -> ModuleType:
+    """The module that a constant stands in."""
+    return next(module for module in (policy_module, race_module, answer_module) if hasattr(module, name))
+
+
 def _constant(name: str, *factors: float) -> list[Variant]:
-    value = getattr(policy_module if hasattr(policy_module, name) else race_module, name)
+    value = getattr(_home(name), name)
     return [Variant(f"{name} x {factor:g}", constants={name: value * factor}) for factor in factors]
 
 
@@ -106,6 +113,7 @@ ABLATIONS = (
     *_constant("PILOT_SHARE", 0.5, 2.0),
     *_constant("GROWTH", 2.0),
     *_constant("UNSEEN", 0.5, 2.0),
+    *_constant("WORTH_CHANGING", 0.0, 3.0, 6.0),
 )
 
 
@@ -139,8 +147,7 @@ def changed(variant: Variant) -> Iterator[None]:
     """The policy's constants and rules as a variant has them."""
     with ExitStack() as stack:
         for name, value in variant.constants.items():
-            module: ModuleType = policy_module if hasattr(policy_module, name) else race_module
-            stack.enter_context(mock.patch.object(module, name, value))
+            stack.enter_context(mock.patch.object(_home(name), name, value))
         for name in variant.off:
             stack.enter_context(mock.patch.object(Policy, name, return_value=None))
         yield
@@ -163,10 +170,8 @@ def search(case: Case, start: Setting, variant: Variant = AS_IT_IS) -> tuple[Set
     race = Race(source, policy, Goal("target", case.target), Budget(None))
     with changed(variant):
         race.run()
-        observations = race.observations()
-        run_seconds, _ = race.run_seconds()
-        best = policy.best(observations, run_seconds or race.guessed_seconds(observations))
-    return (start if best is None else best.setting), source.elapsed_seconds(), race
+        answer = find_answer(race)
+    return (start if answer is None else answer.best), source.elapsed_seconds(), race
 
 
 def plays_of(case: Case, variants: Sequence[Variant]) -> list[Play]:

@@ -144,7 +144,7 @@ def next_command(task: RealTask, folder: Path) -> list[str] | None:
 
 
 def asked(task: RealTask, build: Path) -> list[Setting]:
-    """Settings that the advice gave or was asked from in ``make bench-real``, which they judge; the given ones first."""
+    """Settings that the advice gave in ``make bench-real``, then those that it was asked from."""
     file = build / "bench-advice-real.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     rows = [row for row in rows if row["network"] == task.name]

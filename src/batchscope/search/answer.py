@@ -26,7 +26,7 @@ SEED_SPREAD = 0.1
 # A target is called out of sight where fewer than this share of the draws reach it: the time is then not told.
 IN_SIGHT = 0.05
 # Today's setting is kept unless another one is expected to be faster by this share.
-WORTH_CHANGING = 0.05
+WORTH_CHANGING = 0.2
 # A batch size is spoken of if one within this many factors of two was trained.
 BESIDE = 1.01
 # Settings within this many e-folds of the fastest cannot be told from it by anybody who trains once.

@@ -66,9 +66,9 @@ class SpeedPrior:
     rate_octaves: float = 2.5
     horizon_folds: float = 8.0
     rate_drift: float = -0.05
-    batch_drift: float = 0.03
+    batch_drift: float = 0.1
     noise: float = 0.12
-    early_noise: float = 0.14
+    early_noise: float = 0.28
     batch_width: float = 6.0
     rate_width: float = 5.0
 
