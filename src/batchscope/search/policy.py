@@ -29,6 +29,8 @@ LEAST_UPDATES = 6
 # Shortest first horizon, as a share of the budget. Shorter ones take the settings that are fast at first for the best:
 # in 18 to 30 plays on noisy quadratics, 1/12 had less regret than 1/100, 1/40 and 1/20; 1/8 did about as well.
 FIRST_SHARE = 1 / 12
+# A candidate's first step goes so many times as far as the shortest one at most.
+FIRST_STEPS = 2.0
 # Before settings are compared, the loss of one must have fallen by so many of its standard errors. Until then rates
 # are tried a factor apart, each for this share of the budget at most: larger ones, or smaller ones where it fails.
 PILOT_FALL, PILOT_FACTOR, PILOT_SHARE = 4.0, 4.0, 1 / 20
@@ -297,7 +299,7 @@ class Policy:
                 if (place - stands) * limits.overhead > limits.budget_seconds:
                     break
                 found.append(Advance(setting, place))
-                if place >= farthest:
+                if place >= farthest or (stands == 0.0 and place >= FIRST_STEPS * least):
                     break
                 place *= GROWTH
         return found

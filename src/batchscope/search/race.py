@@ -21,8 +21,11 @@ BUDGET_SHARE, LEAST_SECONDS = 0.25, 10.0
 # A step is interrupted where the search has taken so many times its budget.
 OVERRUN = 1.1
 # Until a forecast exists, a run is taken to be this many times as long as the farthest candidate has trained, and the
-# budget follows from so many updates, of which a quarter of public examples take fewer, up to so many times the least.
-UNSEEN, FEW_UPDATES, UNSEEN_BUDGET = 16.0, 500, 2.0
+# budget follows from so many updates at today's setting: the fastest runs of seven networks take 275 to 2,500.
+UNSEEN, FEW_UPDATES = 16.0, 1000
+# A forecast from a curve's first moments may be far too long: a budget is no more than so many times the least, or so
+# many times the least and what the best candidate has trained.
+FIRST_BUDGET, SEEN_BUDGET = 2.0, 4.0
 # Of the draws of a run's length: a budget follows the median; what a search can save is worked out for the longer ones,
 # so that it does not end for a forecast from a curve's first moments.
 USUAL, LONG = 0.5, 0.65
@@ -40,19 +43,17 @@ class Budget:
 
     seconds: float | None
 
-    def limit(self, run_seconds: float | None, update_seconds: float = 0.0) -> float:
+    def limit(self, run_seconds: float, seen_seconds: float = math.inf) -> float:
         """What it may cost in all, as far as is known.
 
         Args:
-            run_seconds: Forecast of the whole run; None: there is none yet.
-            update_seconds: Seconds of an update at the best setting; 0 where not known.
+            run_seconds: What the whole run is expected to take.
+            seen_seconds: What the best candidate has trained, if the run is forecast from that.
         """
         if self.seconds is not None:
             return self.seconds
-        if run_seconds is not None:
-            return max(LEAST_SECONDS, BUDGET_SHARE * run_seconds)
-        guess = BUDGET_SHARE * FEW_UPDATES * update_seconds
-        return min(max(LEAST_SECONDS, guess), UNSEEN_BUDGET * LEAST_SECONDS)
+        most = max(FIRST_BUDGET * LEAST_SECONDS, LEAST_SECONDS + SEEN_BUDGET * seen_seconds)
+        return min(max(LEAST_SECONDS, BUDGET_SHARE * run_seconds), most)
 
 
 @dataclass
@@ -141,9 +142,13 @@ class Race:
 
     def budget_seconds(self) -> float:
         """What the search may cost in all, as far as is known."""
+        run_seconds, draws = self.run_seconds()
         best = self._best()
-        each = 0.0 if best is None or not best.seconds else best.seconds_per_update
-        return self.budget.limit(self.run_seconds()[0], each)
+        seen = 0.0 if best is None else best.seconds
+        if run_seconds is not None:
+            return self.budget.limit(run_seconds, math.inf if draws is None else seen)
+        today = next((o for o in self.observations() if o.setting == self.policy.start and o.seconds), None)
+        return self.budget.limit(0.0 if today is None else FEW_UPDATES * today.seconds_per_update, seen)
 
     def _best(self) -> Observation | None:
         observations = self.observations()
@@ -219,7 +224,7 @@ class Race:
 
     def guessed_seconds(self, observations: Sequence[Observation]) -> float:
         """What a whole run is taken to last until a forecast says more: what the budget is meant for, or longer."""
-        return max(self._unseen(observations), self.budget.limit(None) / BUDGET_SHARE)
+        return max(self._unseen(observations), self.budget.limit(0.0) / BUDGET_SHARE)
 
     def _unseen(self, observations: Sequence[Observation]) -> float:
         return UNSEEN * max((o.seconds for o in observations), default=1.0)

@@ -78,7 +78,8 @@ class Shared:
         self.spent, self.times = Spent(), UpdateTimes()
         self.deadline_seconds = math.inf
         self.validation = EvaluationData(workload, "validation", self.prepared.device, most=LEAST_EXAMPLES)
-        self.evaluation_seconds = 0.0
+        self.evaluation_seconds = 0.0  # of one evaluation
+        self.evaluated_seconds = 0.0  # of all but that of fresh weights
         self.fresh: tuple[float, float] | None = None
         self.shift: float | None = None
         self.first_losses: list[tuple[int, float]] = []  # batch sizes, and losses of fresh weights on a first batch

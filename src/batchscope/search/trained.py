@@ -33,7 +33,7 @@ PIECE_GROWTH = 0.3
 # The training loss at one moment is the mean over this last part of the updates so far: long enough to average the
 # batches' scatter, and the same part at every moment, so that curves keep their shape.
 WINDOW = 1 / 3
-# Evaluating may take this share of training; points of a curve are so far apart in time at least.
+# Evaluating may take this share of all training; points of a curve are so far apart in time at least.
 EVALUATION_SHARE, EVALUATION_RATIO = 0.1, 1.2
 # Where examples are seen again nothing but evaluations says how well a candidate does: they may take this share.
 REPEATED_SHARE = 0.5
@@ -269,10 +269,13 @@ class Trained:
         if run is None or run.progress.iterations == (run.progress.curve[-1].iterations if run.progress.curve else -1):
             return
         each = source.evaluation_seconds
-        since = self._seconds - self._evaluated_at
-        repeats = self.updates * self._setting.batch_size > source.workload.training_examples
-        share = REPEATED_SHARE if repeats else EVALUATION_SHARE
-        if each <= share * since and self._seconds >= EVALUATION_RATIO * self._evaluated_at:
+        if self._seconds < EVALUATION_RATIO * self._evaluated_at:
+            return
+        if self.updates * self._setting.batch_size > source.workload.training_examples:
+            is_due = each <= REPEATED_SHARE * (self._seconds - self._evaluated_at)
+        else:
+            is_due = source.evaluated_seconds + each <= EVALUATION_SHARE * source.spent.training
+        if is_due:
             self.evaluate()
 
     def evaluate(self) -> CurvePoint | None:
@@ -285,6 +288,7 @@ class Trained:
         point = run.evaluate_now()
         taken = time.perf_counter() - began
         source.spent.evaluating += taken
+        source.evaluated_seconds += taken
         source.evaluation_seconds = taken if not source.evaluation_seconds else min(taken, source.evaluation_seconds)
         self._evaluations.append(point)
         self._evaluated_at = self._seconds
