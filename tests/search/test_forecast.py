@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from batchscope.search.forecast import EXPONENT, EXPONENT_SPREAD, LONGEST, MISFIT, fit_curve
+from batchscope.search.forecast import EXPONENT, EXPONENT_SPREAD, LONGEST, MISFIT, UPDATES, fit_curve
 
 Floats = NDArray[np.float64]
 GOAL_SECONDS = 100.0
@@ -37,7 +37,7 @@ def test_time_and_score_are_each_others_inverse() -> None:
     times = np.geomspace(1.0, 10.0, POINTS)
     law = fit_curve(times.tolist(), (-falling(times / 10.0, 0.4)).tolist())
     assert law is not None
-    for k, score in enumerate(law.score_at(20.0)[:20].tolist()):
+    for k, score in enumerate(law.score_at(20.0).tolist()):
         assert law.seconds_to(score)[k] == pytest.approx(20.0, rel=1e-6)
 
 
@@ -89,3 +89,47 @@ def test_a_longer_look_narrows_the_forecast() -> None:
         low, high = np.quantile(law.score_at(GOAL_SECONDS), [0.05, 0.95])
         widths.append(high - low)
     assert widths[1] < 0.7 * widths[0]
+
+
+def test_an_accuracy_never_exceeds_its_bound() -> None:
+    """1 − t^(−1/2): a straight line once it is the log of what is missing to 1."""
+    times = np.geomspace(4.0, 40.0, POINTS)
+    law = fit_curve(times.tolist(), (1 - times**-0.5).tolist(), most=1.0)
+    assert law is not None
+    assert (law.score_at(1e6) <= 1.0).all()
+    assert np.median(law.seconds_to(0.9)) == pytest.approx(100.0, rel=0.2)
+    for k, score in enumerate(law.score_at(80.0).tolist()):
+        assert law.seconds_to(score)[k] == pytest.approx(80.0, rel=1e-6)
+
+
+def test_a_bound_that_was_exceeded_does_not_count() -> None:
+    times = np.geomspace(4.0, 40.0, POINTS)
+    law, free = (fit_curve(times.tolist(), (2 - times**-0.5).tolist(), most=most) for most in (1.0, math.inf))
+    assert law is not None
+    assert free is not None
+    assert math.isinf(law.most)
+    assert (law.score_at(80.0) == free.score_at(80.0)).all()
+
+
+def test_lengths_of_runs_that_are_usual_count_for_more() -> None:
+    times = np.geomspace(1.0, 10.0, POINTS)
+    law = fit_curve(times.tolist(), (-(0.5 + times**-0.2)).tolist())
+    assert law is not None
+    medians = []
+    for each in (0.01, 1.0):
+        given = law.reaching(-0.9, each)
+        seconds = given.seconds_to(-0.9)
+        assert np.isfinite(seconds).all()
+        assert given.in_sight == np.isfinite(law.seconds_to(-0.9)).mean()
+        medians.append(float(np.median(seconds)))
+    assert medians[0] < medians[1]
+    assert medians[1] > UPDATES * 0.01
+
+
+def test_a_score_out_of_reach_leaves_the_draws_as_they_are() -> None:
+    times = np.geomspace(1.0, 10.0, POINTS)
+    law = fit_curve(times.tolist(), (1 - times**-0.5).tolist(), most=1.0)
+    assert law is not None
+    given = law.reaching(1.0, 0.01)
+    assert given.in_sight == 0.0
+    assert (given.value == law.value).all()

@@ -213,3 +213,38 @@ def test_disturbed_pieces_do_not_count() -> None:
     times.add(16, 1, 3.0)  # the first one counts where it is the only one
     assert times.seconds(16) == 3.0
     assert np.isnan(times.spread(16))
+
+
+def test_pieces_from_busy_moments_do_not_count_where_there_are_others() -> None:
+    times = UpdateTimes()
+    for seconds, contention in ((9.0, 0.0), (1.4, 0.5), (1.4, 0.5), (1.0, 0.0), (1.0, 0.02)):
+        times.add(8, 10, seconds)
+        times.mark(contention)
+    assert times.seconds(8) == pytest.approx(0.1)
+    assert times.contention(8) == pytest.approx(0.01)
+    for _ in range(3):
+        times.add(16, 10, 1.4)
+    times.mark(0.5)
+    assert times.seconds(16) == pytest.approx(0.14)
+    assert times.contention(16) == 0.5
+    assert times.contention(32) == 0.0
+
+
+def test_a_mark_says_nothing_of_pieces_that_were_marked_before() -> None:
+    times = UpdateTimes()
+    times.add(8, 1, 1.0)
+    times.mark(0.5)
+    times.add(16, 1, 1.0)
+    times.mark(0.0)
+    assert (times.contention(8), times.contention(16)) == (0.5, 0.0)
+
+
+def test_evaluating_keeps_to_a_tenth_of_all_training(digits: Workload) -> None:
+    source = source_of(digits)
+    candidates = [opened(source, Setting(size, 0.05)) for size in (8, 16, 32)]
+    for seconds in (0.1, 0.2, 0.4):
+        for candidate in candidates:
+            candidate.advance(seconds)
+    seen = [c for c in candidates if c.updates * c.setting.batch_size <= digits.training_examples]
+    assert source.evaluated_seconds > 0
+    assert source.evaluated_seconds <= 0.1 * source.spent.training or not seen

@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 # Prior of p: normal with this mean and standard deviation. Seven recorded networks (benchmarks/ground_truth/real) gain,
 # from each doubling of the time to the next, 0.6 to 1.5 times as much.
-EXPONENT, EXPONENT_SPREAD = 0.3, 0.4
+EXPONENT, EXPONENT_SPREAD = 0.15, 0.5
 EXPONENTS = np.linspace(-0.9, 1.5, 49)
 # Points from so many times the last one's time on are fitted: earlier ones belong to another regime.
 WINDOW = 10.0
@@ -95,8 +95,10 @@ class CurveForecast:
         Args:
             score: Higher is better.
         """
+        if score >= self.most:
+            return np.full(len(self.value), math.inf)
         wanted = (self.value + float(_unbounded(score, self.most))) / self.slope  # (1 − x^(−p))/p
-        left = 1 - self.exponent * wanted
+        left = 1 - self._exponent * wanted
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = np.where(left > 0, np.exp(-np.log(np.maximum(left, 1e-300)) / self._exponent), np.inf)
         return np.asarray(np.where(ratio > LONGEST, np.inf, ratio * self.last_seconds))
