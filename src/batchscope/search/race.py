@@ -73,6 +73,7 @@ class Race:
     Attributes:
         candidates: All, by setting.
         stop_reason: Why it ended.
+        limit_seconds: What it might cost when its last step began.
     """
 
     source: Source
@@ -85,6 +86,7 @@ class Race:
     keep_bytes: float = math.inf
     candidates: dict[Setting, Candidate] = field(default_factory=dict)
     stop_reason: str = ""
+    limit_seconds: float = 0.0
     steps: int = 0
 
     def run(self) -> None:
@@ -105,6 +107,7 @@ class Race:
                 self.stop_reason = step.reason
                 return
             self.tell(str(step.setting), left)
+            self.limit_seconds = total
             self.source.limit(OVERRUN * total)
             self.advance(step)
             self._let_go()
