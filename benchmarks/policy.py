@@ -29,6 +29,7 @@ from batchscope.records import Goal
 from batchscope.search import answer as answer_module
 from batchscope.search import policy as policy_module
 from batchscope.search import race as race_module
+from batchscope.search import speed as speed_module
 from batchscope.search.answer import find_answer
 from batchscope.search.candidates import Setting
 from batchscope.search.forecast import fit_curve
@@ -82,7 +83,7 @@ def _scaled(name: str, *factors: float) -> list[Variant]:
 
 def _home(name: str) -> ModuleType:
     """The module that a constant stands in."""
-    return next(module for module in (policy_module, race_module, answer_module) if hasattr(module, name))
+    return next(module for module in (policy_module, race_module, answer_module, speed_module) if hasattr(module, name))
 
 
 def _constant(name: str, *factors: float) -> list[Variant]:

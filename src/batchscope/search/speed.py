@@ -36,6 +36,9 @@ MOST_POINTS = 2
 # A loss has fallen clearly by so many of its standard errors; before, a candidate has no speed, and is as slow as
 # others show it to be, once it lags by more than so many e-folds of time. Both are judgement, not fitted.
 CLEAR_FALL, SAME_TIME = 2.0, 0.1
+# Curves are alike up to this share of the fall that was seen: where the fastest one hardly falls, as on a plateau at the
+# beginning, the time to a loss says little.
+MISFIT = 0.05
 # Drift is in proportion to the distance from the fastest setting, up to so many factors of two.
 DRIFT_OCTAVES = 2.0
 
@@ -90,6 +93,11 @@ class Envelope:
         losses = np.minimum.accumulate(losses)
         finite = np.isfinite(losses)
         self._logs, self._losses = np.log(times[finite]), losses[finite]
+
+    @property
+    def fall(self) -> float:
+        """By how much the loss has fallen in all."""
+        return float(self._losses[0] - self._losses[-1]) if len(self._losses) else 0.0
 
     def log_time(self, loss: float) -> float:
         """Log of the least time in which a loss was reached; of the first time seen where it was undercut then.
@@ -179,6 +187,7 @@ class Speeds:
                     continue
                 slope = self.envelope.slope(loss)
                 is_exact = error == 0 or not math.isfinite(error) or not math.isfinite(loss)
+                error = math.hypot(error, MISFIT * self.envelope.fall)
                 known = 0.0 if is_exact else min(error / slope, 1.0) if slope > 0 else 1.0
                 x.append(coordinates(observation.setting, at))
                 z.append(behind)
