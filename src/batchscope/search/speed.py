@@ -36,8 +36,8 @@ MOST_POINTS = 2
 # A loss has fallen clearly by so many of its standard errors; before, a candidate has no speed, and is as slow as
 # others show it to be, once it lags by more than so many e-folds of time. Both are judgement, not fitted.
 CLEAR_FALL, SAME_TIME = 2.0, 0.1
-# Curves are alike up to this share of the fall that was seen: where the fastest one hardly falls, as on a plateau at the
-# beginning, the time to a loss says little.
+# Curves are alike up to this share of the fall that was seen: where the fastest one hardly falls, as on a plateau at
+# the beginning, the time to a loss says little.
 MISFIT = 0.05
 # Drift is in proportion to the distance from the fastest setting, up to so many factors of two.
 DRIFT_OCTAVES = 2.0
@@ -187,8 +187,8 @@ class Speeds:
                     continue
                 slope = self.envelope.slope(loss)
                 is_exact = error == 0 or not math.isfinite(error) or not math.isfinite(loss)
-                error = math.hypot(error, MISFIT * self.envelope.fall)
-                known = 0.0 if is_exact else min(error / slope, 1.0) if slope > 0 else 1.0
+                off = math.hypot(error, MISFIT * self.envelope.fall)
+                known = 0.0 if is_exact else min(off / slope, 1.0) if slope > 0 else 1.0
                 x.append(coordinates(observation.setting, at))
                 z.append(behind)
                 variance.append(float(self.noise_variance(np.array(at))) + known**2)
