@@ -11,11 +11,14 @@ was stopped, and judges again. The recorder takes the settings that were advised
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
+import os
+import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -40,6 +43,8 @@ COLD_START = 1.4
 TRAINING_SHARE = 0.75
 # The plan is evaluated this many times on the way that was predicted.
 EVALUATIONS = 40
+# A training that takes so many times the wall time of the best run is interrupted, and counts as one that never ends.
+LATE = 6.0
 
 # Batch sizes of the bad references; a larger one that was recorded takes the second's place.
 SMALL, LARGE = 8, 512
@@ -58,13 +63,25 @@ def references(task: RealTask, curves: Curves) -> dict[str, Setting]:
     }
 
 
-def measured(task: RealTask, reference: Setting, *, examples: float, seed: int, name: str) -> Row:
+@contextlib.contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Ask what runs in the block to stop, as Ctrl-C does, after so many seconds of wall time."""
+    before = signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def measured(task: RealTask, reference: Setting, curves: Curves, *, seed: int, name: str) -> Row:
     """One question: the advice, the plan trained, and training from nothing.
 
     Args:
         task: The network.
         reference: What is used today.
-        examples: That a run needs, about, where the advice does not say.
+        curves: What was recorded of it.
         seed: Of the search; the plan is trained with another one.
         name: The reference's.
     """
@@ -83,20 +100,22 @@ def measured(task: RealTask, reference: Setting, *, examples: float, seed: int, 
     chosen = None
     if advice.batch_size is not None and advice.learning_rate is not None:
         chosen = Setting(advice.batch_size, advice.learning_rate)
-    trained, reached = math.inf, False
+    trained, reached, late = math.inf, False, LATE * curves.seconds(curves.best).value
     if advice.plan is not None:
-        expected = examples if advice.examples is None else advice.examples
-        made = bs.train(
-            today,
-            advice.plan,
-            seed=1000 + seed,
-            evaluate_every=max(advice.plan.batch_size, round(expected / EVALUATIONS)),
-            workers=0,
-        )
+        expected = curves.truth.sizes[0].examples if advice.examples is None else advice.examples
+        with interrupted_after(late):
+            made = bs.train(
+                today,
+                advice.plan,
+                seed=1000 + seed,
+                evaluate_every=max(advice.plan.batch_size, round(expected / EVALUATIONS)),
+                workers=0,
+            )
         reached = made.reached
         trained = next((p.seconds for p in made.curve if p.score >= task.target), math.inf)
     began = time.perf_counter()
-    automatic = bs.train_from_nothing(today, target=task.target, seed=seed, workers=0)
+    with interrupted_after(late):
+        automatic = bs.train_from_nothing(today, target=task.target, seed=seed, workers=0)
     cold = time.perf_counter() - began if automatic.reached else math.inf
     training = sum(part.seconds for part in advice.spending if part.name in ("training candidates", "reading data"))
     return {
@@ -254,7 +273,7 @@ def main() -> None:
             for name, reference in references(task, curves).items():
                 if (network, name, seed) in done or (arguments.references and name not in arguments.references):
                     continue
-                row = measured(task, reference, examples=curves.truth.sizes[0].examples, seed=seed, name=name)
+                row = measured(task, reference, curves, seed=seed, name=name)
                 kept.add(row)
                 console.print(f"{network} from {_setting(reference)}: {row['conclusion']}")
     if kept.rows:
