@@ -41,7 +41,7 @@ EVERYTHING_FROM_BAD, EVERYTHING_FROM_GOOD = 0.5, 1.3
 HELD = (0.80, 0.97)
 COLD_START = 1.4
 TRAINING_SHARE = 0.75
-# The plan is evaluated this many times on the way that was predicted.
+# The plan is evaluated this many times in as many examples as the best run takes.
 EVALUATIONS = 40
 # A training that takes so many times the wall time of the best run is interrupted, and counts as one that never ends.
 LATE = 6.0
@@ -100,15 +100,16 @@ def measured(task: RealTask, reference: Setting, curves: Curves, *, seed: int, n
     chosen = None
     if advice.batch_size is not None and advice.learning_rate is not None:
         chosen = Setting(advice.batch_size, advice.learning_rate)
-    trained, reached, late = math.inf, False, LATE * curves.seconds(curves.best).value
+    trained, reached, best = math.inf, False, curves.best
+    late = LATE * curves.seconds(best).value
+    examples = curves.seconds(best).value / curves.step_seconds(best.batch_size) * best.batch_size
     if advice.plan is not None:
-        expected = curves.truth.sizes[0].examples if advice.examples is None else advice.examples
         with interrupted_after(late):
             made = bs.train(
                 today,
                 advice.plan,
                 seed=1000 + seed,
-                evaluate_every=max(advice.plan.batch_size, round(expected / EVALUATIONS)),
+                evaluate_every=max(advice.plan.batch_size, round(examples / EVALUATIONS)),
                 workers=0,
             )
         reached = made.reached
