@@ -255,7 +255,7 @@ def answer(command: Command, file: Path, arguments: list[str]) -> None:
 
 
 bounded = settings(
-    max_examples=150,
+    max_examples=50,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
