@@ -87,6 +87,8 @@ def present_sentence(batch_size: int, rate: float, ratio: Interval, taking: Inte
     own = f"Today's setting (batch size {batch_size:,}, learning rate {rate:.3g})"
     if diverged:
         return f"{own} diverges."
+    if ratio.value == ratio.low == ratio.high == 1:  # it is the advised one itself
+        return "That is today's setting."
     if ratio.value is None or ratio.low is None or ratio.high is None:
         return f"{own} was slower in everything that was seen."
     times = f"{ratio.value:.2g} times as long ({ratio.low:.2g} to {ratio.high:.2g})"
