@@ -137,7 +137,7 @@ def find_answer(race: Race, step_seconds: Callable[[int], float] | None = None, 
         of_size = [s for s in settings if s.batch_size == size]
         rates = np.array([s.learning_rate for s in of_size])[np.argmax(draws[[index[s] for s in of_size]], axis=0)]
         tried = [s for s in of_size if s in trained]
-        mean, _ = speeds.posterior(tried or of_size)
+        mean = speeds.expected(tried or of_size)
         at = chosen.setting if size == chosen.setting.batch_size else (tried or of_size)[int(np.argmax(mean))]
         sizes.append(about(at, rates))
     today = policy.start if policy.start in trained else None
@@ -169,7 +169,7 @@ def _chosen(
 ) -> Observation:
     """The setting to advise: the fastest, or today's where that is as good, or the quickest of those as good."""
     able = [o for o in observations if _usable(o) and math.isfinite(o.points[-1].loss)]
-    mean, _ = speeds.posterior([o.setting for o in able])
+    mean = speeds.expected([o.setting for o in able])
     of = dict(zip([o.setting for o in able], mean, strict=True))
     highest = of[best.setting]
     if by_examples:

@@ -172,7 +172,7 @@ class Policy:
         able = fell or today or [o for o in able if _improved(o)] or able
         if not able:
             return None
-        mean, _ = self.speeds(observations, run_seconds).posterior([o.setting for o in able])
+        mean = self.speeds(observations, run_seconds).expected([o.setting for o in able])
         return able[int(np.argmax(mean))]
 
     def next_step(self, observations: Sequence[Observation], limits: Limits) -> Advance | Stop:

@@ -127,9 +127,8 @@ class Race:
         if spare <= 0 or len(held) < 2:
             return
         observations = self.observations()
-        mean, _ = self.policy.speeds(observations, self.horizon_seconds(observations)).posterior(
-            [c.setting for c in held]
-        )
+        speeds = self.policy.speeds(observations, self.horizon_seconds(observations))
+        mean = speeds.expected([c.setting for c in held])
         for i in np.argsort(mean)[:-1]:
             if spare <= 0:
                 return
@@ -206,7 +205,7 @@ class Race:
         """
         observations = self.observations()
         able = [o for o in observations if o.ended not in ENDED_BADLY]
-        mean, _ = self.policy.speeds(observations, run_seconds).posterior([o.setting for o in able])
+        mean = self.policy.speeds(observations, run_seconds).expected([o.setting for o in able])
         speed = dict(zip([o.setting for o in able], mean, strict=True))
         own = speed[candidate.setting] + math.log(self.policy.weight(candidate.setting.batch_size))
         found = []

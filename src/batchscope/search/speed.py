@@ -244,6 +244,10 @@ class Speeds:
         """
         return self.posterior_at(self.at_horizon(settings))
 
+    def expected(self, settings: Sequence[Setting]) -> Floats:
+        """Mean of log speeds at the horizon of the whole run, S numbers."""
+        return self.means(self.at_horizon(settings))
+
     def means(self, x: Floats) -> Floats:
         """Posterior mean of log speeds at N×3 coordinates."""
         mean = self._mean(x)
