@@ -9,7 +9,6 @@ took, over the best run. Both are counted on the curves' own clocks, so a busy m
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import multiprocessing
 import warnings
@@ -32,7 +31,6 @@ from batchscope.search import race as race_module
 from batchscope.search import speed as speed_module
 from batchscope.search.answer import find_answer
 from batchscope.search.candidates import Setting
-from batchscope.search.forecast import fit_curve
 from batchscope.search.policy import Policy
 from batchscope.search.race import Budget, Race
 from batchscope.search.recorded import RecordedSource
@@ -198,19 +196,10 @@ def _play(case: Case, reference: str, method: str, setting: Setting, cost: float
     return Play(variant, case.family, reference, method, regret, cost / case.best_seconds)
 
 
-@contextmanager
-def cached_forecasts() -> Iterator[None]:
-    """Forecasts worked out once for each curve, which most plays ask for several times."""
-    cached = functools.lru_cache(maxsize=4096)(fit_curve)
-    with mock.patch.object(race_module, "fit_curve", cached):
-        yield
-
-
 def _quadratic(task: tuple[int, Sequence[Variant]]) -> list[Play]:
     warnings.simplefilter("ignore", RuntimeWarning)
     seed, variants = task
-    with cached_forecasts():
-        return plays_of(quadratic_case(seed), variants)
+    return plays_of(quadratic_case(seed), variants)
 
 
 def networks(console: Console) -> list[Case]:
@@ -297,8 +286,7 @@ def main() -> None:
         variants = [AS_IT_IS, *(v for v in asked if v is not AS_IT_IS)]
     plays: list[Play] = []
     for case in networks(console):
-        with cached_forecasts():
-            plays += plays_of(case, variants)
+        plays += plays_of(case, variants)
     tasks = [(seed, variants) for seed in range(math.ceil(arguments.plays / 3))]
     with multiprocessing.Pool(arguments.processes) as pool:
         for own in track(pool.imap(_quadratic, tasks), "quadratics", len(tasks), console=Console(stderr=True)):

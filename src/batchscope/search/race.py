@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ FIRST_BUDGET, SEEN_BUDGET = 2.0, 4.0
 USUAL, LONG = 0.5, 0.65
 # A forecast from fewer scores than this says nothing yet: those of the other candidates are taken as well.
 LEAST_SCORES = 5
+# Fits that are remembered: a step asks for the same curve's several times, for its budget, horizon and progress.
+KEPT_FORECASTS = 64
+
+_fitted = functools.lru_cache(maxsize=KEPT_FORECASTS)(fit_curve)
 
 
 @dataclass
@@ -191,7 +196,7 @@ class Race:
             own = self.pooled_scores(candidate, run_seconds)
             if len(own) < LEAST_SCORES:
                 return None
-        law = fit_curve(tuple(seconds for seconds, _ in own), tuple(score for _, score in own), most=self.most_score)
+        law = _fitted(tuple(seconds for seconds, _ in own), tuple(score for _, score in own), most=self.most_score)
         if law is None or self.goal.kind != "target":
             return law
         return law.reaching(self.goal.value, candidate.seconds_per_update)
