@@ -9,7 +9,7 @@ For each network, reference and seed:
 - Prodigy: an optimiser that sets its own rate (Mishchenko and Defazio 2024, arXiv 2306.06101), at today's batch size.
 
 A setting is judged by the recorded curves (``make ground-truth-real``). Prodigy has no rate to look up, so it is
-trained to the target, or for three times the seconds of the best recorded setting. Everything runs on one thread.
+trained to the target, or for twice the seconds of the best recorded setting. Everything runs on one thread.
 
     python benchmarks/real_peers.py [--networks conv gpt …] [--references default] [--seeds 2] [--peers …] [--resume]
 """
@@ -78,7 +78,7 @@ def seconds_of_training(trial: Trial, target: float, best_seconds: float) -> Bou
     Args:
         trial: The run, about to begin.
         target: The score.
-        best_seconds: Seconds of the best setting; the run is given up after three times as many.
+        best_seconds: Seconds of the best setting; the run is given up after ``LIMIT`` times as many.
 
     Returns:
         Seconds, or the limit as a bound.
@@ -189,8 +189,8 @@ def figures(rows: Sequence[Row]) -> Row:
 
     Returns:
         Median and worst regret, and medians of everything over the best and over today's, each with whether it is a
-        bound; the median of search seconds; the share of runs that take over three times the best seconds or never get
-        there; and how many rows failed.
+        bound; the median of search seconds; the share of runs that take over ``LIMIT`` times the best seconds or never
+        get there; and how many rows failed.
     """
     worst = max((known(row["regret"]), row["run_at_least"]) for row in rows)
     late = [known(row["run_seconds"]) >= LIMIT * row["best_seconds"] for row in rows]
