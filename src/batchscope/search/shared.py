@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -107,6 +108,11 @@ class Shared:
         # Worker processes read while others compute.
         return max(compute, reading / self.reading_workers) if self.reading_workers else compute + reading
 
+    @functools.cached_property
+    def perfect(self) -> float | None:
+        """What perfect predictions score; None where that is not known."""
+        return perfect_score(self.workload)
+
     def check_target(self) -> None:
         """Refuse a target that cannot be meant, by what fresh weights score.
 
@@ -116,8 +122,7 @@ class Shared:
         if self.target is None or self.fresh is None:
             return
         try:
-            perfect = perfect_score(self.workload)
-            check_target(self.target, [self.fresh[1]], perfect=perfect, minus_loss=self.workload.score is None)
+            check_target(self.target, [self.fresh[1]], perfect=self.perfect, minus_loss=self.workload.score is None)
         except ArgumentError:
             check_goal(self.prepared, self.target, seed=self.seed)  # on more examples than these
 

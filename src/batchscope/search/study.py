@@ -37,7 +37,6 @@ from batchscope.training.interruption import StopRequest, stop_requests
 from batchscope.training.loop import MOST_EPOCHS
 from batchscope.training.micro_batching import least_batch_size
 from batchscope.training.train import checked_seed, chosen_device
-from batchscope.workload.goal import perfect_score
 from batchscope.workload.workload import Workload
 
 # What is not measured at a batch size is known to this share of it.
@@ -198,7 +197,7 @@ def study(question: Question) -> Iterator[Study]:
             policy,
             goal,
             budget,
-            most_score=_most_score(workload, goal),
+            most_score=_most_score(source.perfect, goal),
             keep_bytes=_keep_bytes(question.max_memory_bytes, device),
         )
         found = Study(
@@ -237,9 +236,8 @@ def _power(
     return find_power(question.workload, given, wanted=counts, batch_sizes=tuple(sizes), device=device, seed=seed)
 
 
-def _most_score(workload: Workload, goal: Goal) -> float:
+def _most_score(perfect: float | None, goal: Goal) -> float:
     """What no score exceeds; infinite where that is not known, or where it is the target itself."""
-    perfect = perfect_score(workload)
     if perfect is None or (goal.kind == "target" and goal.value >= perfect):
         return math.inf
     return perfect

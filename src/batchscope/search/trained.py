@@ -53,12 +53,12 @@ class _SearchRun(Run):
         if self.progress.iterations:
             return super()._loss_and_score(data)
         if self.source.fresh is None:
-            few, taken = self.source.validation, 0.0
-            while True:
-                began, before = time.perf_counter(), taken
+            few = self.source.validation
+            for _ in range(2):  # the first one warms up, which hardly counts in a long one
+                began = time.perf_counter()
                 fresh = super()._loss_and_score(few)
                 taken = time.perf_counter() - began
-                if before or taken > EVALUATION_SECONDS:  # the first one warms up, which hardly counts in a long one
+                if taken > EVALUATION_SECONDS:
                     break
             self.source.choose_examples(taken / len(few.indices))
             self.validation = self.source.validation
