@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.search.broken import Broken
 from torch import Tensor, nn
 
 import batchscope as bs
@@ -128,20 +129,6 @@ def test_a_target_that_the_first_updates_reach_is_no_riddle(make: Make) -> None:
     found = advise(workload, target=0.6, budget_seconds=4.0, batch_sizes=[8, 32])
     assert found.plan is not None
     assert bs.train(workload, found.plan).reached
-
-
-class Broken(nn.Module):
-    """Where ``factor`` is not a number, neither is what it gives in training."""
-
-    factor = 1.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(x)
-        return out * self.factor if self.training else out
 
 
 def test_where_training_diverges_everywhere_it_says_so(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from torch import Tensor, nn
+from tests.search.broken import Broken
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import batchscope as bs
@@ -124,20 +124,6 @@ def test_a_target_that_is_late_is_gone_on_with_at_smaller_rates_and_given_up_in_
 
 def test_a_budget_of_a_second_still_trains(digits: Workload) -> None:
     assert train_from_nothing(digits, target=0.9, budget_seconds=1.0).reached
-
-
-class Broken(nn.Module):
-    """Where ``factor`` is not a number, neither is what it gives in training."""
-
-    factor = 1.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(x)
-        return out * self.factor if self.training else out
 
 
 def test_it_says_why_it_cannot(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
