@@ -4,6 +4,9 @@
 
 A setting that was not recorded has the seconds that straight lines give, in the logs of seconds, rate and batch size.
 A run that ended before its target has a lower bound.
+
+The last table is the limit of any search that takes what is ahead at some time for the fastest: it trains *all*
+recorded settings to a share of the best run, chooses the one with the highest score there, and shows the regret.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from real import RealTask
 
 CURVES = Path(__file__).parent / "ground_truth" / "real"
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the best run, after which settings are compared
 LIMIT = 2.0  # times the best seconds so far, after which a run has missed
 
 UNKNOWN = 10.0  # times its seconds so far, for a run that ended before the target while none has reached it
@@ -206,6 +210,21 @@ class Curves:
         """Seconds to the target at a setting over those at the best one."""
         return self.truth.regret(setting, self.step_seconds)
 
+    def ahead_at(self, seconds: float) -> Setting | None:
+        """The setting with the highest score after some CPU seconds, of all that were recorded so far; None: none was.
+
+        Args:
+            seconds: Of training.
+        """
+        scores: dict[Setting, float] = {}
+        for curve in self.curves:
+            times, values = (np.array(curve["points"][key], float) for key in ("seconds", "score"))
+            if times[0] <= seconds <= times[-1]:
+                score = float(np.interp(math.log(seconds), np.log(times), np.maximum.accumulate(values)))
+                setting = Setting(curve["batch_size"], curve["learning_rate"])
+                scores[setting] = max(score, scores.get(setting, -math.inf))
+        return max(scores, key=scores.__getitem__, default=None)
+
     def _rate_row(self, rate: float, runs: Sequence[Curve]) -> RateRow:
         examples = [estimate(run, self.curves, self.target, of="examples") for run in runs]
         if any(math.isinf(value) for value in examples):
@@ -279,6 +298,30 @@ def table(curves: Curves) -> Table:
     return shown
 
 
+def early_table(networks: Sequence[Curves]) -> Table:
+    """Regret of the setting that is ahead at a share of the best run, and what training all of them so far costs."""
+    shown = Table(title="Regret of the setting that is ahead after a share of the best run, of all recorded ones")
+    shown.add_column("network")
+    for share in SHARES:
+        shown.add_column(f"{share:.3g}", justify="right")
+    regrets: dict[float, list[float]] = {share: [] for share in SHARES}
+    for curves in networks:
+        best = curves.seconds(curves.best).value
+        cells = []
+        for share in SHARES:
+            ahead = curves.ahead_at(share * best)
+            regret = None if ahead is None else curves.regret(ahead)
+            cells.append("–" if regret is None else f"{'≥ ' if regret.at_least else ''}{regret.value:.2f}")
+            regrets[share] += [] if regret is None else [regret.value]
+        shown.add_row(curves.network, *cells)
+    for name, of in (("median", statistics.median), ("worst", max)):
+        shown.add_row(name, *(f"{of(own):.2f}" if (own := regrets[share]) else "–" for share in SHARES))
+    counts = [len({(c["batch_size"], c["learning_rate"]) for c in curves.curves}) for curves in networks]
+    costs = [f"{statistics.median(counts) * share:.2g}" for share in SHARES]
+    shown.add_row("cost in best runs", *costs)
+    return shown
+
+
 def _cell(row: RateRow, seconds_per_example: float) -> str:
     """Seconds; "> " before an estimate; "÷" where it diverged; the runs behind it where there are more."""
     if row.ended == "diverged":
@@ -293,8 +336,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=CURVES)
     arguments = parser.parse_args()
     console = Console(width=140)
-    for name in arguments.networks or sorted(path.name.partition(".")[0] for path in arguments.folder.glob("*.gz")):
-        console.print(table(Curves.load(name, arguments.folder)))
+    names = arguments.networks or sorted(path.name.partition(".")[0] for path in arguments.folder.glob("*.gz"))
+    networks = [Curves.load(name, arguments.folder) for name in names]
+    for curves in networks:
+        console.print(table(curves))
+    console.print(early_table(networks))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,6 @@ def _constant(name: str, *factors: float) -> list[Variant]:
 NEVER = 1e6  # a width or a range so great that it has no effect
 ABLATIONS = (
     AS_IT_IS,
-    Variant("no edges", off=("_open_edge",)),
     Variant("no pilot", off=("_pilot",)),
     *_scaled("early_noise", 0.0, 0.5, 2.0),
     *_scaled("noise", 0.5, 2.0),
@@ -113,6 +112,9 @@ ABLATIONS = (
     *_constant("GROWTH", 2.0),
     *_constant("UNSEEN", 0.5, 2.0),
     *_constant("WORTH_CHANGING", 0.0, 3.0, 6.0),
+    *_constant("LEAST_FALL", 0.0),
+    *_constant("HARMFUL_RISE", 0.0),
+    *_constant("LEAST_BUDGETS", 0.0, 2.0),
 )
 
 

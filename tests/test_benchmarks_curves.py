@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from batchscope.workload import Workload
 from curves_schedule import NEAR_BEST, Seen, Setting, next_setting
-from curves_table import Curves, collect, estimate, points_at, time_to_target
+from curves_table import Curves, collect, early_table, estimate, points_at, time_to_target
 from ground_truth_table import Setting as At
 from real import TASKS
 from real.task import RealTask
@@ -200,6 +200,16 @@ def test_regret_between_what_was_recorded_and_at_a_run_that_was_cut(tmp_path: Pa
     assert curves.regret(At(32, 0.2)).value == pytest.approx(
         examples_needed(Setting(32, 1)) * (0.001 + 0.01 / 32) / (1_500 * (0.001 + 0.01 / 64)), rel=0.1
     )
+
+
+def test_the_setting_that_is_ahead_late_is_the_best_one_and_none_is_before_the_first_point(tmp_path: Path) -> None:
+    curves = collected(tmp_path)
+    best = curves.seconds(curves.best).value
+    assert curves.ahead_at(best) == curves.best
+    assert curves.ahead_at(1e-6) is None
+    shown = early_table([curves])
+    assert shown.row_count == 4
+    assert list(shown.columns[-1].cells)[:3] == ["1.00", "1.00", "1.00"]
 
 
 def line() -> Workload:

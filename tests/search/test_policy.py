@@ -162,3 +162,34 @@ def test_the_time_of_an_update_is_a_line_through_the_nearest_sizes() -> None:
 def test_speeds_of_the_valley_are_what_they_are_meant_to_be() -> None:
     assert speed(BEST) == max(speed(Setting(size, 0.1 * 2.0**k)) for size in SIZES for k in range(-4, 4))
     assert speed(Setting(64, 0.8)) == 0
+
+
+def stood(setting: Setting, *losses: float) -> Observation:
+    """A candidate with a loss after each second, known to 0.01; fresh weights have 3.0."""
+    points = [Point(0, 0, 0.0, 3.0, 0.01)]
+    points += [Point(100 * k, 100 * k, float(k), loss, 0.01) for k, loss in enumerate(losses, 1)]
+    return Observation(setting, tuple(points), None, True, float(len(losses)))
+
+
+def test_on_a_plateau_todays_setting_is_trained_on() -> None:
+    """A rate that lifts the loss a little has not failed, and one that lowers it by 1% has not begun to train."""
+    today, high, low = Setting(32, 0.2), Setting(32, 0.8), Setting(32, 0.05)
+    policy, limits = Policy(today, SIZES), Limits(14.0, 20.0, 80.0)
+    tried = [stood(today, 3.05, 3.1), stood(high, 5.0), stood(low, 2.97)]
+    step = policy.next_step(tried, limits)
+    assert isinstance(step, Advance)
+    assert step.setting in (today, low)
+    least = min(tried[0].seconds, tried[2].seconds)
+    assert step.seconds == 2 * least
+
+
+def test_what_stands_on_the_plateau_is_not_the_best_once_another_has_left_it() -> None:
+    today, other = Setting(32, 0.2), Setting(64, 0.1)
+    policy = Policy(today, SIZES)
+    left = stood(today, 3.05, 3.1, 3.0, 2.9, 2.7, 2.4)
+    best = policy.best([left, stood(other, 2.93)], 80.0)
+    assert best is not None
+    assert best.setting == today
+    trains = policy.best([left, stood(other, 2.5)], 80.0)
+    assert trains is not None
+    assert trains.setting == other
