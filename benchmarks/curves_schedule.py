@@ -23,6 +23,8 @@ WING = 2
 MAX_RATES = 5  # of one batch size, without the far ones
 SEEDS = 3
 ENOUGH = 44  # curves of a network, after which no third seed is recorded
+# The coarse grid of beginnings: rates of a batch size, in factors of 2 from the middle, and how far sizes go.
+EARLY_STEPS, EARLY_OCTAVES = (-4, -2, 0, 2, 4), 4.1
 
 
 class Setting(NamedTuple):
@@ -147,3 +149,28 @@ def _next_seed(seen: Sequence[Seen], fastest: float) -> Setting | None:
             if setting not in known:
                 return setting
     return None
+
+
+def early_grid(sizes: Sequence[int], best: Setting) -> list[Setting]:
+    """A coarse grid about the best setting: every other batch size, rates a factor of 4 apart along ε ∝ √B.
+
+    Args:
+        sizes: Batch sizes that may be recorded, ascending.
+        best: The best setting so far.
+
+    Returns:
+        Settings of the best one's seed, the nearest first.
+
+    Examples:
+        >>> [tuple(setting) for setting in early_grid((8, 16, 32), Setting(16, 1, 0))][:3]
+        [(16, 1, 0), (16, -1, 0), (16, 3, 0)]
+    """
+    place = min(range(len(sizes)), key=lambda k: abs(math.log(sizes[k] / best.batch_size)))
+    found = []
+    for size in sizes[place % 2 :: 2]:
+        octaves = math.log2(size / best.batch_size)
+        if abs(octaves) > EARLY_OCTAVES:
+            continue
+        middle = best.step + round(octaves / 2)
+        found += [Setting(size, middle + step, best.seed) for step in EARLY_STEPS]
+    return sorted(found, key=lambda s: (abs(math.log2(s.batch_size / best.batch_size)), abs(s.step - best.step)))

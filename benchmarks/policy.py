@@ -214,8 +214,6 @@ def networks(console: Console) -> list[Case]:
             count = len({(c["batch_size"], c["learning_rate"]) for c in curves.curves})
             console.print(f"{curves.network}: left out, {count} settings recorded of at least {LEAST_SETTINGS}")
             continue
-        for name in own[0].missing:
-            console.print(f"{curves.network}: {name} is left out, it was not recorded")
         cases += own
     return cases
 

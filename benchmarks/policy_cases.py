@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,6 @@ class Case:
         seconds: Seconds to the target at a setting, the truth; infinite where it is never reached.
         best_seconds: The least of them.
         references: Settings of today, by name.
-        missing: References that were not recorded.
         is_allowed: Whether a setting may be trained; None: all may.
     """
 
@@ -70,7 +69,6 @@ class Case:
     seconds: Callable[[Setting], float]
     best_seconds: float
     references: dict[str, Setting]
-    missing: tuple[str, ...] = ()
     is_allowed: Callable[[Setting], bool] | None = field(default=None)
 
     def regret(self, setting: Setting) -> float:
@@ -148,8 +146,8 @@ def recorded_cases(curves: Curves) -> list[Case]:
     reached = {s: truth[s] for s, own in groups.items() if any(c.ended == "reached" for c in own)}
     sizes = tuple(sorted({s.batch_size for s in groups}))
     default = DEFAULT if DEFAULT in sizes else curves.batch_size
-    wanted = references_of(reached, sizes, default)
-    references = {name: s for name, s in wanted.items() if s in groups}
+    wanted = references_of({s: t for s, t in truth.items() if math.isfinite(t)}, sizes, default)
+    references = {name: _nearest(groups, s) for name, s in wanted.items()}
     return [
         Case(
             family=curves.network,
@@ -159,11 +157,20 @@ def recorded_cases(curves: Curves) -> list[Case]:
             seconds=truth.__getitem__,
             best_seconds=min(reached.values()),
             references=references,
-            missing=tuple(f"{name} ({wanted[name]})" for name in wanted if name not in references),
             is_allowed=groups.__contains__,
         )
         for k in range(max(map(len, groups.values())))
     ]
+
+
+def _nearest(settings: Iterable[Setting], wanted: Setting) -> Setting:
+    """The recorded setting nearest to one that is wanted: of the nearest batch size, the nearest rate along ε ∝ √B."""
+
+    def apart(setting: Setting) -> tuple[float, float]:
+        octaves = math.log2(setting.batch_size / wanted.batch_size)
+        return abs(octaves), abs(math.log2(setting.learning_rate / wanted.learning_rate) - octaves / 2)
+
+    return min(settings, key=apart)
 
 
 def curve_of(run: dict[str, Any]) -> Curve:

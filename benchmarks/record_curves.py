@@ -1,11 +1,12 @@
 """Record learning curves of the real networks over batch size, learning rate and seed, each in a plain loop.
 
-    python benchmarks/record_curves.py [--networks conv lstm ...] [--processes 2] [--out build/real-curves] [--collect]
+    python benchmarks/record_curves.py [--networks conv lstm ...] [--processes 2] [--early] [--collect]
 
 A run is one process of one thread. The recorder may be stopped at any moment (Ctrl-C, kill, kill -9); started again, it
 goes on with the settings that have no file yet; those that ``make bench-real`` has asked about come first. In the end
 it writes what has finished, rounded and compressed, into benchmarks/ground_truth/real; `--collect` does that alone,
-also while a recorder runs.
+also while a recorder runs. `--early` records the beginnings of a coarse grid, up to a third of the best run, for the
+replay of the search; a run that is recorded whole takes the place of its beginning.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import sys
 import time
 from pathlib import Path
 
-from curves_schedule import Seen, Setting, next_setting
-from curves_table import CURVES, collect, estimate, time_to_target
+from curves_schedule import Seen, Setting, early_grid, next_setting
+from curves_table import CURVES, Curve, collect, estimate, time_to_target
 from real import TASKS, RealTask
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "real-curves"
 POLL = 0.5  # seconds between looks at the running processes
+EARLY_SHARE = 0.3  # of the best run, to which a beginning is recorded
 MAX_FAILURES = 3  # of one network, after which it is left alone
 
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--processes", type=int, default=2, help="runs side by side")
     parser.add_argument("--out", type=Path, default=BUILD, help="folder of the finished runs")
+    parser.add_argument("--early", action="store_true", help="record the beginnings of a coarse grid")
     parser.add_argument("--collect", action="store_true", help="only compress what has finished")
     parser.add_argument("--collect-into", type=Path, default=CURVES)
     arguments = parser.parse_args()
@@ -44,7 +47,7 @@ def main() -> None:
         for name in arguments.networks:
             restore(name, arguments.out / name, arguments.collect_into)
         try:
-            record(arguments.networks, arguments.out, arguments.processes)
+            record(arguments.networks, arguments.out, arguments.processes, early=arguments.early)
         except KeyboardInterrupt:
             print("Stopped; started again, it goes on with the runs that have not finished.")
     for name in arguments.networks:
@@ -77,7 +80,7 @@ def restore(name: str, folder: Path, kept: Path) -> int:
     return len(missing)
 
 
-def record(networks: list[str], out: Path, processes: int) -> None:
+def record(networks: list[str], out: Path, processes: int, *, early: bool = False) -> None:
     """Record until nothing is left to do, one run of each network in turn."""
     queue = list(networks)
     running: dict[str, subprocess.Popen[bytes]] = {}
@@ -91,7 +94,7 @@ def record(networks: list[str], out: Path, processes: int) -> None:
                     queue.append(name)
             while queue and len(running) < processes:
                 name = queue.pop(0)
-                command = next_command(TASKS[name], out / name)
+                command = next_command(TASKS[name], out / name, early=early)
                 if command is not None:
                     running[name] = subprocess.Popen(
                         [sys.executable, str(HERE / "record_one.py"), name, *command],
@@ -103,12 +106,13 @@ def record(networks: list[str], out: Path, processes: int) -> None:
             process.kill()
 
 
-def next_command(task: RealTask, folder: Path) -> list[str] | None:
+def next_command(task: RealTask, folder: Path, *, early: bool = False) -> list[str] | None:
     """Arguments of record_one.py for the next run of a network; None where all are there.
 
     Args:
         task: The network.
         folder: Where its finished runs are.
+        early: Whether only the beginnings of a coarse grid are wanted.
 
     Returns:
         What follows the network's name.
@@ -119,18 +123,26 @@ def next_command(task: RealTask, folder: Path) -> list[str] | None:
         print(f"{time.strftime('%H:%M:%S')} {task.name}: timing", flush=True)
         return ["--timing", str(folder / "timing.json")]
     seen = []
+    begun = {Setting(c["batch_size"], c["step"], c["seed"]) for c in curves if is_beginning(c)}
     for curve in curves:
+        if is_beginning(curve):
+            continue
         seconds = estimate(curve, curves, task.target)
         reached = time_to_target(curve, task.target) is not None
         seen.append(Seen(Setting(curve["batch_size"], curve["step"], curve["seed"]), seconds, reached))
     known = {one.setting for one in seen}
-    setting = next((one for one in asked(task, folder.parent.parent) if one not in known), None)
-    setting = setting or next_setting(task.batch_size, task.batch_sizes, seen)
+    fastest = min((s for s in seen if s.reached), key=lambda s: s.seconds, default=None)
+    if early:
+        grid = early_grid(task.batch_sizes, fastest.setting) if fastest is not None else []
+        setting = next((one for one in grid if one not in known | begun), None)
+    else:
+        setting = next((one for one in asked(task, folder.parent.parent) if one not in known), None)
+        setting = setting or next_setting(task.batch_size, task.batch_sizes, seen)
     if setting is None:
         print(f"{time.strftime('%H:%M:%S')} {task.name}: complete", flush=True)
         return None
     path = _path(folder, *setting)
-    best = min((s for s in seen if s.reached), key=lambda s: s.seconds, default=None)
+    best = fastest
     shown = f"best {best.seconds:.1f} s at {best.setting.batch_size}, 2^{best.setting.step}" if best else "no best"
     print(
         f"{time.strftime('%H:%M:%S')} {task.name}: {len(curves)} curves, {shown}; now {setting.batch_size}, "
@@ -140,7 +152,12 @@ def next_command(task: RealTask, folder: Path) -> list[str] | None:
     command = [*map(str, setting), str(path)]
     if best is not None and math.isfinite(best.seconds):
         command += ["--best", str(_path(folder, *best.setting)), "--best-seconds", str(best.seconds)]
-    return command
+    return [*command, "--until", str(EARLY_SHARE)] if early else command
+
+
+def is_beginning(curve: Curve) -> bool:
+    """Whether a curve was recorded up to a share of the best run, and might have gone on."""
+    return bool(curve["outcome"] == "begun")
 
 
 def asked(task: RealTask, build: Path) -> list[Setting]:

@@ -114,7 +114,12 @@ def _order(examples: int, seed: int) -> Iterator[int]:
 
 
 def record(
-    task: RealTask, setting: Setting, best: dict[str, Any] | None = None, best_seconds: float | None = None
+    task: RealTask,
+    setting: Setting,
+    best: dict[str, Any] | None = None,
+    best_seconds: float | None = None,
+    *,
+    until: float = LIMIT,
 ) -> dict[str, Any]:
     """Train to the target, or until it is clear that this cannot be the best run.
 
@@ -123,6 +128,7 @@ def record(
         setting: Batch size, rate and seed.
         best: The best curve so far. None: there is none.
         best_seconds: Its CPU seconds to the target.
+        until: Times the best seconds, after which it ends in any case.
 
     Returns:
         The curve, as it is kept.
@@ -140,7 +146,7 @@ def record(
     next_point, next_block = next(evaluate_at), next(block_at)
     point_loss, block_loss = _Mean(), _Mean()
     unit = best_seconds or task.expected_seconds
-    limit = LIMIT * unit
+    limit = until * unit
     parent = os.getppid()
     outcome = None
     while outcome is None:
@@ -166,7 +172,7 @@ def record(
             else:
                 outcome = verdict(points, task.target, initial_loss, unit, best)
             if outcome is None and trial.seconds > limit:
-                outcome = "missed"
+                outcome = "missed" if until >= 1 else "begun"
     return {
         "network": task.name,
         "batch_size": batch_size,
@@ -286,6 +292,7 @@ def main() -> None:
     parser.add_argument("out", nargs="?", type=Path)
     parser.add_argument("--best", type=Path)
     parser.add_argument("--best-seconds", type=float)
+    parser.add_argument("--until", type=float, default=LIMIT)
     parser.add_argument("--timing", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -296,7 +303,7 @@ def main() -> None:
         best = json.loads(arguments.best.read_text()) if arguments.best is not None else None
         path = arguments.out
         setting = Setting(arguments.batch_size, arguments.step, arguments.seed)
-        made = record(task, setting, best, arguments.best_seconds)
+        made = record(task, setting, best, arguments.best_seconds, until=arguments.until)
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(made))
     part.replace(path)  # a file is whole or not there

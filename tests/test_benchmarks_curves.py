@@ -15,12 +15,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from batchscope.workload import Workload
-from curves_schedule import NEAR_BEST, Seen, Setting, next_setting
+from curves_schedule import NEAR_BEST, Seen, Setting, early_grid, next_setting
 from curves_table import Curves, collect, early_table, estimate, points_at, time_to_target
 from ground_truth_table import Setting as At
 from real import TASKS
 from real.task import RealTask
-from record_curves import next_command, restore
+from record_curves import is_beginning, next_command, restore
 from record_one import record, verdict
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -256,6 +256,22 @@ def test_blocks_are_means_over_the_same_examples_at_every_batch_size() -> None:
     assert len(shared) > 5
     for end in shared:
         assert sums[0][end] == pytest.approx(sums[1][end], rel=1e-4)
+
+
+def test_the_beginning_of_a_run_ends_at_its_share_and_is_no_miss() -> None:
+    best = record(line_task(), Setting(10, 0))
+    begun = record(line_task(learning_rate=1e-6), Setting(10, 0), best, 1.0, until=0.01)
+    assert begun["outcome"] == "begun"
+    assert begun["points"]["seconds"][-1] >= begun["limit_seconds"] == 0.01
+    assert is_beginning(begun)
+    assert not is_beginning(best)
+
+
+def test_the_coarse_grid_has_the_best_setting_first_and_every_other_size() -> None:
+    grid = early_grid((8, 16, 32, 64), Setting(32, 1, 0))
+    assert grid[0] == Setting(32, 1, 0)
+    assert {setting.batch_size for setting in grid} == {8, 32}
+    assert len(set(grid)) == len(grid)
 
 
 def test_clipping_bounds_the_first_step() -> None:
