@@ -30,7 +30,7 @@ LEAST_ROWS = 16
 # Of whole gradients, and of folded ones.
 KEPT_BYTES = 128 << 20
 # Numbers in double precision at a time: what a cache holds.
-_DOUBLES = 1 << 18
+_DOUBLES = 1 << 20
 
 
 def gradient_noise(
