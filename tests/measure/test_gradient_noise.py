@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import batchscope as bs
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import estimate_noise, moments_of
-from batchscope.measure.noise import preconditioner_of
+from batchscope.measure.optimizer_state import preconditioner_of
 from batchscope.measure.per_example import MICRO_BATCH, GradientRows
 from batchscope.seeding import derive, isolated
 from batchscope.workload import quadratic

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import GradientMoments, NoiseEstimate, estimate_noise, moments_from_parts, paired_rows
-from batchscope.measure.arguments import drawn_examples
+from batchscope.measure.arguments import drawn_examples, loaded
 from batchscope.measure.per_example import GradientRows
-from batchscope.measure.preconditioner import preconditioner
-from batchscope.measure.state import loaded
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records.noise import GradientError, NoiseMeasurement
@@ -58,11 +56,11 @@ def gradient_noise(
         state: A state dict; None: fresh weights under the seed.
         examples: Training examples to use, drawn without replacement; all of them where there are fewer.
         preconditioner: A factor for every coordinate of the gradient by parameter name, such as 1/(√v̂ + ε) of Adam
-            (:func:`preconditioner_of` reads it from an optimiser), for the preconditioned noise scale
-            tr(PΣ)/(GᵀPG), P the diagonal matrix of the factors; None: only the plain one.
+            (:func:`batchscope.measure.optimizer_state.preconditioner_of` reads it from an optimiser), for the
+            preconditioned noise scale tr(PΣ)/(GᵀPG), P the diagonal matrix of the factors; None: only the plain one.
         seed: Draws the examples, fresh weights and dropout.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
 
     Returns:
         The measurement. A noise scale that the examples do not determine is unresolved, with its lower end and the
@@ -123,43 +121,6 @@ def gradient_noise(
         seconds=time.perf_counter() - began,
         provenance=provenance(workload, device=chosen, seed=seed),
     )
-
-
-def preconditioner_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor] | None:
-    """What an optimiser multiplies each coordinate of the gradient by, for :func:`gradient_noise`.
-
-    For Adam, AdamW, NAdam and RAdam 1/(√v̂ + ε), v̂ the mean square of the gradient, corrected for its start at zero
-    (Kingma and Ba 2015, arXiv 1412.6980); for RMSprop 1/(√v + ε); for Adagrad 1/(√Σg² + ε).
-
-    Args:
-        optimizer: The model's optimiser, after at least one step.
-        model: The model.
-
-    Returns:
-        A factor for every coordinate that is trained, by parameter name: 0 for parameters that the optimiser does not
-        hold or has had no gradient for. None for an optimiser that scales all coordinates alike, such as SGD, and
-        before the first step.
-
-    Examples:
-        >>> model = nn.Linear(2, 1, bias=False)
-        >>> adam = torch.optim.Adam(model.parameters())
-        >>> preconditioner_of(adam, model) is None
-        True
-        >>> model.weight.grad = torch.tensor([[1.0, 10.0]])
-        >>> adam.step()
-        >>> preconditioner_of(adam, model)
-        {'weight': tensor([[1.0000, 0.1000]])}
-    """
-    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    factors = {
-        name: preconditioner(optimizer, parameter, groups[id(parameter)]) if id(parameter) in groups else None
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-    if all(factor is None for factor in factors.values()):
-        return None
-    parameters = dict(model.named_parameters())
-    return {name: torch.zeros_like(parameters[name]) if f is None else f.detach() for name, f in factors.items()}
 
 
 class _Statistics:
