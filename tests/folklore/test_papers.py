@@ -96,7 +96,7 @@ def test_papers_on_fashion_come_to_their_tables(
     # In a process of its own: the heap that it leaves behind is in the way of tests that measure memory.
     child = in_child(lambda: paper(module.__name__.rpartition(".")[2], seeds=2, budget_seconds=5.0), seconds=300.0)
     found = child.value
-    assert isinstance(found, PaperStudy), child.said
+    assert isinstance(found, PaperStudy), child.message
     assert not found.interrupted
     assert len(found.rows) == rows
     assert found.effects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 import batchscope as bs
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import estimate_noise, moments_of
-from batchscope.measure.noise import preconditioner_of
+from batchscope.measure.optimizer_state import preconditioner_of
 from batchscope.measure.per_example import MICRO_BATCH, GradientRows
 from batchscope.seeding import derive, isolated
 from batchscope.workload import quadratic
@@ -94,6 +95,7 @@ MODELS: dict[str, Any] = {
     "layer norm": lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 3)),
     "branching": Branching,
 }
+WIDE = lambda: nn.Sequential(nn.Linear(8, 4096), nn.ReLU(), nn.Linear(4096, 3))  # noqa: E731
 BATCH_NORM = lambda: nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))  # noqa: E731
 
 
@@ -243,6 +245,41 @@ def test_many_rows_are_measured_in_two_passes_with_the_same_result(monkeypatch: 
         assert one is not None
         assert other is not None
         assert dataclasses.astuple(other) == pytest.approx(dataclasses.astuple(one), rel=1e-5)
+
+
+def test_a_long_gradient_is_held_only_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make(WIDE)
+    length = sum(p.numel() for p in _fresh(workload).parameters())
+    monkeypatch.setattr("batchscope.measure.noise.KEPT_BYTES", 8 * length)  # two rows
+    monkeypatch.setattr("batchscope.measure.per_example.MOST_ROWS", 1)
+    held: list[int] = []
+    chunks = GradientRows.chunks
+
+    def watched(self: GradientRows, indices: list[int]) -> Any:
+        own = {p.untyped_storage().data_ptr() for p in self._values.values()}
+        for place, chunk in enumerate(chunks(self, indices)):
+            if place == 13 and len(held) < 2:  # in the pass for the sums, and in one for the pairs
+                storages = [t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), Tensor)]
+                sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+                held.append(sum(size for at, size in sizes.items() if size >= length and at not in own))
+            yield chunk
+
+    monkeypatch.setattr(GradientRows, "chunks", watched)
+    bs.gradient_noise(workload, examples=64)
+    # Bytes of a parameter: a sum in double precision, two rows, all folded rows, a chunk and its copy, signs.
+    assert max(held) <= (8 + 8 + 8 + 2 * 4 + 1) * length + (1 << 12)
+
+
+def test_folded_gradients_give_the_error_of_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make(WIDE)
+    whole = bs.gradient_noise(workload)
+    monkeypatch.setattr("batchscope.measure.noise.KEPT_BYTES", 1 << 20)  # 1,311 numbers for each gradient of 49,155
+    folded = bs.gradient_noise(workload)
+    assert folded.noise_scale.value == pytest.approx(whole.noise_scale.value, rel=1e-5)
+    for one, other in zip(whole.gradient_error, folded.gradient_error, strict=True):
+        assert dataclasses.replace(other, error=one.error) == dataclasses.replace(one, predicted=other.predicted)
+        assert other.error != one.error
+        assert other.error == pytest.approx(one.error, rel=0.05)
 
 
 def test_two_passes_see_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from batchscope.errors import ArgumentError, WorkloadError
-from batchscope.measure.landscape import filter_normalised, landscape
-from batchscope.measure.running_statistics import take_statistics
+from batchscope.measure.landscape import filter_normalised, landscape, take_statistics
 from batchscope.records import load
 from batchscope.seeding import isolated
 from batchscope.training.evaluation import EvaluationData, evaluate

@@ -269,9 +269,9 @@ def test_what_a_child_raises_is_raised_here(error: BaseException, kind: type[Bas
 @needs_fork
 def test_a_child_that_ends_without_a_word() -> None:
     ended: ChildResult[Any] = in_child(lambda: os._exit(3))
-    assert (ended.ending, "status 3" in ended.said) == ("killed", True)
+    assert (ended.ending, "status 3" in ended.message) == ("killed", True)
     ended = in_child(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    assert (ended.ending, ended.said) == ("killed", "killed by SIGKILL")
+    assert (ended.ending, ended.message) == ("killed", "killed by SIGKILL")
 
 
 @needs_fork

@@ -22,7 +22,7 @@ import batchscope as bs
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise_series import from_two_sizes
 from batchscope.measure.budget import Budget
-from batchscope.measure.preconditioner import preconditioner
+from batchscope.measure.optimizer_state import preconditioner
 from batchscope.records import load
 
 BATCH, PLACES, WIDTH, TOKENS = 6, 6, 4, 7

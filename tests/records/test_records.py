@@ -46,6 +46,8 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
+ends = st.none() | st.floats()
+st.register_type_strategy(Interval, st.builds(Interval, ends, ends, ends, st.floats(0, 1)))
 st.register_type_strategy(Plan, plans())
 st.register_type_strategy(float, st.floats())
 results = st.builds(TrainResult, state=st.none())
@@ -86,12 +88,21 @@ def test_a_record_comes_back_as_it_was(record: Record, tmp_path: Path) -> None:
     assert loaded.to_json(tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
-@given(value=st.floats(), level=st.floats(0, 1), resolved=st.booleans())
-def test_infinities_and_nan_are_words(value: float, level: float, resolved: bool) -> None:
-    interval = Interval(value, None, math.inf, level, resolved)
+@given(value=st.none() | st.floats(), level=st.floats(0, 1))
+def test_infinities_and_nan_are_words(value: float | None, level: float) -> None:
+    interval = Interval(value, None, math.inf, level)
     data = json.loads(json.dumps(encode(interval), allow_nan=False))
     assert same(decode(Interval, data, "here"), interval)
     assert data["high"] == "Infinity"
+
+
+def test_an_interval_is_resolved_where_it_has_a_value_and_nowhere_else() -> None:
+    assert not Interval(None, 1.0, 2.0).resolved
+    assert not Interval(None, None, None, resolved=True).resolved
+    assert not dataclasses.replace(Interval(1.0, 0.0, 2.0), value=None).resolved
+    assert not decode(Interval, {"value": None, "low": None, "high": None, "resolved": True}, "here").resolved
+    with pytest.raises(RecordError, match="must have no value"):
+        decode(Interval, {"value": 1.0, "low": None, "high": None, "resolved": False}, "here")
 
 
 def test_weights_stay_in_memory(tmp_path: Path, result: TrainResult) -> None:

@@ -60,9 +60,9 @@ def judge_branches(
     means = losses.mean(1)
     if not np.isfinite(means).any():
         unresolved = (Interval.unresolved(level),) * len(means)
-        said = "No branch could be trained to its end: the rate is too large at every batch size tried."
+        text = "No branch could be trained to its end: the rate is too large at every batch size tried."
         return BranchVerdict(
-            tuple(_mean(row, level) for row in losses), unresolved, (None,) * len(means), unresolved[0], said
+            tuple(_mean(row, level) for row in losses), unresolved, (None,) * len(means), unresolved[0], text
         )
     best = int(np.nanargmin(means))
     excesses = tuple(_mean(row - losses[best], level) for row in losses)
@@ -124,30 +124,30 @@ def _verdict(
     tolerance: float,
 ) -> str:
     within = f"within {tolerance:.2g} of the best loss"
-    said = []
+    sentences = []
     if critical.value is not None:
         value, high = int(critical.value), critical.high
-        said.append(f"Up to a batch size of {value:,} the same examples end {within}")
+        sentences.append(f"Up to a batch size of {value:,} the same examples end {within}")
         if high is not None and math.isfinite(high):
-            said.append(f"; at {int(high):,} they do not.")
+            sentences.append(f"; at {int(high):,} they do not.")
         elif value == batch_sizes[-1]:
-            said.append(", and no larger one was tried: the critical batch size is at least that.")
+            sentences.append(", and no larger one was tried: the critical batch size is at least that.")
         else:
-            said.append("; beyond it the noise leaves open whether they do.")
+            sentences.append("; beyond it the noise leaves open whether they do.")
     elif critical.high is not None and math.isfinite(critical.high):
-        said.append(
+        sentences.append(
             f"Already at a batch size of {int(critical.high):,} the same examples do not end {within}: "
             "the critical one is below that."
         )
     else:
-        said.append(f"The noise leaves open which batch sizes end {within}; more repeats would tell.")
+        sentences.append(f"The noise leaves open which batch sizes end {within}; more repeats would tell.")
     small = [size for size, back in zip(batch_sizes, recovered, strict=True) if back is False]
     worse = [size for size in small if critical.value is not None and size < critical.value]
     if worse:
-        said.append(
+        sentences.append(
             f" At {', '.join(f'{size:,}' for size in worse)} they end worse too: its rescaled rate is too small."
         )
     diverged = [size for size, row in zip(batch_sizes, losses, strict=True) if np.isinf(row).any()]
     if diverged:
-        said.append(f" Training diverged at {', '.join(f'{size:,}' for size in diverged)}.")
-    return "".join(said)
+        sentences.append(f" Training diverged at {', '.join(f'{size:,}' for size in diverged)}.")
+    return "".join(sentences)

@@ -16,6 +16,7 @@ from batchscope.errors import ArgumentError
 from batchscope.fit.communication import all_reduce_seconds
 from batchscope.fit.limits import data_waits
 from batchscope.fit.sharding import largest_micro_batch
+from batchscope.fit.step_time import coefficient_covariance
 from batchscope.fit.time_to_target import drawn_examples
 from batchscope.records import AllReduceLaw, Interval, Probe, StepTimes, TradeoffLaw
 from batchscope.records.devices import AllReduceAlgorithm, UpdatesSource
@@ -53,12 +54,20 @@ class DrawnStep:
         law = times.law
         if law.fixed_seconds.value is None or law.seconds_per_example.value is None:
             raise ArgumentError("the probe must have a law of step times", got="one that is not resolved")
-        each = _drawn(law.seconds_per_example, generator)
-        ratio = each / law.seconds_per_example.value if law.seconds_per_example.value > 0 else np.ones_like(each)
-        below = each if law.seconds_per_example_below is None else law.seconds_per_example_below * ratio
-        fixed = _drawn(law.fixed_seconds, generator)
-        latency = _drawn(network.latency_seconds, generator)
-        return cls(times, fixed, each, below, latency, _drawn(network.bytes_per_second, generator))
+        points = times.points
+        covariance = coefficient_covariance(
+            [point.batch_size for point in points], [point.predicted_seconds for point in points], law.bend
+        )
+        normal = _normals(covariance, generator)
+        fixed, each = _drawn(law.fixed_seconds, normal[:, 0]), _drawn(law.seconds_per_example, normal[:, -1])
+        below = each
+        if law.seconds_per_example_below is not None:
+            # The record holds no interval of it; its standard error follows from that of the other slope.
+            ratio = math.sqrt(covariance[1, 1] / covariance[2, 2])
+            low, high = law.seconds_per_example.low, law.seconds_per_example.high
+            half = None if low is None or high is None else ratio * (high - low) / 2
+            below = _drawn(_around(law.seconds_per_example_below, half, law.seconds_per_example.level), normal[:, 1])
+        return cls(times, fixed, each, below, *_drawn_network(network, generator))
 
     def computing(self, sizes: Floats) -> Floats:
         """τ without what it waits for its data: a row for each draw, a column for each micro-batch size."""
@@ -166,7 +175,7 @@ class DrawnExamples:
                 got=f"a probe in which it is {probe.limits.critical}",
                 mend="probe for longer, or give law= (--law) a sweep or a fitted table",
             )
-        critical = _drawn(known, generator)
+        critical = _drawn(known, _normals(np.eye(1), generator)[:, 0])
         least = np.zeros_like(critical)
         if target_examples is not None:
             least = math.log(target_examples) - np.log1p(probe.workload.batch_size / critical)
@@ -225,14 +234,37 @@ def _shares(most: int, largest: int | None) -> tuple[Floats, Floats]:
     return table[:, 0], table[:, 1]
 
 
-def _drawn(interval: Interval, generator: np.random.Generator) -> Floats:
-    """The value first, then draws: normal to either side, of the logarithm where the lower end is above 0."""
+def _drawn_network(network: AllReduceLaw, generator: np.random.Generator) -> tuple[Floats, Floats]:
+    """Latency and bandwidth, of which a fitted line determines the sum of α and n/(N·β) better than either."""
+    covariance = np.eye(2)
+    times = [network.seconds(point.message_bytes, ranks=network.ranks or 1) or 0.0 for point in network.points]
+    if times and min(times) > 0:
+        covariance = coefficient_covariance([point.message_bytes for point in network.points], times)
+    normal = _normals(covariance, generator)
+    # The bandwidth is the inverse of the slope, so it falls where the slope rises.
+    return _drawn(network.latency_seconds, normal[:, 0]), _drawn(network.bytes_per_second, -normal[:, 1])
+
+
+def _normals(covariance: Floats, generator: np.random.Generator) -> Floats:
+    """Zeros first, which stand for the estimate, then draws of standard normals with the correlation of these."""
+    deviations = np.sqrt(np.diag(covariance))
+    correlation = covariance / np.outer(deviations, deviations)
+    draws = generator.multivariate_normal(np.zeros(len(covariance)), correlation, DRAWS, method="eigh")
+    return np.vstack([np.zeros(len(covariance)), draws])
+
+
+def _around(value: float, half: float | None, level: float) -> Interval:
+    return Interval(value, None, None, level) if half is None else Interval(value, value - half, value + half, level)
+
+
+def _drawn(interval: Interval, normal: Floats) -> Floats:
+    """An interval's value moved by standard normals, its logarithm where the lower end is above 0."""
     value, low, high = interval.value, interval.low, interval.high
     if value is None:
         raise ArgumentError("the law of an all-reduce must have a latency and a bandwidth", got="one not resolved")
-    normal = np.concatenate([[0.0], generator.standard_normal(DRAWS)]) / float(ndtri((1 + interval.level) / 2))
     if low is None or high is None or not math.isfinite(high):
-        return np.full(DRAWS + 1, value)
+        return np.full(len(normal), value)
+    normal = normal / float(ndtri((1 + interval.level) / 2))
     if low > 0:
         width = np.where(normal < 0, math.log(value / low), math.log(high / value))
         return np.asarray(value * np.exp(normal * width))

@@ -59,7 +59,7 @@ def find_limits(
         The limits in numbers and words.
     """
     critical, source, where = _critical(noise, branched)
-    worth, low, high, excess = _worth_having(workload, step_time, critical)
+    worth, low, high, excess = _time_optimal_batch_size(workload, step_time, critical)
     knee, largest = step_time.law.knee, None if memory is None else memory.largest_predicted
     return Limits(
         memory=largest,
@@ -161,7 +161,7 @@ def data_waits(step_time: StepTimes, sizes: Floats) -> Floats:
     return np.asarray(np.interp(sizes, known, data) * np.maximum(1.0, sizes / known[-1]))
 
 
-def _worth_having(
+def _time_optimal_batch_size(
     workload: WorkloadSummary, step_time: StepTimes, critical: Interval
 ) -> tuple[Interval, int | None, int | None, float | None]:
     """The batch size of least time, the range that takes at most a tenth more, and what today's takes more."""

@@ -33,9 +33,9 @@ def _source(use: MemoryUse) -> str:
 def knee(step_time: StepTimes) -> str:
     """What an update costs in time, and from which batch size on the machine is busy."""
     law = step_time.law
-    said = ""
+    text = ""
     if step_time.loader_bound_from is not None:
-        said = (
+        text = (
             f" From batch size {step_time.loader_bound_from:,} on it is reading the data that takes most of the time, "
             f"not the network: more workers or faster reading would help, a larger batch would not."
         )
@@ -47,13 +47,13 @@ def knee(step_time: StepTimes) -> str:
             )
         else:
             start = "Throughput hardly depends on batch size here: an example costs the same time in any batch."
-        return start + said
+        return start + text
     if law.knee.value < 1:
-        return f"An update's fixed cost is less than that of one example, {_time(each)}: any batch size is fast." + said
+        return f"An update's fixed cost is less than that of one example, {_time(each)}: any batch size is fast." + text
     return (
         f"An update takes {_time(fixed)} whatever its size and {_time(each)} for each example, so half of the full "
         f"speed is reached at batch size {_range(law.knee)}, and nine tenths at about {_size(9 * law.knee.value)}."
-        + said
+        + text
     )
 
 
@@ -82,9 +82,9 @@ def critical(
         return f"{start} {means}"
     after = f" after {where.examples:,} examples" if where is not None else ""
     kind = "noise scale, in the optimiser's own scaling," if source == "preconditioned noise scale" else "noise scale"
-    said = f"The {kind} of the gradients is {_range(size)}{after}. {means}"
-    said += _branches_beside(branched)
-    return said + " It is a proxy: in published runs the critical batch size was 0.05 to 8 times as large."
+    text = f"The {kind} of the gradients is {_range(size)}{after}. {means}"
+    text += _branches_beside(branched)
+    return text + " It is a proxy: in published runs the critical batch size was 0.05 to 8 times as large."
 
 
 def _branches_beside(branched: BranchedRuns | None) -> str:
@@ -122,19 +122,19 @@ def conclusion(
             f"How large a batch is worth having cannot be told yet: the {' and the '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not resolved."
         )
-    said = (
+    text = (
         f"A batch size of about {_size(worth.value)} should reach a given loss soonest here; "
         f"anything from {_size(low)} to {_size(high)} takes at most a tenth longer."
     )
     if high < workload.batch_size or low > workload.batch_size:
-        said += f" Today's {workload.batch_size:,} takes {excess:.0%} longer."
+        text += f" Today's {workload.batch_size:,} takes {excess:.0%} longer."
     else:
-        said += f" Today's {workload.batch_size:,} is among them."
+        text += f" Today's {workload.batch_size:,} is among them."
     if worth.value < (critical.value or 0.0):
-        said += " Below it the machine idles between updates; above it examples are spent faster than they teach."
+        text += " Below it the machine idles between updates; above it examples are spent faster than they teach."
     if holds is not None and holds < high:
-        said += f" Memory holds {_size(holds)} at once."
-    return said
+        text += f" Memory holds {_size(holds)} at once."
+    return text
 
 
 def _size(size: float | None) -> str:

@@ -294,11 +294,11 @@ def _verdict(points: _Points, exponent: Interval, half: Interval | None) -> str:
         off = f" At {edges} of {len(points.x)} batch sizes the best rate is only known to lie at an end of those tried."
     if points.known < 2 or exponent.value is None or exponent.low is None or exponent.high is None:
         return f"The best rates of {points.known} batch sizes do not determine how the rate grows.{off}"
-    said = f"B^{exponent.value:.2f} ({exponent.low:.2f} to {exponent.high:.2f})"
+    text = f"B^{exponent.value:.2f} ({exponent.low:.2f} to {exponent.high:.2f})"
     if half is not None and half.value is not None:
         return (
             f"The best rate grows in proportion to small batch sizes and levels off, half-way at {half.value:,.0f} "
-            f"({half.low:,.0f} to {half.high:,.0f}); overall as {said}.{off}"
+            f"({half.low:,.0f} to {half.high:,.0f}); overall as {text}.{off}"
         )
     holds = {rule: exponent.low <= rule <= exponent.high for rule in (0.0, ROOT, LINEAR)}
     if holds[ROOT] and holds[LINEAR]:
@@ -317,4 +317,4 @@ def _verdict(points: _Points, exponent: Interval, half: Interval | None) -> str:
         rule = "slower than the square-root rule"
     else:
         rule = "it falls"
-    return f"The best rate grows as {said}: {rule}.{off}"
+    return f"The best rate grows as {text}: {rule}.{off}"

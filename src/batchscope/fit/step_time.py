@@ -130,6 +130,35 @@ def fit_step_time(batch_sizes: Sequence[int], seconds: Floats, *, level: float =
     )
 
 
+def coefficient_covariance(batch_sizes: Sequence[float], seconds: Sequence[float], bend: float | None = None) -> Floats:
+    """Covariance of the fitted coefficients over the variance of the relative residuals: (XᵀX)⁻¹.
+
+    X has the rows [1, B]/τ(B), or [1, min(B, bend), max(0, B − bend)]/τ(B) with a bend, which is taken as known. A
+    fixed cost that came out too high goes with a cost per example that came out too low, so that τ is known better
+    between the sizes that were timed than either coefficient.
+
+    Args:
+        batch_sizes: The sizes that were timed.
+        seconds: τ of each, by the law.
+        bend: Where the second piece begins; None: there is one line.
+
+    Returns:
+        2×2, or 3×3 with a bend; only its diagonal is not 0 where the sizes are too few to determine it.
+
+    Examples:
+        >>> covariance = coefficient_covariance([1, 3], [1.0, 1.0])
+        >>> covariance.round(6).tolist()
+        [[2.5, -1.0], [-1.0, 0.5]]
+    """
+    design = _design(np.asarray(batch_sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64), bend)
+    scale = np.linalg.norm(design, axis=0)
+    scale[scale == 0] = 1.0
+    scaled = design / scale
+    if np.linalg.matrix_rank(scaled) < scaled.shape[1]:
+        return np.diag(1 / scale**2)
+    return np.asarray(np.linalg.inv(scaled.T @ scaled) / np.outer(scale, scale))
+
+
 def fastest_point(points: Sequence[StepTimePoint]) -> StepTimePoint:
     """The point of the highest throughput."""
     return max(points, key=lambda point: point.examples_per_second.value or 0.0)
@@ -163,19 +192,23 @@ def _left_out_error(sizes: Floats, medians: Floats, bends: Floats | None) -> flo
     return float(np.mean(np.abs(errors)))
 
 
+def _design(sizes: Floats, seconds: Floats, bend: float | None = None) -> Floats:
+    """A column for each coefficient, relative to the seconds."""
+    pieces = [sizes] if bend is None else [np.minimum(sizes, bend), np.maximum(0.0, sizes - bend)]
+    return np.stack([np.ones(len(sizes)), *pieces], axis=1) / seconds[:, None]
+
+
 def _fit(sizes: Floats, seconds: Floats, bends: Floats | None) -> _Curve:
     """The best curve with its bend at one of these places, or of one piece."""
     from scipy.optimize import nnls
 
     target = np.ones(len(sizes))
     if bends is None:
-        design = np.stack([np.ones(len(sizes)), sizes], axis=1) / seconds[:, None]
-        (fixed, slope), _ = nnls(design, target)
+        (fixed, slope), _ = nnls(_design(sizes, seconds), target)
         return _Curve(float(fixed), float(slope), float(slope), math.inf)
     best: tuple[float, _Curve] | None = None
     for bend in bends:
-        pieces = [np.ones(len(sizes)), np.minimum(sizes, bend), np.maximum(0.0, sizes - bend)]
-        (fixed, below, above), misfit = nnls(np.stack(pieces, axis=1) / seconds[:, None], target)
+        (fixed, below, above), misfit = nnls(_design(sizes, seconds, float(bend)), target)
         if best is None or misfit < best[0]:
             best = misfit, _Curve(float(fixed), float(below), float(above), float(bend))
     if best is None:

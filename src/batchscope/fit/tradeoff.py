@@ -408,7 +408,7 @@ def _verdict(sizes: _Sizes, critical: Interval, left_out: float | None, *, deter
                 f"and the least size is {first:,}.{off}"
             )
         return f"The sizes measured, {first:,} to {last:,}, do not determine B_crit.{off}"
-    said = f"B_crit is {critical.value:,.0f} ({critical.low:,.0f} to {critical.high:,.0f})."
+    text = f"B_crit is {critical.value:,.0f} ({critical.low:,.0f} to {critical.high:,.0f})."
     if not determined:
-        said += f" That is to within more than a factor of {DETERMINED:.0f}: more sizes around it would tell."
-    return said + off
+        text += f" That is to within more than a factor of {DETERMINED:.0f}: more sizes around it would tell."
+    return text + off

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from batchscope.folklore.lab import Lab
-from batchscope.measure.arguments import drawn_examples
+from batchscope.measure.arguments import drawn_examples, loaded
 from batchscope.measure.per_example import GradientRows
-from batchscope.measure.state import loaded
 from batchscope.seeding import derive, isolated
 
 # Of long gradients, so many random coordinates stand for all: distances of means keep their proportions.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from batchscope.measure.uses import Use, by_example, single_gradients
+from batchscope.measure.per_example_rules import ParameterUse, by_example, single_gradients
 
 # How far a sum of single gradients may lie from autograd's: of its own length, and of the whole gradient's.
 RELATIVE, OF_ALL = 0.05, 0.01
@@ -56,7 +56,7 @@ class Probe:
     _sizes: list[Tensor] = field(default_factory=list)
     _sums_off: list[Tensor] = field(default_factory=list)
 
-    def compare_rows(self, name: str, parameter: nn.Parameter, uses: list[Use]) -> None:
+    def compare_rows(self, name: str, parameter: nn.Parameter, uses: list[ParameterUse]) -> None:
         """Hold the sum of the chosen examples' gradients to autograd's."""
         chosen = self.chosen.get(id(parameter))
         if chosen is None:

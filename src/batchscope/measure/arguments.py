@@ -1,10 +1,14 @@
-"""What measurements are given, checked: whole numbers, and the examples that they are made on."""
+"""What measurements are given, checked: whole numbers, weights, and the examples that they are made on."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
 
-from batchscope.errors import ArgumentError
+import torch
+from torch import nn
+
+from batchscope.errors import ArgumentError, WorkloadError, first_line
 from batchscope.workload.workload import Workload
 
 
@@ -41,3 +45,28 @@ def drawn_examples(workload: Workload, count: int, seed: int) -> list[int]:
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(workload.training_examples, generator=generator)[:count].tolist()
+
+
+def loaded(model: nn.Module, state: Mapping[str, Any] | None) -> nn.Module:
+    """A fresh model with given weights.
+
+    Args:
+        model: What the workload made.
+        state: A state dict; None: the model keeps its own.
+
+    Returns:
+        The same model.
+
+    Raises:
+        WorkloadError: The state is another model's.
+
+    Examples:
+        >>> float(loaded(nn.Linear(1, 1, bias=False), {"weight": nn.init.ones_(nn.Linear(1, 1).weight)}).weight)
+        1.0
+    """
+    if state is not None:
+        try:
+            model.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise WorkloadError("state must be a state dict of this workload's model", got=first_line(error)) from error
+    return model

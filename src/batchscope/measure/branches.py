@@ -79,7 +79,7 @@ def branched_runs(
         seconds: What all this may take, as far as 64 updates allow.
         seed: Weights, data orders and everything else random derive from it.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
 
     Returns:
         The branches and what they say. A branch that diverges has an infinite loss; one that runs out of memory an

@@ -48,12 +48,12 @@ class ChildResult(Generic[T]):
     Attributes:
         ending: "done"; "out of memory"; "killed" by a signal, or gone without a word; "too slow" for its time.
         value: What the work returned; None unless done.
-        said: What went wrong, in a line; empty when done.
+        message: What went wrong, in a line; empty when done.
     """
 
     ending: Ending
     value: T | None = None
-    said: str = ""
+    message: str = ""
 
 
 class CannotForkError(RuntimeError):
@@ -108,13 +108,13 @@ def in_child(work: Callable[[], T], *, limit_bytes: int | None = None, seconds: 
         status = _end(child)
     if report is None:
         if not ended:
-            return ChildResult("too slow", said=f"not done within {seconds:g} s")
-        return ChildResult("killed", said=_last_words(status))
+            return ChildResult("too slow", message=f"not done within {seconds:g} s")
+        return ChildResult("killed", message=_last_words(status))
     kind, value = pickle.loads(report)  # noqa: S301 — written by our own child
     if kind == "done":
         return ChildResult("done", value)
     if kind == "out of memory":
-        return ChildResult("out of memory", said=value)
+        return ChildResult("out of memory", message=value)
     error, text = value
     if _NO_AUTOGRAD in str(error):
         raise CannotForkError(_NO_AUTOGRAD) from error

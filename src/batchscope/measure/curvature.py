@@ -77,7 +77,7 @@ def hessian_eigenvalues(
         tolerance: Relative accuracy at which the method stops; single precision allows about 1e-5.
         seed: Draws the examples, fresh weights and the first vectors.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr, and first what it is going to cost; or a function that is told.
+        progress: True shows progress on stderr, and first the expected cost; or a function called with every step.
 
     Returns:
         The eigenvalues, descending by value, and the learning rate that the first allows.

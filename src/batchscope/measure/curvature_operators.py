@@ -25,9 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchscope.errors import ArgumentError, WorkloadError
-from batchscope.measure.arguments import checked_whole, drawn_examples
+from batchscope.measure.arguments import checked_whole, drawn_examples, loaded
 from batchscope.measure.flat import batches_read_once, flattened, parts_of
-from batchscope.measure.state import loaded
 from batchscope.progress import Report
 from batchscope.records import CurvatureMatrix
 from batchscope.seeding import derive, isolated
@@ -163,12 +162,7 @@ class Operator(ABC):
 class Hessian(Operator):
     """The Hessian of the mean training loss: products are gradients of gᵀv, with g the gradient.
 
-    Args:
-        workload: As for :class:`Operator`, and so are the others.
-        model: Likewise.
-        indices: Likewise.
-        seed: Likewise.
-        held_bytes: Likewise.
+    Takes the arguments of :class:`Operator`.
     """
 
     def _graph(self, batch: Batch) -> list[tuple[int, Tensor]]:
@@ -194,14 +188,8 @@ class GaussNewton(Operator):
     """The generalised Gauss–Newton matrix JᵀH_L J: J of the model's output, H_L of the loss in the output.
 
     What is left of the Hessian where the model is replaced by its linearisation; without negative eigenvalues where the
-    loss is convex in the output (Schraudolph 2002; Martens 2014, arXiv 1412.1193).
-
-    Args:
-        workload: As for :class:`Operator`, and so are the others.
-        model: Likewise; its output must be one tensor.
-        indices: Likewise.
-        seed: Likewise.
-        held_bytes: Likewise.
+    loss is convex in the output (Schraudolph 2002; Martens 2014, arXiv 1412.1193). Takes the arguments of
+    :class:`Operator`.
 
     Raises:
         WorkloadError: The model's output is not one tensor.

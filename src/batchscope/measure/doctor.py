@@ -75,10 +75,10 @@ def diagnose() -> Diagnosis:
 
 def _tried(what: str, work: Callable[[], tuple[bool, str]]) -> Check:
     try:
-        works, said = work()
+        works, message = work()
     except Exception as error:  # whatever is broken is what we were asked for
-        works, said = False, first_line(error)
-    return Check(what, works, said)
+        works, message = False, first_line(error)
+    return Check(what, works, message)
 
 
 def _fork() -> tuple[bool, str]:
@@ -86,7 +86,7 @@ def _fork() -> tuple[bool, str]:
         return False, "memory is measured in this process, and sweeps run in it"
     ended = in_child(lambda: float((torch.ones(8, 8) @ torch.ones(8, 8)).sum()), seconds=FORK_SECONDS)
     works = ended.ending == "done" and ended.value == 512.0
-    return works, "memory is measured, and sweeps run, in children" if works else f"{ended.ending}: {ended.said}"
+    return works, "memory is measured, and sweeps run, in children" if works else f"{ended.ending}: {ended.message}"
 
 
 def _cuda() -> tuple[bool, str]:

@@ -1,7 +1,7 @@
 """What a person's own forward and backward pass shows of each parameter's uses, on the steps that are measured.
 
 During one forward pass every torch function passes through :class:`Capture`, a ``TorchFunctionMode``. Where a trained
-parameter goes into a function that :mod:`batchscope.measure.uses` has a rule for, a few examples' rows of the
+parameter goes into a function that :mod:`batchscope.measure.per_example_rules` covers, a few examples' rows of the
 other operand are kept, and a hook on the result keeps the same rows of its gradient in the backward pass. This sees
 parameters used by modules and by hand alike, and costs nothing outside of the pass.
 """
@@ -20,9 +20,9 @@ from torch.nn.modules.utils import _ntuple
 from torch.overrides import TorchFunctionMode
 
 from batchscope.errors import first_line
-from batchscope.measure import uses as rules
+from batchscope.measure import per_example_rules as rules
 from batchscope.measure.budget import Stopwatch
-from batchscope.measure.uses import Pull, Use
+from batchscope.measure.per_example_rules import ParameterUse, Pullback
 
 
 class Capture(TorchFunctionMode):
@@ -45,7 +45,7 @@ class Capture(TorchFunctionMode):
 
     def __init__(self, trained: Iterable[Tensor], batch_size: int, examples: Tensor, stopwatch: Stopwatch) -> None:
         super().__init__()
-        self.uses: dict[int, list[Use]] = defaultdict(list)
+        self.uses: dict[int, list[ParameterUse]] = defaultdict(list)
         self.probing = False
         self.ignoring = False
         self.entered = False
@@ -58,7 +58,7 @@ class Capture(TorchFunctionMode):
         self._others = others
         self._stopwatch = stopwatch
         # Parameters, and what came of them without meeting a batch; held, so that no ``id`` comes up twice.
-        self._known: dict[int, tuple[Tensor, Tensor, tuple[Pull, ...]]] = {id(p): (p, p, ()) for p in trained}
+        self._known: dict[int, tuple[Tensor, Tensor, tuple[Pullback, ...]]] = {id(p): (p, p, ()) for p in trained}
         self._same_for_all: dict[int, Tensor] = {}
 
     def __torch_function__(
@@ -107,7 +107,7 @@ class Capture(TorchFunctionMode):
         self._known.clear()
         self._same_for_all.clear()
 
-    def _arrived(self, uses: list[Use], gradient: Tensor) -> None:
+    def _arrived(self, uses: list[ParameterUse], gradient: Tensor) -> None:
         if self.ignoring:
             return
         began = self._stopwatch.now()
@@ -152,14 +152,14 @@ class Capture(TorchFunctionMode):
         """One use, of a parameter or of what came of it; none of anything else."""
         if not self.is_known(used):
             return []
-        _, parameter, pulls = self._known[id(used)]
-        return [(id(parameter), Use(inputs, rows, squares, pulls))]
+        _, parameter, pullbacks = self._known[id(used)]
+        return [(id(parameter), ParameterUse(inputs, rows, squares, pullbacks))]
 
     def follow(self, source: Tensor, function: Callable[[Tensor], Any], result: Any) -> None:
         """Know what came of a parameter, by a linear function, as well as the parameter itself."""
         if isinstance(result, Tensor) and result.requires_grad and result is not source:
-            _, parameter, pulls = self._known[id(source)]
-            self._known[id(result)] = (result, parameter, (*pulls, rules.pull_through(function, source)))
+            _, parameter, pullbacks = self._known[id(source)]
+            self._known[id(result)] = (result, parameter, (*pullbacks, rules.pullback(function, source)))
 
 
 def hook(tensor: Tensor, function: Callable[[Tensor], None]) -> Any:
@@ -167,7 +167,7 @@ def hook(tensor: Tensor, function: Callable[[Tensor], None]) -> Any:
     return tensor.register_hook(function)  # type: ignore[no-untyped-call]
 
 
-_Found = list[tuple[int, Use]]
+_Found = list[tuple[int, ParameterUse]]
 _Reader = Callable[[Capture, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 

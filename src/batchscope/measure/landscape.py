@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchscope.errors import ArgumentError
-from batchscope.measure.arguments import checked_whole
+from batchscope.measure.arguments import checked_whole, loaded
 from batchscope.measure.flat import filters, flattened, put
-from batchscope.measure.running_statistics import take_statistics, tracking_norms
-from batchscope.measure.state import loaded
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records.landscape import Landscape, LandscapeKind, LandscapePoint, PathPoint
 from batchscope.seeding import derive, isolated
 from batchscope.training.evaluation import EvaluationData, evaluate
+from batchscope.training.modes import evaluating
 from batchscope.training.train import checked_seed, chosen_device
 from batchscope.workload.workload import Workload
 
@@ -71,7 +72,7 @@ def landscape(
         examples: Most training and most validation examples to evaluate at every place.
         seed: Draws the examples and the directions.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every place.
+        progress: True shows progress on stderr; or a function called with every place.
 
     Returns:
         Loss and score on both sets at every place, and where the states lie.
@@ -267,3 +268,44 @@ def _principal(weights: Sequence[Floats]) -> _Frame:
         explained=(float(squares[0] / total), float(squares[1] / total)),
         extent=tuple(extent),
     )
+
+
+def tracking_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norms of a model that keep running statistics.
+
+    Args:
+        model: Any model.
+    """
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def take_statistics(model: nn.Module, data: EvaluationData, *, seed: int) -> int:
+    """Replace running statistics by those of the given examples at the model's present weights.
+
+    Between two networks that were trained, the statistics of either are wrong, and interpolated ones too (Jordan et al.
+    2022, arXiv 2211.08403). Batch norms alone are in training mode for it, and average over the batches; all else, as
+    dropout, is in evaluation mode.
+
+    Args:
+        model: Changed in place, in its running statistics alone.
+        data: The examples.
+        seed: Of whatever the model draws.
+
+    Returns:
+        Examples that they were taken from; 0 where the model has no such statistics.
+    """
+    norms = tracking_norms(model)
+    if not norms:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(model), torch.no_grad(), isolated(seed, data.device):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over batches, each counting alike
+            norm.training = True
+        for count, batch in data.batches():
+            if count > 1:
+                data.workload.output_and_target(model, batch)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return len(data.indices)

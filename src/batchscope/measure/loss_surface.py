@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchscope.measure.arguments import loaded
 from batchscope.measure.flat import batches_read_once, flattened, put
-from batchscope.measure.state import loaded
 from batchscope.seeding import derive, isolated
 from batchscope.training.modes import evaluating
 from batchscope.workload.batches import to_device

@@ -109,7 +109,7 @@ def find_max_batch_size(
         seed: Draws a workload's weights and examples.
         device: "cpu", "cuda" …; None: CUDA where a step's process uses it already, or where there is one for a
             workload.
-        progress: True shows progress on stderr; or a function that is told of every trial.
+        progress: True shows progress on stderr; or a function called with every trial.
 
     Returns:
         The largest size that ran.
@@ -161,9 +161,9 @@ def find_max_batch_size(
     fits: dict[int, int | None] = {}
     failed: dict[int, int | None] = {}
     size: int | None = min(start or 1, maximum or start or 1)
-    with reporter(progress, "searching for the largest batch size") as told:
+    with reporter(progress, "searching for the largest batch size") as shown:
         while size is not None:
-            told.update(label=f"batch {size:,}", done=len(fits) + len(failed), total=None)
+            shown.update(label=f"batch {size:,}", done=len(fits) + len(failed), total=None)
             trial = trials.run(size)
             (fits if trial.fits else failed)[size] = trial.peak_bytes
             if report is not None:
@@ -299,10 +299,10 @@ class _Trials:
                 got=f"batch size {size}, still running",
                 mend="start smaller; or, if the step waits for threads that a fork does not have, give isolate=False",
             )
-        return _Attempt(False, 0, None, result.said)
+        return _Attempt(False, 0, None, result.message)
 
     def _here(self, size: int) -> _Attempt:
-        said = ""
+        message = ""
         try:
             with limited_data(self._limit if self._device.type == "cpu" else None):
                 gc.collect()
@@ -310,14 +310,14 @@ class _Trials:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            said = first_line(error)
+            message = first_line(error)
         finally:
             gc.collect()  # what an error held in cycles is free only now, and restoring takes some room
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             if self._saved is not None:
                 self._saved.restore()
-        return _Attempt(False, 0, None, said)
+        return _Attempt(False, 0, None, message)
 
     def _attempt(self, size: int) -> _Attempt:
         meter = _Meter(self._device)

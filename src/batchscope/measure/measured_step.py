@@ -17,10 +17,9 @@ from batchscope.fit.noise_series import from_two_sizes
 from batchscope.measure.agreement import ELSEWHERE, TIED, Probe, gradients_of_rows, length_of
 from batchscope.measure.budget import Stopwatch
 from batchscope.measure.hooks import Capture, hook
-from batchscope.measure.preconditioner import preconditioner
+from batchscope.measure.optimizer_state import Trained, preconditioner
+from batchscope.measure.per_example_rules import ParameterUse, squared_norms
 from batchscope.measure.sample import Norms, Sample, Void, Way, squares
-from batchscope.measure.trained import Trained
-from batchscope.measure.uses import Use, squared_norms
 
 Parameters = ParamSpec("Parameters")
 
@@ -231,7 +230,9 @@ class MeasuredStep:
                     norms.add(*squares(part, factor))
         self._stopwatch.add_since(began)
 
-    def _take_single(self, backward: _Backward, trained: Trained, uses: list[Use], factor: Tensor | None) -> None:
+    def _take_single(
+        self, backward: _Backward, trained: Trained, uses: list[ParameterUse], factor: Tensor | None
+    ) -> None:
         if not uses:
             self._uncovered = self._uncovered or trained.name
             return

@@ -73,7 +73,7 @@ def memory_use(
         seconds: What the measurement should take; three sizes are measured in any case.
         seed: Draws weights and examples.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
 
     Returns:
         The measurement. A size that runs out of memory ends it, and is a result.
@@ -180,7 +180,7 @@ class _Runner:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return ChildResult("out of memory", said=str(error))
+            return ChildResult("out of memory", message=str(error))
 
     def _peak(self, size: int) -> _Peak:
         meter = CudaPeak(self.device) if self.device.type == "cuda" else ResidentPeak()

@@ -12,11 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import NoiseEstimate
+from batchscope.measure.arguments import checked_whole
 from batchscope.measure.budget import Budget, Stopwatch
 from batchscope.measure.measured_step import MeasuredStep
-from batchscope.measure.sample import Sample, Void, Way
-from batchscope.measure.trained import trained_by
-from batchscope.measure.window import Window
+from batchscope.measure.optimizer_state import trained_by
+from batchscope.measure.sample import Sample, Void, Way, Window
 from batchscope.provenance import version
 from batchscope.records import Interval
 from batchscope.records.noise import MonitoredNoise, NoiseSource
@@ -266,12 +266,14 @@ pass an update; micro-batches or ranks do |
         if self._refusal is not None:
             return f"gradient noise scale cannot be measured: {self._refusal}"
         found = self.estimate()
-        told = f"{self._window.measured:,} of {self._steps:,} steps measured, {100 * self.overhead:.1f}% of the time"
+        measured = (
+            f"{self._window.measured:,} of {self._steps:,} steps measured, {100 * self.overhead:.1f}% of the time"
+        )
         if found.noise_scale.resolved:
-            return f"gradient noise scale {found.noise_scale} examples; {told}"
+            return f"gradient noise scale {found.noise_scale} examples; {measured}"
         low = f"above {found.noise_scale.low:.3g}, " if found.noise_scale.low else ""
         needed = f"about {found.examples_needed:,} examples needed, {self._window.examples:,} measured"
-        return f"gradient noise scale {low}not resolved ({needed}); {told}"
+        return f"gradient noise scale {low}not resolved ({needed}); {measured}"
 
     # The loop
 
@@ -428,11 +430,10 @@ pass an update; micro-batches or ranks do |
 def _check_options(overhead: float, examples: int, half_life: float | None, every: int | None, reduction: str) -> None:
     if not 0 < overhead < 1:
         raise ArgumentError("overhead must be a share between 0 and 1", got=overhead)
-    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-        raise ArgumentError("examples must be a whole number of at least 1", got=examples)
+    checked_whole("examples", examples)
     if half_life is not None and not half_life > 0:
         raise ArgumentError("half_life must be a number of steps above 0, or None", got=half_life)
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ArgumentError("every must be a whole number of at least 1, or None", got=every)
+    if every is not None:
+        checked_whole("every", every)
     if reduction not in ("mean", "sum"):
         raise ArgumentError("reduction must be 'mean' or 'sum'", got=reduction)

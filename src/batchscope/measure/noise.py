@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from batchscope.errors import ArgumentError, WorkloadError
 from batchscope.fit.noise import GradientMoments, NoiseEstimate, estimate_noise, moments_from_parts, paired_rows
-from batchscope.measure.arguments import drawn_examples
+from batchscope.measure.arguments import drawn_examples, loaded
 from batchscope.measure.per_example import GradientRows
-from batchscope.measure.preconditioner import preconditioner
-from batchscope.measure.state import loaded
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records.noise import GradientError, NoiseMeasurement
@@ -27,12 +25,10 @@ from batchscope.training.train import checked_seed, chosen_device
 from batchscope.workload.workload import Workload
 
 LEAST_ROWS = 16
-# Where all rows fit into this they are kept; where not, as many as fit of those that pairs are taken among.
+# Of whole gradients, and of folded ones.
 KEPT_BYTES = 128 << 20
-# Numbers in double precision at a time: a part of a row's chunk that a cache holds.
-_DOUBLES = 1 << 18
-# Columns of the kept rows at a time.
-_COLUMNS = 1 << 14
+# Numbers in double precision at a time: what a cache holds.
+_DOUBLES = 1 << 20
 
 
 def gradient_noise(
@@ -60,11 +56,11 @@ def gradient_noise(
         state: A state dict; None: fresh weights under the seed.
         examples: Training examples to use, drawn without replacement; all of them where there are fewer.
         preconditioner: A factor for every coordinate of the gradient by parameter name, such as 1/(√v̂ + ε) of Adam
-            (:func:`preconditioner_of` reads it from an optimiser), for the preconditioned noise scale
-            tr(PΣ)/(GᵀPG), P the diagonal matrix of the factors; None: only the plain one.
+            (:func:`batchscope.measure.optimizer_state.preconditioner_of` reads it from an optimiser), for the
+            preconditioned noise scale tr(PΣ)/(GᵀPG), P the diagonal matrix of the factors; None: only the plain one.
         seed: Draws the examples, fresh weights and dropout.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
 
     Returns:
         The measurement. A noise scale that the examples do not determine is unresolved, with its lower end and the
@@ -97,21 +93,21 @@ def gradient_noise(
             got=f"{len(indices)} examples in {rows.source} of {rows.group_size}",
             mend=f"give examples={LEAST_ROWS * rows.group_size} or more, if the training set has as many",
         )
-    scales = [None] if preconditioner is None else [None, _flat(preconditioner, model).to(chosen)]
+    factors = [None] if preconditioner is None else [None, _flat(preconditioner, model).to(chosen)]
     with reporter(progress, "measuring gradient noise") as report:
-        tallies = _tallied(
+        statistics = _Statistics(
             rows,
             indices,
-            scales,
-            # Every pass draws the same dropout, so that two of them are over the same gradients.
+            factors,
+            # Every pass draws the same dropout, so that all of them are over the same gradients.
             random=lambda: isolated(derive(seed, "noise"), chosen),
-            tell=lambda done: report.update(label="", done=done, total=len(indices)),
+            on_rows=lambda done: report.update(label="", done=done, total=len(indices)),
         )
-    measured, plain = tallies[0], estimate_noise(tallies[0].moments())
-    preconditioned = None if preconditioner is None else estimate_noise(tallies[1].moments()).noise_scale
+        estimates = [estimate_noise(moments) for moments in statistics.moments()]
+    plain = estimates[0]
     return NoiseMeasurement(
         workload=workload.title,
-        examples=measured.groups * rows.group_size,
+        examples=statistics.count * rows.group_size,
         group_size=rows.group_size,
         source=rows.source,
         note=rows.note,
@@ -119,178 +115,176 @@ def gradient_noise(
         trace_covariance=plain.trace_covariance,
         gradient_norm_squared=plain.gradient_norm_squared,
         noise_scale=plain.noise_scale,
-        preconditioned_noise_scale=preconditioned,
+        preconditioned_noise_scale=None if preconditioner is None else estimates[1].noise_scale,
         examples_needed=plain.examples_needed,
-        gradient_error=measured.errors(plain),
+        gradient_error=statistics.errors(plain),
         seconds=time.perf_counter() - began,
         provenance=provenance(workload, device=chosen, seed=seed),
     )
 
 
-def preconditioner_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor] | None:
-    """What an optimiser multiplies each coordinate of the gradient by, for :func:`gradient_noise`.
+class _Statistics:
+    """Moments of gradients, each coordinate's square times its factor, in memory that hardly grows with the model.
 
-    For Adam, AdamW, NAdam and RAdam 1/(√v̂ + ε), v̂ the mean square of the gradient, corrected for its start at zero
-    (Kingma and Ba 2015, arXiv 1412.6980); for RMSprop 1/(√v + ε); for Adagrad 1/(√Σg² + ε).
+    Besides the gradients of one chunk, it holds a sum as long as a gradient, signs of a byte each, and ``KEPT_BYTES``
+    twice: as many of the first gradients as fit, one at least, and all gradients, folded where they are too long.
 
-    Args:
-        optimizer: The model's optimiser, after at least one step.
-        model: The model.
-
-    Returns:
-        A factor for every coordinate that is trained, by parameter name: 0 for parameters that the optimiser does not
-        hold or has had no gradient for. None for an optimiser that scales all coordinates alike, such as SGD, and
-        before the first step.
-
-    Examples:
-        >>> model = nn.Linear(2, 1, bias=False)
-        >>> adam = torch.optim.Adam(model.parameters())
-        >>> preconditioner_of(adam, model) is None
-        True
-        >>> model.weight.grad = torch.tensor([[1.0, 10.0]])
-        >>> adam.step()
-        >>> preconditioner_of(adam, model)
-        {'weight': tensor([[1.0000, 0.1000]])}
+    A gradient is folded to m numbers by adding up, with random signs, its coordinates that are equal modulo m. That
+    keeps squared distances on average, with a relative standard deviation of at most √(2/m) where no coordinate stands
+    out (Charikar, Chen and Farach-Colton 2002, "Finding frequent items in data streams"); only the error of batches is
+    taken from folded gradients.
     """
-    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    factors = {
-        name: preconditioner(optimizer, parameter, groups[id(parameter)]) if id(parameter) in groups else None
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-    if all(factor is None for factor in factors.values()):
-        return None
-    parameters = dict(model.named_parameters())
-    return {name: torch.zeros_like(parameters[name]) if f is None else f.detach() for name, f in factors.items()}
 
-
-def _tallied(
-    rows: GradientRows,
-    indices: list[int],
-    scales: Sequence[Tensor | None],
-    *,
-    random: Callable[[], AbstractContextManager[None]],
-    tell: Callable[[int], None],
-) -> list[_Tally]:
-    """What is needed from the gradients under each scale: one pass over them, and their products with the mean."""
-    fitting = KEPT_BYTES // (4 * rows.parameters * len(scales))
-    count = len(indices) // rows.group_size
-    keep_all = count <= fitting
-    kept = count if keep_all else min(max(fitting, LEAST_ROWS), paired_rows(count))
-    tallies = [_Tally(rows, scale, kept) for scale in scales]
-    with random():
-        for chunk in rows.chunks(indices):
-            for tally in tallies:
-                tally.add(chunk)
-            tell(tallies[0].groups * rows.group_size)
-    for tally in tallies:
-        if keep_all:
-            tally.project_kept()
-            continue
+    def __init__(
+        self,
+        rows: GradientRows,
+        indices: list[int],
+        factors: Sequence[Tensor | None],
+        *,
+        random: Callable[[], AbstractContextManager[None]],
+        on_rows: Callable[[int], None],
+    ) -> None:
+        self.count = len(indices) // rows.group_size
+        self._rows, self._indices, self._factors, self._random = rows, indices, factors, random
+        length = rows.parameters
+        # An odd length, so that the shapes of weights, often powers of two, do not fall into step with it.
+        folded = (KEPT_BYTES // (4 * self.count)) | 1
+        self._signs: Tensor | None = None
+        if length > folded:
+            generator = torch.Generator().manual_seed(derive(0, "signs of folded gradients"))
+            self._signs = (2 * torch.randint(2, (length,), generator=generator, dtype=torch.int8) - 1).to(rows.device)
+        fitting = max(1, KEPT_BYTES // (4 * length))
+        self._paired = min(paired_rows(self.count), max(LEAST_ROWS, fitting))
+        self._kept = self._first = torch.empty(0)
+        self._mean = torch.zeros(length, dtype=torch.float64, device=rows.device)
+        squares: list[list[Tensor]] = [[] for _ in factors]
+        done = 0
         with random():
-            for along in rows.along(indices, tally.direction()):
-                tally.project(along)
-    return tallies
+            for chunk in rows.chunks(indices):
+                if done == 0:
+                    self._kept = chunk.new_empty(self.count, min(length, folded))
+                    whole = self._signs is None
+                    self._first = (self._kept if whole else chunk.new_empty(fitting, length))[: self._paired]
+                self._kept[done : done + len(chunk)] = self._folded(chunk)
+                if self._signs is not None and done < len(self._first):
+                    self._first[done : done + len(chunk)] = chunk[: len(self._first) - done]
+                for found, square in zip(squares, self._added(chunk), strict=True):
+                    found.append(square)
+                done += len(chunk)
+                on_rows(done * rows.group_size)
+        self._mean /= self.count
+        self._squares = [torch.cat(found) for found in squares]
 
-
-class _Tally:
-    """Sums over gradients, each coordinate scaled, and the first of them kept."""
-
-    def __init__(self, rows: GradientRows, scale: Tensor | None, most_kept: int) -> None:
-        self.group_size = rows.group_size
-        self.groups = 0
-        self._scale = scale
-        self._most_kept = most_kept
-        self._total = torch.zeros(rows.parameters, dtype=torch.float64, device=rows.device)
-        self._kept = torch.empty(0)
-        self._projections: list[Tensor] = []
-        # Of single rows, of means of two, four, … rows that follow each other: their ‖·‖², and a row without a partner.
-        self._squares: list[list[Tensor]] = []
-        self._alone: list[Tensor | None] = []
-
-    def add(self, chunk: Tensor) -> None:
-        """Take in some gradients, rows×parameters."""
-        rows = chunk if self._scale is None else chunk * self._scale
-        for part in _in_doubles(rows):
-            self._total += part.sum(0)
-        if not torch.isfinite(self._total).all():
-            raise WorkloadError("gradients must be finite", got="one that is not", mend="measure at weights that train")
-        if self.groups == 0:
-            self._kept = rows.new_empty(self._most_kept, rows.shape[1])
-        room = self._kept[self.groups : self.groups + len(rows)]
-        room.copy_(rows[: len(room)])
-        self.groups += len(rows)
-        level = 0
-        while len(rows):
-            if level == len(self._squares):
-                self._squares.append([])
-                self._alone.append(None)
-            self._squares[level] += [torch.linalg.vector_norm(part, dim=1).square() for part in _in_doubles(rows)]
-            before = self._alone[level]
-            if before is not None:
-                rows = torch.cat([before, rows])
-            even = len(rows) // 2 * 2
-            self._alone[level] = rows[even:].clone() if even < len(rows) else None
-            rows = (rows[0:even:2] + rows[1:even:2]) / 2
-            level += 1
-
-    def direction(self) -> Tensor:
-        """The vector whose products with unscaled gradients are those of scaled gradients with their mean."""
-        mean = self._mean()
-        return mean if self._scale is None else mean * self._scale
-
-    def project(self, along: Tensor) -> None:
-        """Take in the same gradients' products with :meth:`direction`, in the same order."""
-        self._projections.append(along.double())
-
-    def project_kept(self) -> None:
-        """The same, where all of them were kept."""
-        mean = self._mean()
-        self._projections += [part @ mean for part in _in_doubles(self._kept)]
-
-    def _mean(self) -> Tensor:
-        return self._total / self.groups
-
-    def _projected(self) -> Tensor:
-        # Their mean is ‖ḡ‖², which is known to more digits than single precision leaves them.
-        projections = torch.cat(self._projections)
-        return projections + (self._mean().square().sum() - projections.mean())
-
-    def moments(self) -> GradientMoments:
-        """The moments, pairs of gradients taken among the first rows (the examples are in random order)."""
-        mean, projections = self._mean(), self._projected()
-        square = float(mean @ mean)
-        deviations = (torch.cat(self._squares[0]) - 2 * projections + square).clamp_min(0.0)
-        first = self._kept[: paired_rows(self.groups)]
-        gram = torch.zeros(len(first), len(first), dtype=torch.float64, device=first.device)
-        centres = torch.split(mean.to(first.dtype), _COLUMNS)
-        for columns, centre in zip(torch.split(first, _COLUMNS, dim=1), centres, strict=True):
-            centred = columns - centre
-            gram += centred @ centred.T
-        return moments_from_parts(
-            groups=self.groups,
-            group_size=self.group_size,
-            mean_norm_squared=square,
-            deviations=_array(deviations),
-            gram=_array(gram),
-            along_mean=_array((projections - square) / max(math.sqrt(square), 1e-300)),
-        )
+    def moments(self) -> list[GradientMoments]:
+        """The moments under each factor; pairs are taken among the first rows, since examples are in random order."""
+        found = []
+        for factor, squares, gram in zip(self._factors, self._squares, self._grams(), strict=True):
+            direction = self._mean if factor is None else self._mean * factor
+            square = float(direction @ self._mean)
+            if self._signs is None:
+                products = [part @ direction for part in _in_doubles(self._kept)]
+            else:
+                with self._random():
+                    products = [part.double() for part in self._rows.along(self._indices, direction)]
+            projections = torch.cat(products)
+            # Their mean is ‖ḡ‖², which is known to more digits than single precision leaves them.
+            projections += square - projections.mean()
+            found.append(
+                moments_from_parts(
+                    groups=self.count,
+                    group_size=self._rows.group_size,
+                    mean_norm_squared=square,
+                    deviations=_array((squares - 2 * projections + square).clamp_min(0.0)),
+                    gram=_array(gram),
+                    along_mean=_array((projections - square) / max(math.sqrt(square), 1e-300)),
+                )
+            )
+        return found
 
     def errors(self, estimate: NoiseEstimate) -> tuple[GradientError, ...]:
         """Root mean square error of batches of 1, 2, 4 … groups, each against the mean of all."""
-        projections, square = self._projected(), float(self._mean().square().sum())
+        sums: list[Tensor] = [torch.zeros((), dtype=torch.float64, device=self._kept.device)] * (
+            (self.count // 4).bit_length()
+        )
+        for columns in _columns(self._kept):
+            means = self._kept[:, columns].double()
+            means -= means.mean(0)
+            for level in range(len(sums)):
+                sums[level] = sums[level] + means.square().sum()
+                even = len(means) // 2 * 2
+                means = (means[0:even:2] + means[1:even:2]) / 2
         found = []
-        for level, squares in enumerate(self._squares):
-            means, size = torch.cat(squares), 1 << level
-            if len(means) < 4:
-                break
-            along = projections[: size * len(means)].view(-1, size).mean(1)
+        for level, total in enumerate(sums):
+            size, batches = 1 << level, self.count >> level
             # A batch and the mean that holds it share B of m examples: E‖g_B − g_m‖² = tr Σ·(1/B − 1/m).
-            error = float((means - 2 * along + square).mean().clamp_min(0.0)) / (1 - size / self.groups)
-            batch_size = size * self.group_size
+            error = float(total) / batches / (1 - size / self.count)
+            batch_size = size * self._rows.group_size
             predicted = math.sqrt((estimate.trace_covariance.value or 0.0) / batch_size)
-            found.append(GradientError(batch_size, len(means), math.sqrt(error), predicted))
+            found.append(GradientError(batch_size, batches, math.sqrt(error), predicted))
         return tuple(found)
+
+    def _folded(self, chunk: Tensor) -> Tensor:
+        if self._signs is None:
+            return chunk
+        width = self._kept.shape[1]
+        folded = chunk.new_zeros(len(chunk), width)
+        for part, signs in zip(torch.split(chunk, width, dim=1), torch.split(self._signs, width), strict=True):
+            folded[:, : len(signs)] += part * signs
+        return folded
+
+    def _added(self, chunk: Tensor) -> list[Tensor]:
+        """Add some gradients to the sum; the squared norm of each under each factor."""
+        squares = [torch.zeros(len(chunk), dtype=torch.float64, device=chunk.device) for _ in self._factors]
+        for columns in _columns(chunk):
+            part = chunk[:, columns].double()
+            self._mean[columns] += part.sum(0)
+            square = part.square_()
+            for k, factor in enumerate(self._factors):
+                squares[k] += square.sum(1) if factor is None else square @ factor[columns].double()
+        if not torch.isfinite(squares[0]).all():
+            raise WorkloadError("gradients must be finite", got="one that is not", mend="measure at weights that train")
+        return squares
+
+    def _grams(self) -> Tensor:
+        """Products of the first centred gradients with one another under each factor, a block of rows at a time.
+
+        Where the first gradients are too many to be held, each block is held in turn while all are computed again.
+        """
+        held, paired = self._first, self._paired
+        if len(held) == paired:
+            return self._products(held, held)
+        grams = self._mean.new_zeros(len(self._factors), paired, paired)
+        for start in range(0, paired, len(held)):
+            done = 0
+            with self._random():
+                for chunk in self._rows.chunks(self._indices):
+                    rows = chunk[: paired - done]
+                    block = held[max(0, done - start) : max(0, done + len(rows) - start)]
+                    block.copy_(rows[max(0, start - done) :][: len(block)])
+                    done += len(rows)
+                    if done > start:
+                        block = held[: done - start]
+                        grams[:, start : start + len(block), done - len(rows) : done] = self._products(block, rows)
+                    if done == paired:
+                        break
+        return grams.triu() + grams.triu(1).mT
+
+    def _products(self, rows: Tensor, others: Tensor) -> Tensor:
+        products = self._mean.new_zeros(len(self._factors), len(rows), len(others))
+        for columns in _columns(rows):
+            centre = self._mean[columns].to(rows.dtype)
+            right = others[:, columns] - centre
+            left = right if others is rows else rows[:, columns] - centre
+            for k, factor in enumerate(self._factors):
+                products[k] += (left if factor is None else left * factor[columns]) @ right.T
+        return products
+
+
+def _columns(rows: Tensor) -> Iterator[slice]:
+    """Columns of a matrix, so many at a time that a cache holds them in double precision."""
+    width = max(64, _DOUBLES // len(rows))
+    for start in range(0, rows.shape[1], width):
+        yield slice(start, start + width)
 
 
 def _in_doubles(rows: Tensor) -> Iterator[Tensor]:
@@ -305,7 +299,7 @@ def _array(tensor: Tensor) -> NDArray[np.float64]:
 
 
 def _flat(preconditioner: Mapping[str, Tensor], model: nn.Module) -> Tensor:
-    """The square root of the preconditioner, as one vector in the order of the gradient."""
+    """The preconditioner as one vector, in the order of the gradient."""
     parts = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -316,5 +310,5 @@ def _flat(preconditioner: Mapping[str, Tensor], model: nn.Module) -> Tensor:
                 "preconditioner must hold a factor of at least 0 for every coordinate that is trained",
                 got=f"{name}: {'nothing' if factor is None else f'shape {tuple(factor.shape)}'}",
             )
-        parts.append(factor.detach().sqrt().flatten())
+        parts.append(factor.detach().flatten())
     return torch.cat(parts)

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Subset
 
 from batchscope.errors import ArgumentError
-from batchscope.measure.noise import gradient_noise, preconditioner_of
+from batchscope.measure.noise import gradient_noise
+from batchscope.measure.optimizer_state import preconditioner_of
 from batchscope.progress import Reporter, reporter
 from batchscope.records import CurvePoint, NoiseMeasurement, NoisePoint, Outcome, Plan
 from batchscope.seeding import derive
@@ -64,7 +65,7 @@ def noise_along_training(
             many where the noise scale needs them.
         seed: Of everything random.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
 
     Returns:
         The points, as far as training went: divergence ends them.

@@ -250,7 +250,7 @@ def power_use(
         block_seconds: How long a block lasts at least; None: what the meter asks for.
         seed: Of the weights and the examples.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
 
     Returns:
         The power against batch size.

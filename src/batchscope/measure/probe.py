@@ -54,7 +54,7 @@ def probe(
         seed: Of everything random.
         device: "cpu", "cuda" …; None: CUDA where there is one.
         workers: Processes that read a Dataset; None: as many as pay.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
 
     Returns:
         The measurements and what follows.

@@ -86,7 +86,7 @@ def range_test(
         seconds: What the test may take, as far as 64 updates allow; λ_max comes on top.
         seed: Initial weights, data orders and the bootstrap derive from it.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
 
     Returns:
         The test. Where the loss does not fall by more than its noise, nothing is suggested and the verdict says so.

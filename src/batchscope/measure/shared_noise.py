@@ -17,8 +17,7 @@ from torch import nn
 
 from batchscope.fit.noise_series import from_two_sizes
 from batchscope.measure.arguments import checked_whole
-from batchscope.measure.sample import Sample
-from batchscope.measure.window import Window
+from batchscope.measure.sample import Sample, Window
 from batchscope.records import Interval
 
 # An update is measured by one pass over the gradients before their sum and one after: next to nothing at each tenth.

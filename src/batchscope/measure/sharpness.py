@@ -74,7 +74,7 @@ def sharpness(
         examples: Training examples of the loss, drawn without replacement; None: 4,096, or all where there are fewer.
         seed: Draws the examples, fresh weights, directions and starting points.
         device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
 
     Returns:
         φ, with every search behind it, and over subspaces with an interval.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,16 +20,20 @@ from batchscope.errors import ArgumentError
 from batchscope.fit.intervals import mean_interval
 from batchscope.measure.arguments import checked_whole
 from batchscope.measure.curvature_operators import counting, operator_at
-from batchscope.measure.lanczos import quadrature
+from batchscope.measure.eigenvalues import Matrix
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records import CurvatureMatrix, HessianEigenvalues, HessianTrace, Interval, SpectralDensity
 from batchscope.seeding import derive
 from batchscope.workload.workload import Workload
 
+Floats = NDArray[np.float64]
+
 # Eigenvalues this small beside the largest are zero, for what single precision knows of them.
 ROUNDING = 1e-5
 GRID = 512
+# Of the largest coefficient: an off-diagonal one below this ends the steps, since nothing new is left in the space.
+ENDED = 1e-6
 
 
 def hessian_trace(
@@ -53,13 +57,13 @@ def hessian_trace(
     Args:
         workload: What is trained.
         state: A state dict; None: fresh weights under the seed.
-        examples: As for :func:`hessian_eigenvalues`, and so is what is not named here.
-        matrix: Likewise.
+        examples: Training examples that the loss is the mean of; None: as :func:`hessian_eigenvalues` chooses.
+        matrix: "hessian", or "gauss-newton".
         samples: Random vectors.
         eigenvalues: Of the same matrix at the same weights, with their vectors.
-        seed: Likewise.
-        device: Likewise.
-        progress: Likewise.
+        seed: Draws the examples, fresh weights and random vectors.
+        device: "cpu", "cuda" …; None: CUDA where there is one.
+        progress: True shows progress on stderr; or a function that is called with every step.
 
     Returns:
         The trace with its 95% interval, by Student's t over the vectors.
@@ -137,14 +141,14 @@ def spectral_density(
     Args:
         workload: What is trained.
         state: A state dict; None: fresh weights under the seed.
-        examples: As for :func:`hessian_eigenvalues`, and so is what is not named here.
-        matrix: Likewise.
+        examples: Training examples that the loss is the mean of; None: as :func:`hessian_eigenvalues` chooses.
+        matrix: "hessian", or "gauss-newton".
         runs: Random vectors.
         steps: Lanczos steps from each; the memory is that of so many vectors.
         width: Standard deviation of the Gaussians; None: a hundredth of the spectrum's reach.
-        seed: Likewise.
-        device: Likewise.
-        progress: Likewise.
+        seed: Draws the examples, fresh weights and random vectors.
+        device: "cpu", "cuda" …; None: CUDA where there is one.
+        progress: True shows progress on stderr; or a function that is called with every step.
 
     Returns:
         The density over a grid, and the quadrature itself.
@@ -206,3 +210,54 @@ def _mean_share(values: list[float]) -> Interval:
     """The mean of shares with its 95% interval, which does not go below zero."""
     found = mean_interval(values)
     return found if found.low is None else replace(found, low=max(0.0, found.low))
+
+
+def quadrature(
+    matrix: Matrix, steps: int, *, generator: np.random.Generator, goes_on: Callable[[], None] = lambda: None
+) -> tuple[Floats, Floats]:
+    """Nodes and weights of the spectral density that a random vector sees.
+
+    The eigenvalues of the tridiagonal matrix of the steps, and the squared first entries of its eigenvectors (Golub and
+    Welsch 1969).
+
+    Args:
+        matrix: A symmetric matrix given by its products.
+        steps: Lanczos steps; fewer where the dimension is smaller.
+        generator: Draws the vector.
+        goes_on: Called before every product.
+
+    Returns:
+        Ritz values, ascending, and their weights, whose sum is 1.
+
+    Examples:
+        >>> class Diagonal:
+        ...     parameters = 4
+        ...     def __matmul__(self, v):
+        ...         return np.arange(1.0, 5.0) * v
+        >>> nodes, weights = quadrature(Diagonal(), 10, generator=np.random.default_rng(0))
+        >>> nodes.round(6).tolist(), round(float(weights.sum()), 9)
+        ([1.0, 2.0, 3.0, 4.0], 1.0)
+    """
+    size = matrix.parameters
+    steps = min(steps, size)
+    vector = generator.standard_normal(size)
+    vector /= np.linalg.norm(vector)
+    basis = np.empty((steps, size))
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for step in range(steps):
+        basis[step] = vector
+        goes_on()
+        through = matrix @ vector
+        diagonal.append(float(vector @ through))
+        for _ in range(2):  # twice is enough (Parlett 1980)
+            through = through - basis[: step + 1].T @ (basis[: step + 1] @ through)
+        length = float(np.linalg.norm(through))
+        if length <= ENDED * max(map(abs, [*diagonal, *beside])) or step == steps - 1:
+            break
+        beside.append(length)
+        vector = through / length
+    between = beside[: len(diagonal) - 1]
+    tridiagonal = np.diag(diagonal) + np.diag(between, 1) + np.diag(between, -1)
+    nodes, turn = np.linalg.eigh(tridiagonal)
+    return nodes, turn[0] ** 2

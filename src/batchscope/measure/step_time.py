@@ -128,7 +128,7 @@ def step_times(
         seed: Of the weights, the examples and the order of sizes.
         device: "cpu", "cuda" …; None: CUDA where there is one.
         workers: Processes that read a Dataset; None: as many as pay.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; or a function called with every step.
         clocks: Says how busy the machine is.
 
     Returns:

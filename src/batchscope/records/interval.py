@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from batchscope.errors import ArgumentError
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -14,13 +16,19 @@ class Interval:
         low: Lower end; may be minus infinity, or None where nothing is known.
         high: Upper end; may be infinity, or None where nothing is known.
         level: How often intervals made this way hold the truth.
-        resolved: False where the evidence does not determine the value.
+        resolved: False where the evidence does not determine the value, which is then None; always False with a value
+            of None.
+
+    Raises:
+        ArgumentError: A value that is said not to be resolved.
 
     Examples:
         >>> print(Interval(0.95, 0.94, 0.96))
         0.95 (0.94 to 0.96)
         >>> Interval.unresolved().value is None
         True
+        >>> Interval(None, 1.0, None).resolved
+        False
     """
 
     value: float | None
@@ -28,6 +36,12 @@ class Interval:
     high: float | None
     level: float = 0.95
     resolved: bool = True
+
+    def __post_init__(self) -> None:
+        if self.value is None:
+            object.__setattr__(self, "resolved", False)
+        elif not self.resolved:
+            raise ArgumentError("an interval that is not resolved must have no value", got=self.value)
 
     @classmethod
     def unresolved(cls, level: float = 0.95, *, low: float | None = None, high: float | None = None) -> Interval:

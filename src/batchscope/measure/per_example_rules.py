@@ -33,11 +33,11 @@ CHUNK = 1 << 22
 
 RowsRule = Callable[[Tensor, Tensor], Tensor]
 SquaresRule = Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
-Pull = Callable[[Tensor], Tensor]
+Pullback = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Use:
+class ParameterUse:
     """One use of a parameter in a forward pass.
 
     Attributes:
@@ -45,18 +45,18 @@ class Use:
         rows: Gives k gradients of what was used from the inputs and the gradient of the result.
         squares: Their squared norms without forming them, each coordinate's square scaled, or None where that costs
             more than to form them.
-        pulls: Lead from the gradient of what was used, a slice or a transpose say, to that of the parameter.
+        pullbacks: Lead from the gradient of what was used, a slice or a transpose say, to that of the parameter.
         gradient: Of the result, k×m×…, from when it arrives.
     """
 
     inputs: Tensor
     rows: RowsRule
     squares: SquaresRule | None = None
-    pulls: tuple[Pull, ...] = ()
+    pullbacks: tuple[Pullback, ...] = ()
     gradient: Tensor | None = None
 
 
-def single_gradients(uses: Sequence[Use], shape: torch.Size) -> Iterator[Tensor]:
+def single_gradients(uses: Sequence[ParameterUse], shape: torch.Size) -> Iterator[Tensor]:
     """Yield the gradients of single examples, some at a time: rows of the parameter's shape, summed over its uses.
 
     Args:
@@ -72,15 +72,17 @@ def single_gradients(uses: Sequence[Use], shape: torch.Size) -> Iterator[Tensor]
             if use.gradient is None:  # its result did not enter the loss
                 continue
             rows = use.rows(use.inputs[chunk], use.gradient[chunk])
-            for pull in reversed(use.pulls):
-                rows = pull(rows)
+            for back_through in reversed(use.pullbacks):
+                rows = back_through(rows)
             total = rows if total is None else total + rows
         if total is None:
             total = uses[0].inputs.new_zeros(min(size, count - start), *shape)
         yield total.reshape(len(total), *shape)
 
 
-def squared_norms(uses: Sequence[Use], shape: torch.Size, factor: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def squared_norms(
+    uses: Sequence[ParameterUse], shape: torch.Size, factor: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Squared norms of the gradients of single examples.
 
     Args:
@@ -91,7 +93,7 @@ def squared_norms(uses: Sequence[Use], shape: torch.Size, factor: Tensor | None 
     Returns:
         k squared norms, and k more with the factor.
     """
-    if len(uses) == 1 and not uses[0].pulls:
+    if len(uses) == 1 and not uses[0].pullbacks:
         use = uses[0]
         if use.squares is not None and use.gradient is not None:
             plain = use.squares(use.inputs, use.gradient, None)
@@ -236,16 +238,16 @@ def _padding(kernel: Sequence[int], padding: str | Sequence[int], dilation: Sequ
     return ends
 
 
-def pull_through(function: Callable[[Tensor], Any], source: Tensor) -> Pull:
+def pullback(function: Callable[[Tensor], Any], source: Tensor) -> Pullback:
     """The way back through a linear function of a parameter alone: a slice, a transpose, a look-up of positions."""
     back = torch.func.vjp(function, source.detach())[1]
     batched = torch.func.vmap(lambda row: back(row)[0])
 
-    def pull(rows: Tensor) -> Tensor:
+    def back_through(rows: Tensor) -> Tensor:
         result: Tensor = batched(rows.to(source.dtype))
         return result
 
-    return pull
+    return back_through
 
 
 def by_example(tensor: Tensor, batch_size: int) -> Tensor:
