@@ -107,13 +107,13 @@ def reproduce(bench: Bench) -> Findings:
             size: bench.train(workload, Plan(size, RATE, examples=epochs * workload.training_examples))
             for size in (SMALL, large)
         }
-        scores = {size: [100 * (run.final_score or 0.0) for run, _ in own] for size, own in trained.items()}
+        scores = {size: [100 * (run.result.final_score or 0.0) for run in own] for size, own in trained.items()}
         phi: dict[int, list[float | None]] = {}
         inside: dict[int, list[float | None]] = {}
         eigenvalues: dict[int, list[float | None]] = {}
         for size, own in trained.items():
-            bench.tell(f"{name}: sharpness where batch {size:,} ends")
-            states = [state for _, state in own]
+            bench.notify(f"{name}: sharpness where batch {size:,} ends")
+            states = [run.state for run in own]
             phi[size] = [_phi(bench, workload, state, None) for state in states]
             inside[size] = [_phi(bench, workload, state, SUBSPACE) for state in states]
             eigenvalues[size] = [_eigenvalue(bench, workload, state) for state in states]
@@ -153,8 +153,8 @@ def reproduce(bench: Bench) -> Findings:
             f"stops improving"
         )
         if findings.line is None:
-            bench.tell(f"{name}: the line between the two")
-            ends = [trained[size][0][1] for size in (SMALL, large)]
+            bench.notify(f"{name}: the line between the two")
+            ends = [trained[size][0].state for size in (SMALL, large)]
             labels = [f"batch {SMALL}", f"batch {large:,}"]
             findings.line = landscape(workload, ends, labels=labels, examples=2048, device=bench.device)
     findings.deviations += [

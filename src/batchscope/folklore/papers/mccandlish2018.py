@@ -87,7 +87,7 @@ def _along(bench: Bench, learning_rate: float, examples: int) -> list[float]:
     result = None
     while result is None:
         result = run.advance()
-        bench.tell("gradient noise along a run")
+        bench.notify("gradient noise along a run")
         scale = gradient_noise(
             workload, run.state(), examples=EXAMPLES, seed=bench.seeds[0], device=bench.device
         ).noise_scale

@@ -46,7 +46,7 @@ def reproduce(bench: Bench) -> Findings:
                 scores[size, scaled] = scores[size, False]
                 continue
             found = bench.train(workload, Plan(size, rate, examples=examples, shape="linear"))
-            scores[size, scaled] = [run.final_score for run, _ in found]
+            scores[size, scaled] = [run.result.final_score for run in found]
     for size in sizes:
         for scaled, how in ((False, "one rate"), (True, "rate ∝ B")):
             published = PUBLISHED[size][scaled]

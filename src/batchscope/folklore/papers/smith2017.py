@@ -86,8 +86,8 @@ def reproduce(bench: Bench) -> Findings:
         schedule = way.schedule(examples, cap)
         plan = Plan(way.batch_size, RATE * way.faster, examples=examples, schedule=schedule)
         found = bench.train(workload, plan)
-        scores[way.name] = [100 * (run.final_score or 0.0) for run, _ in found]
-        updates[way.name] = found[0][0].iterations
+        scores[way.name] = [100 * (run.result.final_score or 0.0) for run in found]
+        updates[way.name] = found[0].result.iterations
         findings.rows.append(PaperRow(way.name, "accuracy, %", way.accuracy, over_seeds(scores[way.name])))
     first = WAYS[0].name
     for way in WAYS[1:]:
