@@ -170,7 +170,7 @@ def conclude(tested: Sequence[TestedClaim], workload: str) -> str:
         return f"{tested[0].said} On {workload}: {tested[0].verdict}. {tested[0].explanation}"
     return (
         f"Of {len(tested)} common claims about batch size, {counts[HOLDS]} hold on {workload}, {counts[FAILS]} do not "
-        f"hold, and {counts[INCONCLUSIVE]} are inconclusive with this budget."
+        f"hold, and {counts[INCONCLUSIVE]} cannot be decided with this budget."
     )
 
 
