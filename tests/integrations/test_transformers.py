@@ -245,9 +245,10 @@ def test_a_schedule_needs_a_trainer_that_ends_updates_with_its_epochs(
         trainer(callbacks=[BatchscopeTrainerCallback(schedule=SCHEDULE)], **PLAIN).train()
 
 
-def test_training_ends_at_the_target_with_the_best_weights(trainer: Any) -> None:
+def test_the_deprecated_early_stopping_still_works(trainer: Any) -> None:
     often = {"eval_strategy": "steps", "eval_steps": 2}
-    free = BatchscopeTrainerCallback(monitor="loss", higher_is_better=False)
+    with pytest.warns(DeprecationWarning, match="EarlyStoppingCallback"):
+        free = BatchscopeTrainerCallback(monitor="loss", higher_is_better=False)
     one = trainer(callbacks=[free], max_steps=40, learning_rate=0.05, **often)
     one.train()
     assert one.state.global_step == 40
