@@ -144,7 +144,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"train": Unsized()}, f"train {SET}; got Unsized", ""),
     (
         {"train": UnsizedAfterAll()},
-        "train must say how many examples it holds; got NotImplementedError: ask somebody else",
+        "train must have a length; got NotImplementedError: ask somebody else",
         "",
     ),
     (
@@ -163,11 +163,11 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"validation": Empty()}, "validation must hold at least one example; got an empty set", ""),
     (
         {"train": Broken()},
-        "train must yield examples that can be made a batch; got OSError: no such file: 0.png",
+        "examples of train must collate to a batch; got OSError: no such file: 0.png",
         "collate=",
     ),
-    ({"validation": Ragged()}, "validation must yield examples that can be made a batch; got RuntimeError", "collate="),
-    ({"learning_rate": 0}, "learning_rate must be a finite number above 0; got 0", "the rate used today"),
+    ({"validation": Ragged()}, "examples of validation must collate to a batch; got RuntimeError", "collate="),
+    ({"learning_rate": 0}, "learning_rate must be a finite number above 0; got 0", "the present learning rate"),
     ({"learning_rate": -0.1}, "learning_rate must be a finite number above 0; got -0.1", ""),
     ({"learning_rate": float("nan")}, "learning_rate must be a finite number above 0; got nan", ""),
     ({"learning_rate": float("inf")}, "learning_rate must be a finite number above 0; got inf", ""),

@@ -1,4 +1,4 @@
-"""The built-in workloads: what each is, where its data come from, and whether they are here."""
+"""The built-in workloads, and the sources of their data."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from batchscope.workload.workload import Workload
 
 @dataclass(frozen=True)
 class Builtin:
-    """One line of the catalogue.
+    """A built-in workload.
 
     Attributes:
-        make: Returns the workload; takes the ``--data`` folder or file where ``takes_data``.
-        description: What it is, in one line.
-        source: Where its data come from.
-        training_examples: Number of examples to train on; None where it depends on this machine.
-        validation_examples: Number of examples to validate; None where it depends on this machine.
+        make: Returns the workload; takes the ``--data`` folder or file if ``takes_data``.
+        description: Description in one line.
+        source: Source of the data.
+        training_examples: Number of training examples; None if it depends on this machine.
+        validation_examples: Number of validation examples; None if it depends on this machine.
         parameters: Number of parameters of the model.
         optimizer: The optimiser, with the reference batch size and learning rate.
-        takes_data: Whether ``--data`` means anything.
+        takes_data: Whether ``make`` takes ``--data``.
     """
 
     make: Callable[..., Workload]
@@ -41,18 +41,11 @@ class Builtin:
 
 @dataclass(frozen=True)
 class Description:
-    """What ``batchscope workloads`` shows of one built-in.
+    """A row of ``batchscope workloads``: fields of :class:`Builtin`, and where its data are.
 
     Attributes:
-        name: What to call it by.
-        description: What it is, in one line.
-        training_examples: Number of examples to train on; None where the data have to be read to know.
-        validation_examples: Number of examples to validate; None likewise.
-        parameters: Number of parameters of the model.
-        optimizer: The optimiser, with the reference batch size and learning rate.
-        source: Where its data come from.
-        available: Whether the data are on this machine now.
-        location: Where they are, or where they would be downloaded from.
+        available: Whether the data are on this machine.
+        location: Their folder, or the address to download them from.
     """
 
     name: str
@@ -139,14 +132,14 @@ def load_builtin(name: str, data: str | os.PathLike[str] | None = None) -> Workl
 
     Args:
         name: One of ``BUILTINS``.
-        data: The folder or file of its data. None: where it looks by itself.
+        data: Folder or file of its data; None: the default one.
 
     Returns:
         The workload.
 
     Raises:
-        WorkloadError: There is no built-in of that name, or it takes no data.
-        DataError: Its data cannot be found, downloaded or read.
+        WorkloadError: An unknown name, or data for a workload that takes none.
+        DataError: Data that cannot be found, downloaded or read.
 
     Examples:
         >>> load_builtin("quadratic").title
@@ -168,10 +161,7 @@ def load_builtin(name: str, data: str | os.PathLike[str] | None = None) -> Workl
 
 
 def describe() -> tuple[Description, ...]:
-    """Describe every built-in, without loading or downloading anything.
-
-    Returns:
-        One description for each, in the order of ``BUILTINS``.
+    """Describe every built-in workload, without loading or downloading data.
 
     Examples:
         >>> [description.name for description in describe()]
@@ -223,5 +213,5 @@ _LOCATIONS: Mapping[str, Callable[[], tuple[bool, str]]] = {
     "fashion-mlp": lambda: _published(*fashion.FILES),
     "cifar10": lambda: _published(cifar10.ARCHIVE),
     "text": _standard_library,
-    "quadratic": lambda: (True, "made when it is asked for"),
+    "quadratic": lambda: (True, "generated"),
 }
