@@ -50,8 +50,8 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 def test_the_updates_of_smith_s_schedules_come_out_as_published() -> None:
     examples = smith2017.THEIR_EPOCHS * smith2017.THEIR_EXAMPLES
-    for way in smith2017.WAYS:
-        assert way.schedule(examples, 5120).updates(examples) == way.updates
+    for setting in smith2017.SETTINGS:
+        assert setting.schedule(examples, 5120).updates(examples) == setting.updates
 
 
 def test_the_networks_are_of_the_size_that_is_said() -> None:

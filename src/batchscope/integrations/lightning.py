@@ -1,4 +1,4 @@
-"""Lightning: the noise scale and batch-size schedules as a callback, and a Workload from a module and its data."""
+"""Lightning: a callback for the noise scale and schedules, and a Workload from a module and its data."""
 
 from __future__ import annotations
 
@@ -171,31 +171,30 @@ def workload_from_lightning(
     gradient_clip_val: float | None = None,
     name: str | None = None,
 ) -> Workload:
-    """Make a Workload of a LightningModule and its data, as they are trained today.
+    """Make a Workload from a LightningModule and its data.
 
-    Examples are read from the data module's Datasets, with its loaders' ``collate_fn``, in batches of every size. The
-    optimiser and its learning rate are those of ``configure_optimizers``; a learning-rate scheduler is left out with a
-    warning, since a plan's shape says how the rate goes. Without ``loss``, ``training_step(batch, 0)`` gives it, in
-    validation too, with ``self.log`` silent; weights keep the names that they have in the module, so that
-    ``module.load_state_dict(result.state)`` takes what :func:`batchscope.train` returns. What needs the model's output
-    by itself, the Gauss–Newton matrix, asks for ``loss``.
+    The workload reads the data module's Datasets with its loaders' ``collate_fn``. The optimiser and its learning rate
+    are those of ``configure_optimizers``; a learning-rate scheduler is ignored with a warning, since a plan has a shape
+    instead. Without ``loss``, the loss comes from ``training_step(batch, 0)``, in validation too, without logging.
+    Weights keep their names, so that ``module.load_state_dict(result.state)`` loads the result of
+    :func:`batchscope.train`. The Gauss–Newton matrix needs ``loss``.
 
     Args:
-        module_factory: Returns a fresh module at each call, weights drawn from torch's global generator.
+        module_factory: Returns a fresh module at each call, with weights drawn from torch's global generator.
         datamodule: A LightningDataModule.
         score: ``score(output, target)``, higher is better; None: minus the loss.
         loss: ``loss(output, target)``, the mean over a batch; None: the module's own training step.
         forward: ``forward(module, batch)`` returns ``(output, target)``, for ``score`` and ``loss``; None:
             ``(module(x), y)``.
-        batch_size: What is used today; None: the training loader's. (What the Trainer accumulates is not known here.)
-        gradient_clip_val: As the Trainer is given it, by norm; None: gradients are not clipped.
-        name: A name for tables and pages; None: the module's class.
+        batch_size: The present batch size, with accumulation; None: that of the training loader.
+        gradient_clip_val: The Trainer's argument, by norm; None: no clipping.
+        name: Name for tables and reports; None: the module's class.
 
     Returns:
         The workload.
 
     Raises:
-        WorkloadError: What cannot be trained here, an iterable dataset, manual optimisation or several optimisers say.
+        WorkloadError: Unsupported, for example an iterable dataset, manual optimisation or several optimisers.
     """
     with isolated(0, current_device()):
         module = module_factory()
@@ -226,7 +225,7 @@ def workload_from_lightning(
 
 
 class _Whole:
-    """A batch that is meant for the training step and not for ``forward``."""
+    """A batch for the training step instead of ``forward``."""
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
@@ -247,9 +246,9 @@ class _OwnStep:
         return (loss, output), target
 
     def model_of(self, factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        """The person's modules, whose ``forward`` makes the training step where it is given a whole batch.
+        """Make the modules' ``forward`` run the training step if it is given a whole batch.
 
-        So the step goes where a module's ``forward`` goes, under other weights and in batched passes too.
+        This also works with ``torch.func.functional_call`` and vmap.
         """
 
         def make() -> nn.Module:
@@ -262,7 +261,7 @@ class _OwnStep:
         return make
 
     def check(self, factory: Callable[[], nn.Module], batch: Any) -> None:
-        """Refuse a training step that does not work without a Trainer."""
+        """Refuse a training step that needs a Trainer."""
         with isolated(0, current_device()):
             module = self.model_of(factory)()
             device = next(module.parameters()).device
@@ -323,7 +322,7 @@ def _check_module(module: Any, datamodule: Any, *, own_step: bool) -> None:
         raise WorkloadError(
             "the module must be trained by automatic optimisation",
             got="automatic_optimization=False",
-            mend="return the loss from training_step, and leave backward and the updates to Lightning",
+            mend="return the loss from training_step, and leave backward and updates to Lightning",
         )
     for owner in (module, datamodule):
         for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
@@ -332,7 +331,7 @@ def _check_module(module: Any, datamodule: Any, *, own_step: bool) -> None:
                 raise WorkloadError(
                     "batches must be ready when the loader's collate_fn returns",
                     got=f"{type(owner).__name__}.{hook}",
-                    mend="do it in the Dataset or the collate_fn, or leave it out and give augment= to bs.Workload",
+                    mend="move it to the Dataset or the collate_fn, or give augment= to bs.Workload",
                 )
     if own_step and not callable(getattr(module, "training_step", None)):
         raise WorkloadError("the module must have a training_step", got=type(module).__name__, mend="or give loss=")
@@ -348,14 +347,14 @@ def _one_optimizer(module: Any) -> torch.optim.Optimizer:
         raise WorkloadError(
             "configure_optimizers must return one optimiser",
             got="none" if several in ([], [None]) else f"{len(several)} of them",
-            mend="train with one optimiser; groups of parameters may have settings of their own",
+            mend="train with one optimiser, which may have several parameter groups",
         )
     [one] = several
     if isinstance(one, dict):
         one, schedulers = one["optimizer"], schedulers or one.get("lr_scheduler")
     if schedulers:
         warnings.warn(
-            "The learning-rate scheduler of configure_optimizers is left out: a plan's shape says how the rate goes.",
+            "The learning-rate scheduler of configure_optimizers is ignored: the shape of a plan replaces it.",
             stacklevel=3,
         )
     optimizer: torch.optim.Optimizer = one

@@ -1,4 +1,4 @@
-"""transformers: the noise scale along a Trainer's run as a callback, and a Workload from a Trainer."""
+"""transformers: a callback for the noise scale and schedules, and a Workload from a Trainer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ else:
     Trainer, TrainerCallback = _PACKAGE.Trainer, _PACKAGE.TrainerCallback
 
 
-# Earlier ones do not end an update with the epoch, but carry what is left of its batches over to the next one.
+# Earlier releases carry incomplete updates over to the next epoch.
 ENDS_EPOCHS = "4.48"
 
 
@@ -142,7 +142,7 @@ class BatchscopeTrainerCallback(TrainingMonitor, TrainerCallback):
         refusals = (
             (
                 args.gradient_accumulation_steps != 1,
-                "the schedule sets how many batches are accumulated",
+                "the schedule sets the number of accumulated batches",
                 f"gradient_accumulation_steps={args.gradient_accumulation_steps}",
                 "leave it at 1",
             ),
@@ -150,7 +150,7 @@ class BatchscopeTrainerCallback(TrainingMonitor, TrainerCallback):
                 args.lr_scheduler_type != "constant",
                 "the schedule sets the learning rate",
                 f'lr_scheduler_type="{getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)}" beside it',
-                'give lr_scheduler_type="constant", and put its steps into the schedule\'s phases',
+                'give lr_scheduler_type="constant", and put its steps into the phases of the schedule',
             ),
             (
                 args.auto_find_batch_size,
@@ -160,15 +160,15 @@ class BatchscopeTrainerCallback(TrainingMonitor, TrainerCallback):
             ),
             (
                 state.global_step > 0,
-                "a Trainer that follows a schedule must begin at the beginning",
+                "a run with a schedule cannot be resumed",
                 f"a run resumed after {state.global_step:,} updates",
                 "train without resume_from_checkpoint",
             ),
             (
                 min(sizes) < sizes[0],
-                "a Trainer cannot make smaller batches than it began with: it would leave data out",
+                "a Trainer cannot reduce the batch size: it would skip data",
                 f"{min(sizes):,} after {sizes[0]:,}",
-                "begin with the smallest",
+                "begin with the smallest batch size",
             ),
         )
         for refused, rule, got, mend in refusals:
@@ -202,28 +202,27 @@ def workload_from_trainer(
     batch_size: int | None = None,
     name: str | None = None,
 ) -> Workload:
-    """Make a Workload of what a Trainer trains, as it would train it today.
+    """Make a Workload from a Trainer.
 
-    The model is made by ``model_init`` where the Trainer has one; else every run begins with a copy of the Trainer's
-    model as it is now, pretrained weights and all. Examples are those of the Trainer's datasets, made batches of by its
-    collator. The optimiser, with its groups, learning rate and ``max_grad_norm``, is the one that the Trainer creates;
-    its schedule of learning rates is left out, since a plan's shape says how the rate goes. The batch size of today is
+    The model comes from ``model_init``, or every run begins with a copy of the Trainer's present model. The optimiser
+    is the one that the Trainer creates, with its groups, learning rate and ``max_grad_norm``; its learning-rate
+    schedule is ignored, since the shape of a plan replaces it. The present batch size is
     ``per_device_train_batch_size × gradient_accumulation_steps × world_size``. The loss is the Trainer's: the model's
-    own mean over a batch, or that of ``compute_loss`` and ``label_smoothing_factor``. Many runs of a model in one
-    batched pass are fastest with ``max_grad_norm=0``, since a clipped update ties all weights together.
+    own mean over a batch, or that of ``compute_loss`` and ``label_smoothing_factor``. Sweeps are fastest with
+    ``max_grad_norm=0``, since clipping couples all weights.
 
     Args:
-        trainer: The Trainer; it is left as it is.
-        score: ``score(logits, labels)``, higher is better; or the name of a number that ``compute_metrics`` returns, of
-            which more is better; None: minus the loss.
-        batch_size: What is used today; None: as above.
-        name: A name for tables and pages; None: the model's class.
+        trainer: The Trainer, which is not changed.
+        score: ``score(logits, labels)``, higher is better; or the name of such a metric of ``compute_metrics``; None:
+            minus the loss.
+        batch_size: The present batch size; None: as above.
+        name: Name for tables and reports; None: the model's class.
 
     Returns:
         The workload. Its outputs are ``{"loss": ..., "logits": ...}``.
 
     Raises:
-        WorkloadError: What cannot be trained here, an iterable dataset or ``auto_find_batch_size=True`` say.
+        WorkloadError: Unsupported, for example an iterable dataset or ``auto_find_batch_size=True``.
     """
     args = trainer.args
     if args.auto_find_batch_size:
@@ -282,12 +281,12 @@ class _AsDict:
 
 
 class _Loss:
-    """A batch's loss, logits and labels, as the Trainer has them."""
+    """The Trainer's loss, logits and labels of a batch."""
 
     def __init__(self, trainer: Any) -> None:
         own = type(trainer).compute_loss is not Trainer.compute_loss
         special = own or trainer.compute_loss_func is not None or trainer.label_smoother is not None
-        # The Trainer is held where it takes part in the loss, and only there.
+        # Keep the Trainer only if it computes the loss.
         self._trainer = trainer if special else None
         self._labels = list(trainer.label_names) or ["labels"]
 
@@ -302,7 +301,7 @@ class _Loss:
         return {"loss": loss.reshape(1), "logits": logits}, labels[0] if len(labels) == 1 else tuple(labels)
 
     def check(self, model: nn.Module, batch: Any) -> None:
-        """Refuse what gives no loss or no logits."""
+        """Refuse a model without loss or logits."""
         batch = dict(to_device(batch, next(model.parameters()).device))
         try:
             output, _ = self(model, batch)
@@ -332,7 +331,7 @@ def _models(trainer: Any) -> Callable[[], nn.Module]:
 
 
 def _optimizer(trainer: Any, model: nn.Module) -> OptimizerLike:
-    """The optimiser that the Trainer creates for a model of its own, leaving the one that it may have."""
+    """The optimiser that the Trainer creates for another model, without changing the Trainer."""
     most = trainer.args.max_grad_norm or None
     if trainer.optimizer is not None:
         return OptimizerLike(trainer.optimizer, trainer.model, max_grad_norm=most)
