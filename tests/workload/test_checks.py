@@ -122,7 +122,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     # what is given; the rule and the value got; the mend
     (
         {"model": made},
-        "model must be a function that returns a fresh module at each call; got a Linear",
+        "model must be a function that returns a fresh module at each call; got an instance of Linear",
         "model=lambda",
     ),
     ({"model": 3}, "model must be a function; got 3", ""),
@@ -204,7 +204,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"model": lambda: nn.LazyLinear(3)},
         "every parameter must have its shape when model() returns; got weight",
-        "give its size",
+        "give sizes",
     ),
     (
         {"optimizer": raises},
@@ -274,7 +274,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"loss": lambda o, t: F.cross_entropy(o, t) / 0},
         "the loss must be finite with fresh weights; got inf on train",
-        "division by zero",
+        "divisions by zero",
     ),
     (
         {"train": (X * float("nan"), Y)},
