@@ -184,8 +184,8 @@ class _LiveView:
         self._sweep = None
         if self._task is None:
             self._task = self._bar.add_task(event.task, total=event.total, details="")
-        state = {"description": event.task, "completed": event.done, "total": event.total, "details": _details(event)}
-        self._bar.update(self._task, **state)
+        self._bar.update(self._task, description=event.task, completed=event.done, total=event.total)
+        self._bar.update(self._task, details=_details(event))
 
 
 @dataclass(frozen=True)
