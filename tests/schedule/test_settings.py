@@ -90,7 +90,7 @@ def test_what_an_optimiser_has_not_is_refused() -> None:
         OptimizerSettings(adagrad, 8).check(Schedule((Phase(0, 8, 1.0, 0.9),)))
     lbfgs = torch.optim.LBFGS([nn.Parameter(torch.zeros(2))], lr=0.1)
     OptimizerSettings(lbfgs, 8).check(Schedule((Phase(0, 8), Phase(10, 16))))
-    with pytest.raises(PlanError, match="published rule"):
+    with pytest.raises(PlanError, match="published scaling rule"):
         OptimizerSettings(lbfgs, 8).check(measured(8, knee=10))
 
 

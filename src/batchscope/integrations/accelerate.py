@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from batchscope.integrations.frameworks import framework
-from batchscope.integrations.loaders import copies_of, reference_batch_size, source_of
+from batchscope.integrations.loaders import copies_of, source_of, workload_of
 from batchscope.integrations.optimizers import OptimizerLike, unwrapped
 from batchscope.measure import GradientNoise
 from batchscope.seeding import current_device, isolated
@@ -97,24 +98,18 @@ def workload_from_accelerate(
     like = OptimizerLike(optimizer, inner, max_grad_norm=max_grad_norm)
     with isolated(0, current_device()):
         fresh = copies_of(inner)
-    size = getattr(train_loader, "total_batch_size", None) or train.batch_size
-    prepared = hasattr(train_loader, "total_batch_size")
-    ranks = 1 if prepared else accelerator.num_processes
-    return Workload(
+    over_all_ranks = getattr(train_loader, "total_batch_size", None)
+    ranks = 1 if hasattr(train_loader, "total_batch_size") else accelerator.num_processes
+    return workload_of(
+        dataclasses.replace(train, batch_size=over_all_ranks or train.batch_size),
+        validation,
+        like,
+        inner,
+        batch_size=batch_size,
+        times=ranks * accelerator.gradient_accumulation_steps,
+        name=name,
         model=fresh,
-        train=train.dataset,
-        validation=validation.dataset,
         loss=loss,
         score=score,
-        optimizer=like,
-        learning_rate=like.learning_rate,
-        batch_size=reference_batch_size(
-            batch_size,
-            size,
-            len(train.dataset),  # type: ignore[arg-type]
-            times=ranks * accelerator.gradient_accumulation_steps,
-        ),
         forward=forward,
-        collate=train.collate,
-        name=name or type(inner).__name__,
     )

@@ -14,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from batchscope.errors import ArgumentError, PlanError, WorkloadError, first_line
 from batchscope.integrations.accumulation import Accumulation
 from batchscope.integrations.frameworks import lightning
-from batchscope.integrations.loaders import reference_batch_size, source_of
+from batchscope.integrations.loaders import reference_batch_size, source_of, workload_of
 from batchscope.integrations.monitor import TrainingMonitor
 from batchscope.integrations.optimizers import OptimizerLike
 from batchscope.integrations.watching import Calls, span
 from batchscope.records import Schedule
 from batchscope.seeding import current_device, isolated
 from batchscope.workload import Workload
-from batchscope.workload.batches import take, to_device
+from batchscope.workload.batches import to_device
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -152,7 +152,7 @@ class BatchscopeCallback(TrainingMonitor, Callback):
                 mend="remove it from configure_optimizers, and put its steps into the phases of the schedule",
             )
         source = source_of(trainer.train_dataloader, "the training data")
-        examples = len(source.dataset)  # type: ignore[arg-type]
+        examples = source.examples
         micro = reference_batch_size(None, source.batch_size, examples) * trainer.world_size
         following = Accumulation(schedule, trainer.optimizers[0], micro_batch_size=micro, training_examples=examples)
         if (state := self._loaded.pop("following", None)) is not None:
@@ -205,22 +205,20 @@ def workload_from_lightning(
     _check_module(module, datamodule, own_step=loss is None)
     like = OptimizerLike(_one_optimizer(module), module, max_grad_norm=gradient_clip_val)
     output_of = forward or _output_and_target
-    examples = len(train.dataset)  # type: ignore[arg-type]
     step = _OwnStep(output_of, score) if loss is None else None
     if step is not None:
-        step.check(module_factory, take(train.dataset, range(min(2, examples)), train.collate))
-    return Workload(
+        step.check(module_factory, train.few())
+    return workload_of(
+        train,
+        validation,
+        like,
+        module,
+        batch_size=batch_size,
+        name=name,
         model=module_factory if step is None else step.model_of(module_factory),
-        train=train.dataset,
-        validation=validation.dataset,
         loss=loss if loss is not None else _first_of,
         score=score if step is None else step.score,
-        optimizer=like,
-        learning_rate=like.learning_rate,
-        batch_size=reference_batch_size(batch_size, train.batch_size, examples),
         forward=forward if step is None else step,
-        collate=train.collate,
-        name=name or type(module).__name__,
     )
 
 

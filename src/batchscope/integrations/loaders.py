@@ -20,6 +20,9 @@ from torch.utils.data import (
 )
 
 from batchscope.errors import WorkloadError
+from batchscope.integrations.optimizers import OptimizerLike
+from batchscope.workload import Workload
+from batchscope.workload.batches import take
 
 SAMPLERS = (WeightedRandomSampler, SubsetRandomSampler)
 
@@ -37,6 +40,15 @@ class Source:
     dataset: Dataset[Any]
     collate: Callable[[list[Any]], Any] | None
     batch_size: int | None
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def few(self) -> Any:
+        """A batch of the first examples, two at most."""
+        return take(self.dataset, range(min(2, self.examples)), self.collate)
 
 
 def source_of(loader: Any, name: str) -> Source:
@@ -114,6 +126,41 @@ class _OneByOne(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self._dataset[index]
+
+
+def workload_of(
+    train: Source,
+    validation: Source,
+    optimizer: OptimizerLike,
+    module: nn.Module,
+    *,
+    batch_size: int | None,
+    times: int = 1,
+    name: str | None,
+    **parts: Any,
+) -> Workload:
+    """Make a Workload of the parts that a framework's objects have in common.
+
+    Args:
+        train: The training data.
+        validation: The validation data.
+        optimizer: The optimiser.
+        module: The framework's model, whose class is the default name.
+        batch_size: The user's argument.
+        times: Batches of the loader in one update.
+        name: The user's argument.
+        parts: Other arguments of the Workload.
+    """
+    return Workload(
+        train=train.dataset,
+        validation=validation.dataset,
+        optimizer=optimizer,
+        learning_rate=optimizer.learning_rate,
+        batch_size=reference_batch_size(batch_size, train.batch_size, train.examples, times=times),
+        collate=train.collate,
+        name=name or type(module).__name__,
+        **parts,
+    )
 
 
 def copies_of(model: nn.Module) -> Callable[[], nn.Module]:

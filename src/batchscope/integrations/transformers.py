@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,14 @@ from torch import Tensor, nn
 from batchscope.errors import PlanError, WorkloadError, first_line
 from batchscope.integrations.accumulation import Accumulation
 from batchscope.integrations.frameworks import framework
-from batchscope.integrations.loaders import copies_of, reference_batch_size, source_of
+from batchscope.integrations.loaders import copies_of, source_of, workload_of
 from batchscope.integrations.monitor import TrainingMonitor
 from batchscope.integrations.optimizers import OptimizerLike, unwrapped
 from batchscope.integrations.watching import Calls, span
 from batchscope.records import Schedule
 from batchscope.seeding import current_device, isolated
 from batchscope.workload import Workload
-from batchscope.workload.batches import take, to_device
+from batchscope.workload.batches import to_device
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -176,8 +177,7 @@ class BatchscopeTrainerCallback(TrainingMonitor, TrainerCallback):
                 raise PlanError(rule, got=got, mend=mend)
         source = source_of(kwargs["train_dataloader"], "the training data")
         micro = args.train_batch_size * args.world_size
-        examples = len(source.dataset)  # type: ignore[arg-type]
-        return Accumulation(schedule, unwrapped(optimizer), micro_batch_size=micro, training_examples=examples)
+        return Accumulation(schedule, unwrapped(optimizer), micro_batch_size=micro, training_examples=source.examples)
 
     def _enter_phase(self, args: Any, *, lr_scheduler: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
         """Enter the phase that is due before an update that can begin it."""
@@ -251,22 +251,19 @@ def workload_from_trainer(
         model = _models(trainer)
         like = _optimizer(trainer, model())
         loss = _Loss(trainer)
-        loss.check(model(), take(train.dataset, range(min(2, len(train.dataset))), train.collate))  # type: ignore[arg-type]
-    examples = len(train.dataset)  # type: ignore[arg-type]
-    return Workload(
+        loss.check(model(), train.few())
+    return workload_of(
+        dataclasses.replace(train, collate=_AsDict(train.collate), batch_size=args.train_batch_size),
+        validation,
+        like,
+        trainer.model,
+        batch_size=batch_size,
+        times=args.gradient_accumulation_steps * args.world_size,
+        name=name,
         model=model,
-        train=train.dataset,
-        validation=validation.dataset,
         loss=_mean_of_loss,
         score=_score(trainer, score),
-        optimizer=like,
-        learning_rate=like.learning_rate,
-        batch_size=reference_batch_size(
-            batch_size, args.train_batch_size, examples, times=args.gradient_accumulation_steps * args.world_size
-        ),
         forward=loss,
-        collate=_AsDict(train.collate),
-        name=name or type(trainer.model).__name__,
     )
 
 
