@@ -1,4 +1,4 @@
-"""Writes docs/claims/: a page and a chart for each claim, from a saved record (a test compares the pages).
+"""Write docs/claims/: a page and a chart for each claim, from a saved record (a test compares the pages).
 
 batchscope claims digits --json benchmarks/results/claims-digits.json
 python docs/claims_pages.py
@@ -58,36 +58,37 @@ def _index(record: Claims) -> str:
     rows = "".join(
         f"| [{claim.said}]({claim.name}.md) | {claim.verdict} | {claim.source} |\n" for claim in record.claims
     )
-    return f"""# Is it true what people say?
+    return f"""# Common claims about batch size, tested
 
 {MADE}
 
 {record.conclusion}
 
-Each claim is an experiment with seeds in pairs and an interval at 95%. It holds where the interval lies on the side
-that is claimed and reaches what anybody would notice, it does not where the interval lies below that, and can't be told
-otherwise ([methods](../methods.md#claims)). Of twenty claims one may be decided by chance.
+Each claim is an experiment with paired seeds, and its verdict follows from a 95% confidence interval of the effect. A
+claim holds if the interval lies on the claimed side and exceeds the smallest effect that matters. It does not hold if
+the whole interval lies below that effect. Otherwise the experiment is inconclusive and the verdict reads "can't be
+told" ([methods](../methods.md#claims)). Expect one verdict in twenty to be wrong by chance.
 
-| what is said | here | by whom |
+| claim | verdict here | source |
 |---|---|---|
 {rows}
-("The question" is "Tradeoff batch size vs. number of iterations to train a neural network", on Cross Validated.)
+("The question" is "Tradeoff batch size vs. number of iterations to train a neural network" on Cross Validated.)
 
 {_circumstances(record)}
 
-These are verdicts on one small network and its data. On your own workload they may be others:
+These verdicts are for one small network and its data, and may differ on your own workload. To test one claim, run
 
 ```console
 $ batchscope claims digits --only four-beats-four-thousand --seeds 2 --budget 5 --report claims.html
 ```
 
-with `path/to/file.py:name` in place of `digits`, and without `--only` for all of them.
+with `path/to/file.py:name` in place of `digits`; leave out `--only` to test all claims.
 """
 
 
 def _page(claim: TestedClaim, record: Claims) -> str:
     numbers = "".join(f"| {finding.what} | {in_words(finding.value)} |\n" for finding in claim.findings)
-    table = f"\n| number | with its 95% interval |\n|---|---|\n{numbers}" if numbers else ""
+    table = f"\n| effect | value with 95% interval |\n|---|---|\n{numbers}" if numbers else ""
     picture = claim.picture
     image = "" if picture is None else f"\n![{picture.upward} against {picture.across}]({claim.name}.svg)\n"
     module = CLAIMS[claim.name].test.__module__.rpartition(".")[2]
@@ -101,9 +102,10 @@ def _page(claim: TestedClaim, record: Claims) -> str:
 
 **{claim.verdict[0].upper()}{claim.verdict[1:]}.** {claim.explanation}
 {image}{table}
-{_circumstances(record)} This experiment: {f.seconds(claim.seconds)} on top of the runs that others share, in
-`src/batchscope/folklore/{module}.py`. On a workload of your own:
-`batchscope claims path/to/file.py:name --only {claim.name}`. All claims: [overview](index.md).
+{_circumstances(record)}
+This experiment took another {f.seconds(claim.seconds)} beyond shared runs; its code is
+`src/batchscope/folklore/{module}.py`. To test the claim on your own workload, run
+`batchscope claims path/to/file.py:name --only {claim.name}`. See also [all claims](index.md).
 """
 
 
@@ -112,7 +114,7 @@ def _circumstances(record: Claims) -> str:
     sizes = ", ".join(f"{size:,}" for size in record.batch_sizes[:-1])
     return (
         f"Measured on `{record.workload.name}`: {record.runs:,} runs of {record.examples:,} examples each, "
-        f"{len(record.seeds)} seeds, batch sizes {sizes} and {record.batch_sizes[-1]:,} in the main, in "
+        f"{len(record.seeds)} seeds, mainly at batch sizes {sizes} and {record.batch_sizes[-1]:,}, in "
         f"{f.seconds(record.seconds)} on {made.device}."
     )
 

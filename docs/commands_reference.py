@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the command itself: verbs, arguments, options, examples (a test compares them).
+"""Write docs/commands.md from the command itself: verbs, arguments, options, examples (a test compares them).
 
 python docs/commands_reference.py
 """
@@ -20,26 +20,25 @@ HEADER = """# Commands
 
 <!-- Made by docs/commands_reference.py from src/batchscope/cli/; the examples are in that script. -->
 
-`batchscope VERB --help` says the same in a terminal. A WORKLOAD is a built-in's name (`batchscope workloads`),
-`path/to/file.py:name` or `package.module:name`, where the name is a `Workload` or a function that returns one.
-Lists are separated by commas.
+`batchscope VERB --help` shows the same in a terminal. A WORKLOAD is the name of a built-in workload (see `batchscope
+workloads`), `path/to/file.py:name` or `package.module:name`, where the name is a `Workload` or a function that returns
+one. Separate the items of a list by commas.
 """
 
-# What each verb is for, beyond its first sentence, and commands that show it. They run in this order, in one folder.
+# A further description of each verb, and example commands, which a test runs in this order in one folder.
 EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "workloads": ("", ("batchscope workloads",)),
     "advise": (
-        "It takes exactly one of `--target`, `--examples` and `--seconds`. `--batch-sizes`, `--max-memory`, "
-        "`--devices` and `--network` bound what may be advised, `--budget` what the advice may cost. `--price` (for a "
-        "device and hour) and `--power` (watts of a device, watts by batch size as in `16:180,256:240`, or `measured`) "
-        "add cost and energy to every batch size, and `--cost 0.5` minimises half energy, half time. How: "
-        "[methods](methods.md#the-search).",
+        "Give exactly one of `--target`, `--examples` and `--seconds`. Restrict the settings to consider with "
+        "`--batch-sizes`, `--max-memory`, `--devices` and `--network`, and the cost of the advice itself with "
+        "`--budget`. `--price` and `--power` add cost and energy to every batch size; `--cost 0.5` weighs time and "
+        "energy equally. See [methods](methods.md#the-search).",
         ("batchscope advise digits --examples 20000 --budget 5 --json advice.json --report advice.html",),
     ),
     "train": (
-        "With a saved advice it says whether the prediction held; with `--auto` it does both at once, and goes on with "
-        "the winner. Under torchrun its ranks share every batch: [several processes](data-parallel.md). Schedules: "
-        "[reference](reference.md#schedules).",
+        "With a saved advice, it reports whether the prediction held. With `--auto`, it searches for the setting and "
+        "continues with the best candidate. Under torchrun, ranks share every batch: see [several "
+        "processes](data-parallel.md). Schedules are described in the [reference](reference.md#schedules).",
         (
             "batchscope train digits --plan advice.json",
             "batchscope train digits --batch-size 32 --learning-rate 0.1 --iterations 200 --shape linear "
@@ -49,12 +48,12 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "compare": (
-        "A pair is a batch size and a number of updates; all pairs make as many examples. How: "
+        "A pair is a batch size and a number of updates; all pairs use the same number of examples. See "
         "[methods](methods.md#what-is-held-equal).",
         ("batchscope compare digits 32x64 128x16 --seeds 2 --learning-rate rescaled --json c.json --report c.html",),
     ),
     "probe": (
-        "A saved probe is put together anew for another machine without measuring. How: "
+        "Given a saved probe, it adapts the probe to another machine without measuring. See "
         "[methods](methods.md#the-three-limits-together).",
         (
             "batchscope probe digits --seconds 5 --no-branches --no-range-test --json p.json --report p.html",
@@ -62,42 +61,39 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "plan": (
-        "It works out from a probe's JSON how far more devices pay, with links of so many GB/s and µs; `--law` takes a "
-        "sweep's or a trade-off law's JSON, `--zero` what is divided among the devices, `--overlap` the share of the "
-        "backward pass beside which gradients are summed. How: [methods](methods.md#past-one-machine).",
+        "It reads the JSON of a probe, and with `--law` that of a sweep or a trade-off law. See "
+        "[methods](methods.md#past-one-machine).",
         (
             "batchscope plan p.json --devices 1,8,64 --network 12,20 --target-examples 60000 --price 2.5 "
             "--report d.html",
         ),
     ),
     "sweep": (
-        "Every finished trial is in `--store`: the same command goes on after an interruption. How: "
-        "[methods](methods.md#the-sweep).",
+        "With `--store`, the same command resumes an interrupted sweep. See [methods](methods.md#the-sweep).",
         (
             "batchscope sweep digits --batch-sizes 16,64,256 --learning-rates 0.1,0.4 --seeds 2 --target 0.9 "
             "--store s.db",
         ),
     ),
     "export": ("", ("batchscope export s.db --csv trials.csv",)),
-    "fit": ("How: [methods](methods.md#the-trade-off-law).", ("batchscope fit trials.csv",)),
+    "fit": ("See [methods](methods.md#the-trade-off-law).", ("batchscope fit trials.csv",)),
     "sharpness": (
-        "How: [methods](methods.md#sharpness).",
+        "See [methods](methods.md#sharpness).",
         ("batchscope sharpness digits --weights best.safetensors --repeats 1",),
     ),
     "landscape": (
-        "How: [methods](methods.md#landscapes).",
+        "See [methods](methods.md#landscapes).",
         ("batchscope landscape digits --examples 256 --points 9 --report line.html",),
     ),
     "claims": (
-        "`--paper` measures a paper's table at a size that this machine can run, beside the paper's own numbers. What "
-        "came out on the digits: [claims](claims/index.md). How: [methods](methods.md#claims).",
+        "`--paper` reproduces a paper's results at a size that this machine can run, and shows the published numbers "
+        "next to them. Results on the digits: [claims](claims/index.md). See [methods](methods.md#claims).",
         ("batchscope claims digits --only throughput-saturates --seeds 2 --budget 5 --report claims.html",),
     ),
     "report": ("", ("batchscope report c.json",)),
     "doctor": (
-        "Versions, devices with the memory that training may take and what sets that limit, which data are here, and "
-        "whether forks, CUDA and charts work. `batchscope --install-completion` has your shell complete verbs, options "
-        "and the names of workloads.",
+        "For each device, it shows the memory that training may take and what sets that limit. `batchscope "
+        "--install-completion` sets up shell completion of verbs, options and workload names.",
         ("batchscope doctor",),
     ),
 }
@@ -108,12 +104,12 @@ STATUS = """
 | status | meaning |
 |---|---|
 | 0 | done |
-| 1 | the run failed; of `advise`: there is no setting to advise, and the record says why |
+| 1 | the run failed; with `advise`, no setting can be advised, and the record says why |
 | 2 | the arguments were wrong; nothing was run |
-| 130 | interrupted; what was finished is kept |
+| 130 | interrupted; finished results are kept |
 
-Ctrl-C once ends the run in progress between two updates and writes what is finished; twice, at once. A bad argument is
-one sentence on stderr: the rule, what was given, and what to do.
+Press Ctrl-C once to stop after the current update and write the finished results, twice to stop at once. A wrong
+argument gives one message on stderr: the rule, the value given, and what to do.
 """
 
 WORDS = {str: "text", int: "whole number", float: "number", Path: "path"}
@@ -127,7 +123,7 @@ def main() -> None:
 def reference() -> str:
     """The whole text."""
     verbs = {
-        command.callback.__name__: inspect.unwrap(command.callback)
+        command.callback.__name__: command.callback
         for command in app.registered_commands
         if command.callback is not None
     }
@@ -214,7 +210,7 @@ def _section(name: str, verb: Callable[..., Any]) -> str:
     if own:
         lines.append("\n" + _table(own))
     if common:
-        lines.append(f"\n{'And of' if own else 'Of'} the [common options](#common-options) {common}.\n")
+        lines.append(f"\n{'And' if own else 'Only'} the [common options](#common-options) {common}.\n")
     return "".join(lines)
 
 

@@ -37,4 +37,4 @@ for _ in range(8):
             optimizer.step()
             optimizer.zero_grad()
 print(noise)
-print(bs.compare(workload, [(16, 128), (64, 32), (256, 8)], seeds=2).conclusion)
+print(bs.compare(workload, [(16, 64), (128, 8)], seeds=2).conclusion)

@@ -46,4 +46,4 @@ trainer.fit(Network(), Digits())
 print(callback.noise)
 
 workload = workload_from_lightning(Network, Digits(), score=lambda output, y: (output.argmax(1) == y).double().mean())
-print(bs.compare(workload, [(16, 128), (64, 32), (256, 8)], seeds=2).conclusion)
+print(bs.compare(workload, [(16, 64), (128, 8)], seeds=2).conclusion)

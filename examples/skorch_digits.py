@@ -35,4 +35,4 @@ net = NeuralNetClassifier(
 )
 net.fit(X, y)
 print(f"gradient noise scale {net.history[-1, 'noise_scale']:.0f}, accuracy {net.history[-1, 'valid_acc']:.3f}")
-print(bs.compare(workload_from_net(net, X, y), [(16, 128), (64, 32), (256, 8)], seeds=2).conclusion)
+print(bs.compare(workload_from_net(net, X, y), [(16, 64), (128, 8)], seeds=2).conclusion)

@@ -46,4 +46,4 @@ with tempfile.TemporaryDirectory() as folder:
     print(callback.noise)
     workload = workload_from_trainer(trainer)
     print(workload.batch_size, workload.learning_rate)
-    print(bs.compare(workload, [(8, 32), (32, 8)], seeds=2).conclusion)
+    print(bs.compare(workload, [(8, 16), (32, 4)], seeds=2, learning_rate="rescaled").conclusion)

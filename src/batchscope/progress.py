@@ -1,4 +1,4 @@
-"""Live progress: what is running, its score, its rate and the time left."""
+"""Progress events, and how they are shown in a terminal, a notebook and a log."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SizeProgress:
-    """How one batch size of a sweep stands.
+    """Progress of one batch size of a sweep.
 
     Attributes:
         batch_size: Examples per update.
-        done: Trials that have ended, pruned ones among them.
-        running: Trials that run now.
-        pruned: Of those that have ended, the ones that were pruned.
-        waiting: Trials that are known to come.
-        best_rate: The best learning rate so far; None before the first.
-        best_examples: Examples to the target at that rate; None without a target, or before it was reached.
-        best_score: Best validation score at that rate; None before the first.
-        at_edge: Whether the best rate lies at an end of what was tried, so that a better one may lie beyond.
-        settled: Whether nothing more will be tried at this batch size.
+        done: Trials that have ended, including pruned ones.
+        running: Trials in progress.
+        pruned: Pruned trials.
+        waiting: Trials that are known to follow.
+        best_rate: The best learning rate so far.
+        best_examples: Examples to the target at that rate, if it was reached.
+        best_score: Best validation score at that rate.
+        at_edge: Whether the best rate is at an end of the tried ones, so that a better one may be beyond.
+        settled: Whether no more trials follow.
     """
 
     batch_size: int
@@ -48,15 +48,15 @@ class SizeProgress:
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """How a sweep stands: what its live view shows.
+    """Progress of a sweep.
 
     Attributes:
-        rows: A line per batch size.
-        done: Trials that have ended, pruned ones among them.
-        running: Trials that run now.
-        pruned: Of those that have ended, the ones that were pruned.
-        examples: Examples trained on so far, all trials.
-        seconds_left: An estimate; None where there is none yet.
+        rows: Progress per batch size.
+        done: Trials that have ended, including pruned ones.
+        running: Trials in progress.
+        pruned: Pruned trials.
+        examples: Examples of all trials so far.
+        seconds_left: Estimated time left, if known.
         workers: Tasks that run at once.
     """
 
@@ -71,17 +71,17 @@ class SweepProgress:
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One step forward.
+    """A step of progress.
 
     Attributes:
-        task: What is going on: "training", "searching for learning rates" …
-        label: What runs right now.
-        done: How far it is, in examples or whatever ``total`` counts.
-        total: How far it goes; None where that is not known.
-        score: The last validation score; None before the first.
-        learning_rate: The present rate; None where there is none.
-        seconds_left: An estimate; None where there is none yet.
-        sweep: How a sweep stands, which is shown in place of the rest; None for everything else.
+        task: The task, for example "training".
+        label: The current part of the task.
+        done: Amount done, in units of ``total``.
+        total: Total amount, if known.
+        score: The last validation score.
+        learning_rate: The current learning rate.
+        seconds_left: Estimated time left, if known.
+        sweep: Progress of a sweep, shown instead of the rest.
     """
 
     task: str
@@ -98,7 +98,7 @@ Reporter = Callable[[ProgressEvent], None]
 
 
 class Report:
-    """Where a function tells how far it is."""
+    """Sends the progress of a task to a listener, if any."""
 
     def __init__(self, listener: Reporter | None, task: str) -> None:
         self._listener = listener
@@ -115,22 +115,22 @@ class Report:
         seconds_left: float | None = None,
         sweep: SweepProgress | None = None,
     ) -> None:
-        """Tell of one step forward."""
+        """Send an event."""
         if self._listener is not None:
             self._listener(ProgressEvent(self.task, label, done, total, score, learning_rate, seconds_left, sweep))
 
 
 @contextlib.contextmanager
 def reporter(progress: bool | Reporter, task: str) -> Iterator[Report]:
-    """A place to report to, for the length of a task.
+    """Show the progress of a task.
 
     Args:
-        progress: False: nothing is shown. True: a live view on stderr if that is a terminal, one output that is
-            rewritten in a notebook, otherwise a plain line now and then. A function: it is called with every event.
-        task: What is going on.
+        progress: False shows nothing. True shows a live view if stderr is a terminal, one output in a notebook, and
+            occasional lines on stderr otherwise. A function is called with every event.
+        task: The task.
 
     Yields:
-        The place.
+        The object to send events to.
     """
     if progress is False:
         yield Report(None, task)
@@ -148,7 +148,7 @@ def reporter(progress: bool | Reporter, task: str) -> Iterator[Report]:
 
 
 class _LiveView:
-    """The foot of a terminal, redrawn four times a second: a line with a bar, or the table of a sweep."""
+    """A progress bar, or the table of a sweep, at the bottom of a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -160,7 +160,7 @@ class _LiveView:
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[details]}"),
             console=console,
         )
         self._task: TaskID | None = None
@@ -174,22 +174,23 @@ class _LiveView:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._live.stop()  # which draws once more, erases that, and shows the cursor again
+        self._live.stop()
 
     def __call__(self, event: ProgressEvent) -> None:
-        # The thread that draws reads what is set here; each assignment is of something finished.
+        # Another thread draws: assign finished objects only.
         if event.sweep is not None:
             self._sweep = _SweepTable(event.task, event.label, event.sweep)
             return
         self._sweep = None
         if self._task is None:
-            self._task = self._bar.add_task(event.task, total=event.total, said="")
-        self._bar.update(self._task, description=event.task, completed=event.done, total=event.total, said=_said(event))
+            self._task = self._bar.add_task(event.task, total=event.total, details="")
+        self._bar.update(self._task, description=event.task, completed=event.done, total=event.total)
+        self._bar.update(self._task, details=_details(event))
 
 
 @dataclass(frozen=True)
 class _SweepTable:
-    """A sweep as a table that fits the terminal's width: columns that matter less go first."""
+    """A sweep as a table that fits the width of the terminal, without its less important columns if needed."""
 
     task: str
     label: str
@@ -205,11 +206,11 @@ class _SweepTable:
         aside = [*left, f"{_short(self.sweep.examples)} examples", workers, *([self.label] if self.label else [])]
         yield Text(" · ".join(aside), style="dim", overflow="ellipsis", no_wrap=True)
         columns = self._columns()
-        for going in (*_GO_FIRST, ""):
+        for dropped in (*_DROPPED_FIRST, ""):
             table = _grid(columns)
             if Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width:
                 break
-            columns.pop(going, None)
+            columns.pop(dropped, None)
         yield table
 
     def _columns(self) -> dict[str, list[str]]:
@@ -230,8 +231,8 @@ class _SweepTable:
         return found
 
 
-_GO_FIRST = ("waiting", "pruned", "score", "running", "", "done", "examples")
-"""Columns of the live table in the order in which they go where there is no room."""
+# The order in which columns are dropped from a narrow table.
+_DROPPED_FIRST = ("waiting", "pruned", "score", "running", "", "done", "examples")
 
 
 def _grid(columns: dict[str, list[str]]) -> Table:
@@ -248,10 +249,9 @@ def _grid(columns: dict[str, list[str]]) -> Table:
 
 
 class _PlainLines:
-    """A line now and then, for logs: the first event, then one every five seconds, and whenever the task changes.
+    """Lines in a log: the first event, one every five seconds, and the last.
 
-    Sweeps take long and have long lines: theirs come ever more seldom, a thirtieth of the time gone by apart, yet once
-    a minute at least.
+    The long lines of a sweep come after 1/30 of the elapsed time, between 5 and 60 seconds.
     """
 
     EVERY_SECONDS = 5.0
@@ -273,16 +273,14 @@ class _PlainLines:
         if now - self._last < every and not finished:
             return
         self._last, self._task = now, event.task
-        share = f" {event.done / event.total:4.0%}" if event.total else f" {event.done:,}"
-        line = f"{event.task}{share}  {_said(event)}" if event.sweep is None else _swept(event.task, event.sweep)
+        line = _line(event) if event.sweep is None else _sweep_line(event.task, event.sweep)
         print(line, file=sys.stderr, flush=True)
 
 
 def _notebook_display() -> Callable[..., Any] | None:
-    """IPython's ``display`` where this runs in a notebook's kernel; None elsewhere."""
+    """IPython's ``display`` in the kernel of a notebook; None elsewhere."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
-    # Only a kernel has a front end that can rewrite what it has shown.
     if shell is None or getattr(shell, "kernel", None) is None:
         return None
     from IPython.display import display
@@ -292,7 +290,7 @@ def _notebook_display() -> Callable[..., Any] | None:
 
 
 class _NotebookLine:
-    """One output of a cell, rewritten at most twice a second: a line, or the table of a sweep."""
+    """One output of a cell, updated at most twice a second; bars of rich and tqdm would need ipywidgets."""
 
     EVERY_SECONDS = 0.5
     COLUMNS = 110
@@ -309,7 +307,7 @@ class _NotebookLine:
             self._show(self._text(event))
 
     def clear(self) -> None:
-        """Leave an empty output: what was worked for is shown by others."""
+        """Empty the output."""
         if self._handle is not None:
             self._show("")
 
@@ -322,8 +320,7 @@ class _NotebookLine:
 
     def _text(self, event: ProgressEvent) -> str:
         if event.sweep is None:
-            share = f" {event.done / event.total:4.0%}" if event.total else f" {event.done:,}"
-            return f"{event.task}{share}  {_said(event)}"
+            return _line(event)
         from rich.console import Console
 
         stream = io.StringIO()
@@ -332,7 +329,12 @@ class _NotebookLine:
         return stream.getvalue().rstrip()
 
 
-def _said(event: ProgressEvent) -> str:
+def _line(event: ProgressEvent) -> str:
+    share = f" {event.done / event.total:4.0%}" if event.total else f" {event.done:,}"
+    return f"{event.task}{share}  {_details(event)}"
+
+
+def _details(event: ProgressEvent) -> str:
     parts = [event.label]
     if event.score is not None:
         parts.append(f"score {event.score:.4g}")
@@ -343,8 +345,8 @@ def _said(event: ProgressEvent) -> str:
     return "  ".join(parts)
 
 
-def _swept(task: str, sweep: SweepProgress) -> str:
-    """A sweep in one line: trials, the best rate of each batch size and what it needs or reaches, the time left."""
+def _sweep_line(task: str, sweep: SweepProgress) -> str:
+    """A sweep in one line, with the best learning rate of each batch size."""
     parts = [f"{task}: {_counted(sweep)}"]
     for row in sweep.rows:
         if row.best_rate is not None:
@@ -362,7 +364,7 @@ def _counted(sweep: SweepProgress) -> str:
 
 
 def _short(number: float) -> str:
-    """A number in three digits with a letter for its thousands."""
+    """Format a number with three digits and an SI prefix."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= 0.9995 * size:
             return f"{number / size:.3g}{letter}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from batchscope.cli import app
@@ -46,9 +48,14 @@ wild = make(learning_rate=1e30)
 """
 
 
+# Building the command from its functions takes longer than most of the tests.
+_built = functools.cache(typer.main.get_command)
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run the command in this process."""
+    monkeypatch.setattr("typer.testing._get_command", _built)
     monkeypatch.setenv("COLUMNS", "200")  # so that no line is broken
     monkeypatch.setattr(sys, "path", list(sys.path))  # which loading a file adds to
 

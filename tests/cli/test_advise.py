@@ -103,15 +103,18 @@ def test_the_exit_status_says_whether_there_is_an_answer(
     asked["answer"] = replace(answers["advice none"], interrupted=True)
     said = command("advise", f"{file}:line", "--target", 0.89, "--quiet")
     assert said.status == 130
-    assert said.err == "batchscope: Interrupted; what was found until then is kept.\n"
+    assert said.err == "batchscope: Interrupted; finished results are kept.\n"
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("--network", "fast"), "--network is GB/s above 0 and µs, separated by a comma; got fast"),
-        (("--network", "0,5"), "--network is GB/s above 0"),
-        (("--network", "1e3,5"), "--network is GB/s above 0"),
+        (
+            ("--network", "fast"),
+            "--network is a bandwidth above 0 in GB/s and a latency in µs, separated by a comma; got fast",
+        ),
+        (("--network", "0,5"), "--network is a bandwidth above 0 in GB/s"),
+        (("--network", "1e3,5"), "--network is a bandwidth above 0 in GB/s"),
         (("--power", "strong"), "--power is watts, watts by batch size, or measured; got strong"),
         (("--power", "16:180,64"), "--power is watts"),
         (("--max-memory", "much"), "memory is a number with a unit"),

@@ -29,9 +29,9 @@ def test_one_claim_is_tested_told_and_written(command: Command, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ((), "claims are tested on a workload, or a paper is measured; got neither"),
-        (("digits", "--paper", "smith2017"), "claims are tested on a workload, or a paper is measured; got both"),
-        (("--paper", "smith2017", "--only", "sharper-minima"), "a paper has no claims to choose from"),
+        ((), "exactly one of a workload and --paper is needed; got neither"),
+        (("digits", "--paper", "smith2017"), "exactly one of a workload and --paper is needed; got both"),
+        (("--paper", "smith2017", "--only", "sharper-minima"), "--only selects claims"),
         (("digits", "--only", "flat-earth"), "a claim is one of smaller-batches-score-better"),
         (("digits", "--seeds", "1"), "an interval needs at least two seeds"),
         (("digits", "--budget", "1"), "a budget must be at least 5 seconds"),
@@ -86,7 +86,7 @@ def test_without_weights_it_trains_first(command: Command, tmp_path: Path) -> No
     ("given", "said"),
     [
         (("sharpness", "digits", "--weights", "nowhere.safetensors"), "weights must be a file that can be read"),
-        (("landscape", "digits", "--weights", "a", "--batch-sizes", "8"), "batch sizes are for training"),
+        (("landscape", "digits", "--weights", "a", "--batch-sizes", "8"), "--batch-sizes trains the model"),
         (("landscape", "digits", "--batch-sizes", "8"), "a line needs 2 batch sizes; got 1"),
     ],
 )

@@ -369,7 +369,7 @@ stopped = make(score=score)
         "train", f"{file}:stopped", "--iterations", 400, "--evaluate-every", 16, "--json", tmp_path / "r.json"
     )
     assert said.status == 130
-    assert said.err.endswith("batchscope: Interrupted; what was finished is kept.\n")
+    assert said.err.endswith("batchscope: Interrupted; finished results are kept.\n")
     result = load(tmp_path / "r.json")
     assert isinstance(result, TrainResult)
     assert result.outcome == "interrupted"
@@ -484,7 +484,9 @@ vandal = make(score=score)
     wanted, page = tmp_path / "gone" / "r.json", tmp_path / "r.html"
     said = command("compare", f"{file}:vandal", *QUICK, "--json", wanted, "--report", page)
     assert said.status == 1
-    match = re.search(rf"batchscope: The record could not be written to {wanted}; it is kept in (\S+)\.\n", said.err)
+    match = re.search(
+        rf"batchscope: The record could not be written to {wanted}; it was saved to (\S+) instead\.\n", said.err
+    )
     assert match
     assert isinstance(load(match[1]), Comparison)
     assert page.exists()

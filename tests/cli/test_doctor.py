@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import batchscope as bs
-from batchscope.cli.completion import WORKLOADS
+from batchscope.cli.options import WORKLOADS
 from batchscope.measure import doctor
 from batchscope.provenance import available_cores
 from batchscope.records import Diagnosis

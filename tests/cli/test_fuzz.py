@@ -75,7 +75,7 @@ def harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, canned: TrainResul
     # Where measuring begins, with all arguments read.
     for name, begins in (
         ("batchscope.search.study", "find_memory"),
-        ("batchscope.folklore.claims", "Lab"),
+        ("batchscope.folklore.claims", "ExperimentRunner"),
         ("batchscope.folklore.papers.study", "Bench"),
     ):
         monkeypatch.setattr(importlib.import_module(name), begins, ended)

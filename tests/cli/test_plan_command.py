@@ -49,8 +49,8 @@ def test_a_law_is_read_from_its_file(command: Command, saved: Path, tmp_path: Pa
 
 def test_nonsense_is_refused(command: Command, refused: Refused, saved: Path, tmp_path: Path) -> None:
     other = Plan(batch_size=8, learning_rate=0.1, iterations=1).to_json(tmp_path / "plan.json")
-    refused(command("plan", other, "--network", "12,20"), "planned from a probe", "a plan record")
-    refused(command("plan", saved, "--network", "12"), "--network is GB/s", "as in 12,20")
+    refused(command("plan", other, "--network", "12,20"), "must be a record of batchscope probe", "a plan record")
+    refused(command("plan", saved, "--network", "12"), "--network is a bandwidth", "as in 12,20")
     refused(command("plan", saved, "--network", "12,20", "--devices", "a"), "--devices must be numbers")
     refused(command("plan", saved, "--network", "12,20", "--devices", "0"), "whole numbers from 1")
     refused(command("plan", saved, "--network", "12,20", "--law", other), "--law must be", "a plan record")

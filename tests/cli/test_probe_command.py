@@ -87,8 +87,8 @@ def test_only_a_probe_can_be_planned_anew(command: Command, tmp_path: Path, refu
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--speed", "2"), "another speed needs a saved probe"),
-        (("--fixed-speed", "2"), "another speed needs a saved probe"),
+        (("--speed", "2"), "--speed and --fixed-speed need a saved probe"),
+        (("--fixed-speed", "2"), "--speed and --fixed-speed need a saved probe"),
         (("--memory", "lots"), "memory is a number with a unit"),
         (("--memory", "-1GB"), "memory is a number with a unit"),
         (("--memory", "0"), "at least one byte"),

@@ -66,8 +66,8 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("--schedule", "smith"), "the schedule smith is written"),
         (("--schedule", "none.json"), "a record must be a file that can be read"),
-        (("--schedule", "plan.json"), "--schedule takes a schedule's JSON; got plan.json, a record of kind plan"),
-        (("--plan", "schedule.json"), "--plan takes a plan, or an advice with one"),
+        (("--schedule", "plan.json"), "--schedule must be the JSON of a schedule; got plan.json, a plan record"),
+        (("--plan", "schedule.json"), "--plan must be a plan, or an advice with a plan"),
         (("--schedule", "schedule.json", "--batch-size", 3), "that of its schedule's first phase; got 3 and 4"),
         (("--warmup-examples", -1), "warmup_examples must be a whole number of at least 0"),
         (("--shape", "cooldown", "--cooldown", 2), "cooldown must be a share"),

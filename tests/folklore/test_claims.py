@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from batchscope import Workload
 from batchscope.errors import ArgumentError
 from batchscope.folklore import CLAIMS, central_limit, claims
 from batchscope.folklore import gradient_error as error
+from batchscope.folklore import runner as runner_module
 from batchscope.folklore.claims import checked_names
-from batchscope.folklore.lab import Lab
 from batchscope.folklore.rows import gradient_rows
+from batchscope.folklore.runner import ExperimentRunner
 from batchscope.progress import ProgressEvent
 from batchscope.records.claims import Claims
 from batchscope.report import charts
@@ -30,33 +31,35 @@ Make = Callable[..., Workload]
 VERDICTS = {"holds here", "does not hold here", "can't be told"}
 
 
-def lab_of(workload: Workload, *, seeds: tuple[int, ...] = (0, 1), budget_seconds: float = 5.0) -> Lab:
-    return Lab(
+def runner_of(workload: Workload, *, seeds: tuple[int, ...] = (0, 1), budget_seconds: float = 5.0) -> ExperimentRunner:
+    return ExperimentRunner(
         Prepared(workload, torch.device("cpu")),
         seeds=seeds,
         budget_seconds=budget_seconds,
         seed=0,
         workers=None,
-        tell=lambda label: None,
-        stopped=lambda: False,
+        notify=lambda label: None,
+        should_stop=lambda: False,
     )
 
 
-@pytest.fixture(scope="module")
-def digits() -> Workload:
-    return bs.load_workload("digits")
+@pytest.fixture(scope="module", autouse=True)
+def briefly_timed() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner_module, "TIMING_SECONDS", 1.0)
+        yield
 
 
 @pytest.fixture(scope="module")
-def found() -> Claims:
-    return claims(bs.load_workload("digits"), seeds=2, budget_seconds=10.0)
+def found(few_digits: Workload) -> Claims:
+    return claims(few_digits, seeds=2, budget_seconds=5.0)
 
 
 def test_every_claim_comes_to_a_verdict_with_its_numbers(found: Claims) -> None:
     assert [claim.name for claim in found.claims] == list(CLAIMS)
     for claim in found.claims:
         assert claim.verdict in VERDICTS
-        assert claim.said == CLAIMS[claim.name].said
+        assert claim.said == CLAIMS[claim.name].statement
         assert claim.experiment
         assert claim.explanation
         assert claim.findings
@@ -78,16 +81,16 @@ def test_they_are_saved_shown_and_drawn(found: Claims, tmp_path: Path) -> None:
         charts.specification(found, "learning_curves")
 
 
-def test_runs_are_made_once_and_shared(digits: Workload) -> None:
-    lab = lab_of(digits)
-    plan = lab.plan(32, "fixed")
-    first = lab.train(plan)
-    made = lab.runs
-    assert lab.train(plan) == first
-    assert lab.runs == made
-    assert len(lab.scores(plan)) == 2
-    assert first[0].result.examples == lab.examples
-    model = digits.model()
+def test_runs_are_made_once_and_shared(few_digits: Workload) -> None:
+    runner = runner_of(few_digits)
+    plan = runner.plan(32, "fixed")
+    first = runner.train(plan)
+    made = runner.runs
+    assert runner.train(plan) == first
+    assert runner.runs == made
+    assert len(runner.scores(plan)) == 2
+    assert first[0].result.examples == runner.examples
+    model = few_digits.model()
     model.load_state_dict(dict(first[0].state))
 
 
@@ -104,12 +107,12 @@ def test_what_was_asked_for_is_checked(make: Make) -> None:
     ]
 
 
-def test_stopped_on_the_way_what_was_tested_is_kept(digits: Workload) -> None:
+def test_stopped_on_the_way_what_was_tested_is_kept(few_digits: Workload) -> None:
     def stop(event: ProgressEvent) -> None:
         if event.label and event.label.startswith("rescaled-rates"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    kept = claims(digits, seeds=2, budget_seconds=8.0, progress=stop)
+    kept = claims(few_digits, seeds=2, budget_seconds=5.0, progress=stop)
     assert kept.interrupted
     assert 1 <= len(kept.claims) < len(CLAIMS)
     assert kept.claims[0].name == "smaller-batches-score-better"
@@ -125,9 +128,9 @@ def test_means_of_normal_gradients_are_normal_and_heavy_tails_are_seen() -> None
 
 def test_gradients_of_single_examples_are_those_of_autograd(make: Make) -> None:
     workload = make()
-    lab = lab_of(workload)
-    state = lab.train(lab.plan(8, "fixed"))[0].state
-    rows = gradient_rows(lab, state, 10_000, "test")
+    runner = runner_of(workload)
+    state = runner.train(runner.plan(8, "fixed"))[0].state
+    rows = gradient_rows(runner, state, 10_000, "test")
     model = workload.model()
     model.load_state_dict(dict(state))
     model.eval()
@@ -138,8 +141,8 @@ def test_gradients_of_single_examples_are_those_of_autograd(make: Make) -> None:
     assert float(np.linalg.norm(rows.mean(axis=0))) == pytest.approx(float(np.linalg.norm(whole)), rel=1e-4)
 
 
-def test_the_error_of_the_gradient_falls_as_the_root(digits: Workload) -> None:
-    outcome = error.test(lab_of(digits))
+def test_the_error_of_the_gradient_falls_as_the_root(few_digits: Workload) -> None:
+    outcome = error.test(runner_of(few_digits))
     slope = outcome.findings[0].value
     assert slope.value == pytest.approx(-0.5, abs=0.1)
 
@@ -158,7 +161,7 @@ class Memory(nn.Module):
 
 def test_where_batch_size_changes_nothing_no_effect_is_claimed(make: Make) -> None:
     workload = make(examples=600, model=Memory)
-    outcome = CLAIMS["four-beats-four-thousand"].test(lab_of(workload, seeds=(0, 1, 2)))
+    outcome = CLAIMS["four-beats-four-thousand"].test(runner_of(workload, seeds=(0, 1, 2)))
     assert outcome.verdict != "holds here"
     assert not math.isnan(outcome.findings[0].value.value or 0.0)
 
@@ -175,6 +178,6 @@ def test_data_without_labels_cannot_be_arranged(make: Make) -> None:
         learning_rate=0.05,
         batch_size=16,
     )
-    outcome = CLAIMS["alike-batches-matter-less"].test(lab_of(workload))
+    outcome = CLAIMS["alike-batches-matter-less"].test(runner_of(workload))
     assert outcome.verdict == "can't be told"
-    assert "cannot be arranged" in outcome.explanation
+    assert "cannot be stratified" in outcome.explanation

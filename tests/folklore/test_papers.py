@@ -15,7 +15,7 @@ import torch
 
 import batchscope as bs
 from batchscope.errors import ArgumentError
-from batchscope.folklore.papers import PAPERS, keskar2016, mccandlish2018, mishkin2016, paper, smith2017
+from batchscope.folklore.papers import PAPERS, keskar2016, mccandlish2018, mishkin2016, paper, smith2017, tradeoff
 from batchscope.folklore.papers.bench import Bench
 from batchscope.folklore.papers.tradeoff import slope_of
 from batchscope.measure.child import in_child
@@ -36,13 +36,22 @@ class Narrow(torch.nn.Module):
         return out
 
 
+@pytest.fixture(scope="module")
+def fashion(wanted: Callable[[bool, str], None]) -> bs.Workload:
+    """Fashion-MNIST with few validation examples and a linear model."""
+    wanted(DEBIAN.is_dir(), "dataset-fashion-mnist")
+    whole = bs.load_workload("fashion")
+    assert isinstance(whole.validation, tuple)
+    return dataclasses.replace(whole, model=Narrow, validation=tuple(tensor[:500] for tensor in whole.validation))
+
+
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 def test_the_updates_of_smith_s_schedules_come_out_as_published() -> None:
     examples = smith2017.THEIR_EPOCHS * smith2017.THEIR_EXAMPLES
-    for way in smith2017.WAYS:
-        assert way.schedule(examples, 5120).updates(examples) == way.updates
+    for setting in smith2017.SETTINGS:
+        assert setting.schedule(examples, 5120).updates(examples) == setting.updates
 
 
 def test_the_networks_are_of_the_size_that_is_said() -> None:
@@ -80,19 +89,16 @@ def test_a_slope_of_perfect_scaling_is_minus_one() -> None:
 
 @pytest.mark.parametrize(("module", "rows"), [(keskar2016, 16), (mishkin2016, 12), (smith2017, 10)])
 def test_papers_on_fashion_come_to_their_tables(
-    module: Any, rows: int, monkeypatch: pytest.MonkeyPatch, wanted: Callable[[bool, str], None]
+    module: Any, rows: int, monkeypatch: pytest.MonkeyPatch, fashion: bs.Workload
 ) -> None:
-    wanted(DEBIAN.is_dir(), "dataset-fashion-mnist")
-    whole = bs.load_workload("fashion")
-    few_held_out = dataclasses.replace(whole, validation=tuple(tensor[:500] for tensor in whole.validation))  # type: ignore[union-attr]
-    monkeypatch.setattr(module, "load_workload", lambda name, data=None: few_held_out)
+    monkeypatch.setattr(module, "load_workload", lambda name, data=None: fashion)
     monkeypatch.setattr(module, "EXAMPLES", 3200)
     monkeypatch.setattr(module, "MOST_EPOCHS", 1)
     if module is keskar2016:
         for name in ("F1", "C1"):
             monkeypatch.setattr(module, name, type(name, (Narrow,), {}))
         for few in ("HESSIAN_EXAMPLES", "SUBSPACE"):
-            monkeypatch.setattr(module, few, 32)
+            monkeypatch.setattr(module, few, 8)
     # In a process of its own: the heap that it leaves behind is in the way of tests that measure memory.
     child = in_child(lambda: paper(module.__name__.rpartition(".")[2], seeds=2, budget_seconds=5.0), seconds=300.0)
     found = child.value
@@ -109,7 +115,10 @@ def test_papers_on_fashion_come_to_their_tables(
 
 @pytest.fixture(scope="module")
 def found() -> PaperStudy:
-    return paper("mccandlish2018", seeds=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tradeoff, "SIZES", (8, 32, 128, 512, 1024))
+        patch.setattr(tradeoff, "TARGET", 0.9)
+        return paper("mccandlish2018", seeds=2)
 
 
 def test_the_trade_off_on_digits_is_measured_beside_the_paper_s(found: PaperStudy, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchscope import Interval
-from batchscope.folklore.verdicts import FAILS, HOLDS, UNTOLD, all_of, log_of, of_effect, of_equality, paired
+from batchscope.folklore.verdicts import FAILS, HOLDS, INCONCLUSIVE, all_of, log_of, of_effect, of_equality, paired
 
 ENDS = st.floats(-10, 10)
 
@@ -28,14 +28,14 @@ def test_a_verdict_never_contradicts_the_interval(a: float, b: float, least: flo
 
 def test_without_an_interval_nothing_can_be_told() -> None:
     for unknown in (Interval.unresolved(0.95), Interval(1.0, None, None), Interval(1.0, math.nan, 2.0)):
-        assert of_effect(unknown) == UNTOLD
-    assert of_equality(Interval(1.0, None, None), 5.0) == UNTOLD
+        assert of_effect(unknown) == INCONCLUSIVE
+    assert of_equality(Interval(1.0, None, None), 5.0) == INCONCLUSIVE
 
 
 def test_a_claim_of_several_parts_needs_all_of_them() -> None:
     assert all_of([HOLDS, HOLDS]) == HOLDS
-    assert all_of([HOLDS, UNTOLD]) == UNTOLD
-    assert all_of([UNTOLD, FAILS]) == FAILS
+    assert all_of([HOLDS, INCONCLUSIVE]) == INCONCLUSIVE
+    assert all_of([INCONCLUSIVE, FAILS]) == FAILS
 
 
 def test_pairs_cancel_what_seeds_share() -> None:
@@ -49,4 +49,4 @@ def test_pairs_cancel_what_seeds_share() -> None:
 def test_the_sign_of_a_log_says_which_is_larger() -> None:
     assert of_effect(log_of(Interval(2.0, 1.5, 3.0))) == HOLDS
     assert of_effect(log_of(Interval(0.5, 0.3, 0.8))) == FAILS
-    assert of_effect(log_of(Interval(0.5, -0.3, 0.8))) == UNTOLD
+    assert of_effect(log_of(Interval(0.5, -0.3, 0.8))) == INCONCLUSIVE

@@ -202,7 +202,7 @@ def test_a_checkpoint_keeps_the_noise_and_the_schedule(tmp_path: Path) -> None:
     assert told.updates == [(4, 0.4)] * 4
 
 
-def test_training_ends_where_it_gets_no_better_with_the_best_weights(tmp_path: Path) -> None:
+def test_the_deprecated_early_stopping_still_works(tmp_path: Path) -> None:
     class Judged(Network):
         def validation_step(self, batch: Any, index: int) -> None:
             self.log("val_loss", self.training_step(batch, index))
@@ -219,7 +219,8 @@ def test_training_ends_where_it_gets_no_better_with_the_best_weights(tmp_path: P
                 self.losses[trainer.global_step] = float(trainer.callback_metrics["val_loss"])
 
     def run(**options: Any) -> tuple[BatchscopeCallback, Any, dict[int, float], Any]:
-        callback, seen = BatchscopeCallback(monitor="val_loss", higher_is_better=False, **options), Seen()
+        with pytest.warns(DeprecationWarning, match="EarlyStopping"):
+            callback, seen = BatchscopeCallback(monitor="val_loss", higher_is_better=False, **options), Seen()
         torch.manual_seed(0)
         module = Judged()
         trainer = fit(module, callback, seen, max_epochs=12, num_sanity_val_steps=1, limit_val_batches=4)
@@ -258,7 +259,7 @@ def test_what_the_callback_cannot_follow_is_refused_with_a_mend() -> None:
         def configure_optimizers(self) -> Any:
             return [torch.optim.SGD(self.layers[i].parameters(), lr=0.1) for i in (0, 2)]
 
-    with pytest.raises(PlanError, match="Leave it out of configure_optimizers"):
+    with pytest.raises(PlanError, match="Remove it from configure_optimizers"):
         fit(Scheduled(), BatchscopeCallback(schedule=SCHEDULE))
     with pytest.raises(PlanError, match="accumulate_grad_batches=2"):
         fit(Network(), BatchscopeCallback(schedule=SCHEDULE), accumulate_grad_batches=2)
@@ -410,7 +411,7 @@ warnings.simplefilter("ignore")
 import pytorch_lightning as pl
 import torch
 from batchscope.integrations.lightning import BatchscopeCallback
-assert BatchscopeCallback.__mro__[1] is pl.Callback and "lightning.pytorch" not in sys.modules
+assert issubclass(BatchscopeCallback, pl.Callback) and "lightning.pytorch" not in sys.modules
 
 class Module(pl.LightningModule):
     def __init__(self):

@@ -172,7 +172,7 @@ def test_a_schedule_goes_on_from_its_state() -> None:
     assert again.before(4) == 2
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
     other = Accumulation(schedule, sgd(), micro_batch_size=1, training_examples=100)
-    with pytest.raises(PlanError, match="micro-batches that it began with"):
+    with pytest.raises(PlanError, match="the same micro-batch size"):
         other.load_state_dict(first.state_dict())
 
 

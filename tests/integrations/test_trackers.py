@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sqlite3
 import sys
 import time
@@ -147,11 +148,26 @@ def test_tensorboard(digits: bs.Workload, tmp_path: Path) -> None:
     assert bs.load(tmp_path / "tb" / "result.json") == result
 
 
+@pytest.fixture(scope="module")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has made, which takes it seconds, without runs."""
+    folder = tmp_path_factory.mktemp("mlflow") / "new"
+    open_tracker(f"mlflow:{folder}").end()
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        database.execute("delete from runs")
+    return folder / "mlflow.db"
+
+
 @pytest.mark.parametrize("store", ["folder", "sqlite"])
-def test_mlflow(digits: bs.Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+def test_mlflow(
+    digits: bs.Workload, empty_mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     place = "runs" if store == "folder" else f"sqlite:///{tmp_path}/own.db"
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db" if store == "folder" else place
+    there = Path(uri.removeprefix("sqlite:///"))
+    there.parent.mkdir(exist_ok=True)
+    shutil.copy(empty_mlflow, there)
     result = bs.train(digits, PLAN, evaluate_every=800, tracker=open_tracker(f"mlflow:{place}"))
     curves, artifact, status = of_mlflow(uri)
     same(curves, wanted_of(result))
@@ -230,12 +246,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(tm
 
     (tmp_path / "file").write_text("in the way")
     for place in (f"tensorboard:{tmp_path}/file", f"mlflow:{tmp_path}/file"):
-        with pytest.raises(bs.StorageError, match="a place that it can write to"):
+        with pytest.raises(bs.StorageError, match="able to write to its destination"):
             open_tracker(place)
     words = ["train", "digits", "--iterations", "5", "--tracker", f"tensorboard:{tmp_path}/file"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1
-    assert done.stderr.startswith("batchscope: a tracker must have a place")
+    assert done.stderr.startswith("batchscope: a tracker must be able to write")
     assert done.stdout == ""
 
 
@@ -315,7 +331,9 @@ def test_a_run_that_fails_ends_its_tracker(digits: bs.Workload) -> None:
     assert tracker.calls == ["fail"]
 
 
-def test_mlflow_is_told_of_a_run_that_failed(digits: bs.Workload, tmp_path: Path) -> None:
+def test_mlflow_is_told_of_a_run_that_failed(digits: bs.Workload, empty_mlflow: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_mlflow, tmp_path / "runs")
     tracker = open_tracker(f"mlflow:{tmp_path}/runs")
     with pytest.raises(bs.PlanError):
         bs.train(digits, bs.Plan(batch_size=10**6, learning_rate=0.1, iterations=1), tracker=tracker)

@@ -245,9 +245,10 @@ def test_a_schedule_needs_a_trainer_that_ends_updates_with_its_epochs(
         trainer(callbacks=[BatchscopeTrainerCallback(schedule=SCHEDULE)], **PLAIN).train()
 
 
-def test_training_ends_at_the_target_with_the_best_weights(trainer: Any) -> None:
+def test_the_deprecated_early_stopping_still_works(trainer: Any) -> None:
     often = {"eval_strategy": "steps", "eval_steps": 2}
-    free = BatchscopeTrainerCallback(monitor="loss", higher_is_better=False)
+    with pytest.warns(DeprecationWarning, match="EarlyStoppingCallback"):
+        free = BatchscopeTrainerCallback(monitor="loss", higher_is_better=False)
     one = trainer(callbacks=[free], max_steps=40, learning_rate=0.05, **often)
     one.train()
     assert one.state.global_step == 40
@@ -393,7 +394,7 @@ def test_a_classifier_with_sequences_of_many_lengths(trainer: Any) -> None:
     )
     one.data_collator = padded
     workload = workload_from_trainer(one, score=lambda logits, y: (logits.argmax(-1) == y).double().mean())
-    found = bs.compare(workload, [(8, 8), (32, 2)], seeds=2)
+    found = bs.compare(workload, [(8, 8), (32, 2)], seeds=2, learning_rate="fixed")
     assert [row.batch_size for row in found.rows] == [8, 32]
     assert bs.gradient_noise(workload, examples=32).trace_covariance.value is not None
 

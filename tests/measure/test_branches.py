@@ -243,7 +243,7 @@ def test_refusals_say_what_to_do(make: Make) -> None:
     ):
         with pytest.raises(ArgumentError, match=words):
             bs.branched_runs(workload, **arguments)
-    with pytest.raises(PlanError, match="published rule"):
+    with pytest.raises(PlanError, match="published scaling rule"):
         bs.branched_runs(make("mlp", optimizer=lambda p, lr: torch.optim.Rprop(p, lr=lr)))
     with pytest.raises(RunError, match="branching point"):
         bs.branched_runs(make("mlp", learning_rate=1e30), factors=(1, 2), branch_examples=128)

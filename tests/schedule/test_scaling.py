@@ -186,7 +186,7 @@ REFUSED: list[Callable[[], torch.optim.Optimizer]] = [
 def test_an_optimiser_without_a_published_rule_is_refused(make: Callable[[], torch.optim.Optimizer]) -> None:
     optimizer = make()
     before = settings_of(optimizer)
-    with pytest.raises(PlanError, match=f"published rule for the optimiser .*; got {type(optimizer).__name__}.*Search"):
+    with pytest.raises(PlanError, match=f"published scaling rule .*; got {type(optimizer).__name__}.*Search"):
         rescale(optimizer, from_batch_size=1, to_batch_size=2)
     assert settings_of(optimizer) == before
 

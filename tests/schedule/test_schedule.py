@@ -210,7 +210,7 @@ def test_a_plan_with_a_schedule_comes_back_from_json(tmp_path: Path) -> None:
         (lambda: smith(8, at=(20, 10), factor=2), "must begin one after the other"),
         (lambda: linear_growth(8, 4, examples=10), "to must be a whole number of at least 8"),
         (lambda: exponential_growth(8, 16, examples=10, factor=1.0), "factor must be above 1"),
-        (lambda: to_megatron(measured(8, knee=1)), "known beforehand"),
+        (lambda: to_megatron(measured(8, knee=1)), "with fixed phases"),
         (lambda: sgd_noise_scale(0.1, 100, 8, 1.0), "momentum must be at least 0 and below 1"),
         (lambda: Plan(16, 0.1, iterations=5, schedule=constant(8)), "that of its schedule's first phase; got 16 and 8"),
         (lambda: Plan(8, 0.1, iterations=5, schedule=measured(8, knee=1)), "must be given in examples"),

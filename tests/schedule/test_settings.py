@@ -86,11 +86,11 @@ def test_half_lives_of_adam_s_averages_stay_in_examples() -> None:
 
 def test_what_an_optimiser_has_not_is_refused() -> None:
     adagrad = torch.optim.Adagrad([nn.Parameter(torch.zeros(2))], lr=0.1)
-    with pytest.raises(PlanError, match="must have a momentum"):
+    with pytest.raises(PlanError, match="needs an optimiser with momentum"):
         OptimizerSettings(adagrad, 8).check(Schedule((Phase(0, 8, 1.0, 0.9),)))
     lbfgs = torch.optim.LBFGS([nn.Parameter(torch.zeros(2))], lr=0.1)
     OptimizerSettings(lbfgs, 8).check(Schedule((Phase(0, 8), Phase(10, 16))))
-    with pytest.raises(PlanError, match="published rule"):
+    with pytest.raises(PlanError, match="published scaling rule"):
         OptimizerSettings(lbfgs, 8).check(measured(8, knee=10))
 
 

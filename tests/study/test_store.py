@@ -147,7 +147,7 @@ def test_ctrl_c_keeps_what_was_finished_and_a_second_command_completes(
     printed, errors = child.communicate(timeout=60)
     assert child.returncode == 130
     assert "Traceback" not in errors
-    assert errors.strip().endswith("batchscope: Interrupted; what was finished is kept.")
+    assert errors.strip().endswith("batchscope: Interrupted; finished results are kept.")
     kept = finished(store)
     record = load(out)
     assert isinstance(record, Comparison)

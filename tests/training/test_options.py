@@ -116,7 +116,7 @@ def test_each_replica_of_a_stack_is_clipped_by_itself(make: Make, kind: str, in_
     [
         ({"clip_norm": 0.0}, "clip_norm must be a finite number above 0; got 0.0"),
         ({"clip_value": True}, "clip_value must be a finite number above 0; got True"),
-        ({"clip_norm": 1.0, "clip_value": 1.0}, "gradients are clipped by norm or by value"),
+        ({"clip_norm": 1.0, "clip_value": 1.0}, "gradients can be clipped by norm or by value"),
         ({"precision": "float16"}, "precision must be 'bf16', 'fp16' or None; got float16"),
         ({"compile": "yes"}, "compile must be True or False; got yes"),
         ({"warmup_examples": -1}, "warmup_examples must be a whole number of examples, at least 0; got -1"),

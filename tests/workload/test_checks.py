@@ -122,7 +122,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     # what is given; the rule and the value got; the mend
     (
         {"model": made},
-        "model must be a function that returns a fresh module at each call; got a Linear",
+        "model must be a function that returns a fresh module at each call; got an instance of Linear",
         "model=lambda",
     ),
     ({"model": 3}, "model must be a function; got 3", ""),
@@ -144,7 +144,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"train": Unsized()}, f"train {SET}; got Unsized", ""),
     (
         {"train": UnsizedAfterAll()},
-        "train must say how many examples it holds; got NotImplementedError: ask somebody else",
+        "train must have a length; got NotImplementedError: ask somebody else",
         "",
     ),
     (
@@ -163,11 +163,11 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"validation": Empty()}, "validation must hold at least one example; got an empty set", ""),
     (
         {"train": Broken()},
-        "train must yield examples that can be made a batch; got OSError: no such file: 0.png",
+        "examples of train must collate to a batch; got OSError: no such file: 0.png",
         "collate=",
     ),
-    ({"validation": Ragged()}, "validation must yield examples that can be made a batch; got RuntimeError", "collate="),
-    ({"learning_rate": 0}, "learning_rate must be a finite number above 0; got 0", "the rate used today"),
+    ({"validation": Ragged()}, "examples of validation must collate to a batch; got RuntimeError", "collate="),
+    ({"learning_rate": 0}, "learning_rate must be a finite number above 0; got 0", "the present learning rate"),
     ({"learning_rate": -0.1}, "learning_rate must be a finite number above 0; got -0.1", ""),
     ({"learning_rate": float("nan")}, "learning_rate must be a finite number above 0; got nan", ""),
     ({"learning_rate": float("inf")}, "learning_rate must be a finite number above 0; got inf", ""),
@@ -204,7 +204,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"model": lambda: nn.LazyLinear(3)},
         "every parameter must have its shape when model() returns; got weight",
-        "give its size",
+        "give sizes",
     ),
     (
         {"optimizer": raises},
@@ -274,7 +274,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"loss": lambda o, t: F.cross_entropy(o, t) / 0},
         "the loss must be finite with fresh weights; got inf on train",
-        "division by zero",
+        "divisions by zero",
     ),
     (
         {"train": (X * float("nan"), Y)},

@@ -206,7 +206,7 @@ def test_a_named_folder_is_the_only_place(tmp_path: Path, site: str, cache: Path
 def test_the_cache_cannot_be_made(tmp_path: Path, site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "blocked").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
-    with pytest.raises(DataError, match=r"room that this user may write; got .*batchscope") as caught:
+    with pytest.raises(DataError, match=r"writable cache folder with free space; got .*batchscope") as caught:
         files.obtain(published(site + "/good"))
     assert "XDG_CACHE_HOME" in caught.value.mend
 
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, cache: Path) -> None:
             files.obtain(file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "free some room" in str(caught.value).lower()
+    assert "free some space" in str(caught.value).lower()
     assert nothing_in(cache)
 
 

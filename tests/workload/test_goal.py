@@ -85,7 +85,7 @@ def make(
         # The reverse.
         (0.97, [10.0], {"perfect": 100.0}, "Did you mean 97?"),
         # Below what fresh weights score.
-        (0.05, [0.1], {}, "above the score of fresh weights, or there is nothing to train for; got 0.05, with 0.1 for"),
+        (0.05, [0.1], {}, "above the score of fresh weights; got 0.05, with 0.1 for"),
         (0.1, [0.1], {"perfect": 1.0}, "Give one above that, up to 1"),
         (-5.0, [-2.3], {"minus_loss": True}, "above the score of fresh weights"),
         # A loss in place of a score.

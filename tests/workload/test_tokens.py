@@ -96,8 +96,8 @@ def test_what_is_no_number_of_tokens_is_refused(make: Make, tokens: Any) -> None
     [
         (lambda batch: "many", "must return the number of tokens"),
         (lambda batch: torch.ones(3), "must return the number of tokens"),
-        (lambda batch: 0, "a batch must have a token"),
-        (lambda batch: float("nan"), "a batch must have a token"),
+        (lambda batch: 0, "a batch must have at least one token"),
+        (lambda batch: float("nan"), "a batch must have at least one token"),
         (lambda batch: batch["input_ids"].sum(), "must be able to count"),
     ],
 )

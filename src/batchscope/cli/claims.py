@@ -1,17 +1,12 @@
-"""The folklore about batch size, tested on a workload."""
+"""Common claims about batch size, tested on a workload."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from batchscope.cli.completion import workloads
-from batchscope.cli.ending import INTERRUPTED
-from batchscope.cli.options import Data, Debug, Device, Json, LoadTimeout, Quiet, Report, Seed, Workers
-from batchscope.cli.parsing import check_writable, load_named
-from batchscope.cli.showing import show
+from batchscope.cli.options import TrainingOptions, workload_argument
 from batchscope.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -19,75 +14,37 @@ if TYPE_CHECKING:
 
 
 def claims(
-    workload: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="WORKLOAD",
-            autocompletion=workloads,
-            help="A built-in's name, path/to/file.py:name or package.module:name; none with --paper.",
-            show_default=False,
-        ),
-    ] = None,
+    workload: Annotated[str | None, workload_argument("; leave it out with --paper")] = None,
     paper: Annotated[
         Literal["keskar2016", "smith2017", "mishkin2016", "shallue2019", "mccandlish2018"] | None,
-        typer.Option(help="Measure a paper's table at a size that this machine can run, instead."),
+        typer.Option(help="Reproduce a paper's results at a size that this machine can run."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="A claim's name, as the table shows it; may be given several times.")
+        list[str] | None, typer.Option(help="Name of a claim, as in the table; may be given several times.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each setting, in pairs.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Seeds of each setting, the same for all settings.")] = 5,
     budget: Annotated[
-        float | None, typer.Option(help="Seconds that all of it may take, about: 300, or 600 for a paper.")
+        float | None, typer.Option(help="Approximate seconds for all of it; by default 300, or 600 for a paper.")
     ] = None,
-    data: Data = None,
-    load_timeout: LoadTimeout = 30.0,
-    workers: Workers = None,
-    seed: Seed = 0,
-    device: Device = None,
-    json: Json = None,
-    report: Report = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    common: TrainingOptions,
 ) -> int:
-    """Test what people say about batch size: each claim an experiment, with the verdict that its interval allows."""
+    """Test common claims about batch size: each is an experiment whose confidence interval gives the verdict."""
     from batchscope.folklore import claims as run
-    from batchscope.folklore.claims import BUDGET_SECONDS
-    from batchscope.folklore.papers import paper as measured
-    from batchscope.folklore.papers.study import BUDGET_SECONDS as FOR_A_PAPER
+    from batchscope.folklore.papers import paper as reproduce
 
     if (workload is None) == (paper is None):
         raise ArgumentError(
-            "claims are tested on a workload, or a paper is measured",
-            got="neither" if paper is None else "both",
-            mend="give a workload, or --paper",
+            "exactly one of a workload and --paper is needed", got="neither" if paper is None else "both"
         )
     if paper is not None and only:
-        raise ArgumentError("a paper has no claims to choose from", got="--only", mend="leave it out")
-    check_writable(json, report)
+        raise ArgumentError("--only selects claims and has no effect on --paper", got="both", mend="leave one out")
+    common.check()
+    arguments = common.arguments | {"seeds": seeds} | ({} if budget is None else {"budget_seconds": budget})
     record: Claims | PaperStudy
     if workload is None:
-        record = measured(
-            str(paper),
-            seeds=seeds,
-            budget_seconds=FOR_A_PAPER if budget is None else budget,
-            data=data,
-            seed=seed,
-            device=device,
-            progress=not quiet,
-        )
+        del arguments["workers"]
+        record = reproduce(str(paper), data=common.data, **arguments)
     else:
-        record = run(
-            load_named(workload, data, load_timeout),
-            only=only or None,
-            seeds=seeds,
-            budget_seconds=BUDGET_SECONDS if budget is None else budget,
-            seed=seed,
-            device=device,
-            workers=workers,
-            progress=not quiet,
-        )
-    show(record, json, report, quiet=quiet)
-    if record.interrupted:
-        print("batchscope: Interrupted; what was tested is kept.", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        record = run(common.load(workload), only=only or None, **arguments)
+    return common.end(record)

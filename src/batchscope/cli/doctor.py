@@ -1,15 +1,13 @@
-"""What there is on this machine."""
+"""What this machine has."""
 
 from __future__ import annotations
 
-from batchscope.cli.options import Debug, Json, Quiet, Report
-from batchscope.cli.parsing import check_writable
-from batchscope.cli.showing import show
+from batchscope.cli.options import Output
 
 
-def doctor(json: Json = None, report: Report = None, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Show versions, devices, free memory, data, and whether forks, CUDA and charts work here."""
-    check_writable(json, report)
+def doctor(*, common: Output) -> None:
+    """Show versions, devices, free memory, data sets, and whether forking, CUDA and charts work."""
+    common.check()
     from batchscope.measure.doctor import diagnose
 
-    show(diagnose(), json, report, quiet=quiet)
+    common.show(diagnose())

@@ -1,4 +1,4 @@
-"""How a verb ends: its exit status, and one message where something went wrong."""
+"""How a verb ends: with an exit status, and with one message if something went wrong."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from batchscope.errors import BatchscopeError
 INTERRUPTED = 130
 
 
-def ending_well(function: Callable[..., int | None]) -> Callable[..., None]:
-    """Turn a verb's errors into one clear message and an exit status."""
+def with_exit_status(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Turn a verb's result and its errors into an exit status, and an error into one message."""
 
     @functools.wraps(function)
     def guarded(*arguments: Any, **options: Any) -> None:
@@ -28,23 +28,23 @@ def ending_well(function: Callable[..., int | None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             fail("Interrupted.", INTERRUPTED, debug=False)
         except BrokenPipeError:
-            reader_went_away()
+            ignore_closed_pipe()
             raise typer.Exit(0) from None
         except Exception as error:
-            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            fail(f"The run failed: {said}. Run it with --debug to see where.", 1, debug=options["debug"])
+            text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            fail(f"The run failed: {text}. Run it with --debug to see where.", 1, debug=options["debug"])
         raise typer.Exit(status or 0)
 
     return guarded
 
 
-def reader_went_away() -> None:
-    """Let the rest of our output go nowhere: whoever read it, as head does, has enough, which is no failure."""
+def ignore_closed_pipe() -> None:
+    """Discard the rest of the output: a reader such as ``head`` has closed the pipe, which is no failure."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, status: int, *, debug: bool) -> NoReturn:
-    """Say what went wrong, and end with that status."""
+    """Print what went wrong, and end with that status."""
     if debug:
         traceback.print_exc()
     print(f"batchscope: {message}", file=sys.stderr)

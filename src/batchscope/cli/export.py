@@ -16,7 +16,7 @@ def export(
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the trials to this file.")] = None,
     parquet: Annotated[Path | None, typer.Option("--parquet", help="Write the trials to this file.")] = None,
     curves: Annotated[
-        Path | None, typer.Option("--curves", help="Write their evaluations to this file, .csv or .parquet.")
+        Path | None, typer.Option("--curves", help="Write the trials' evaluations to this .csv or .parquet file.")
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,

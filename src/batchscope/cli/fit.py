@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from batchscope.cli.options import Debug, Json, Quiet, Report
-from batchscope.cli.parsing import check_writable
-from batchscope.cli.showing import show
+from batchscope.cli.options import Output
 
 
 def fit(
@@ -17,17 +15,16 @@ def fit(
         Path,
         typer.Argument(
             metavar="TABLE.csv",
-            help="A line per run: batch_size, examples_to_target or updates; maybe learning_rate, outcome, spent.",
+            help="One row per run: batch_size, and examples_to_target or updates; optional learning_rate, outcome, "
+            "spent.",
             show_default=False,
         ),
     ],
-    json: Json = None,
-    report: Report = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    common: Output,
 ) -> None:
-    """Fit the trade-off law to a table of batch sizes and what the target took."""
+    """Fit the trade-off law to a table of batch sizes and the examples or updates to a target."""
     from batchscope.study.table_file import read_table
 
-    check_writable(json, report, reads=table)
-    show(read_table(table).fit(), json, report, quiet=quiet)
+    common.check(reads=table)
+    common.show(read_table(table).fit())

@@ -1,4 +1,4 @@
-"""What a verb makes of words it was given, before anything is trained."""
+"""Parsing and checking of the arguments of a verb, before anything is trained."""
 
 from __future__ import annotations
 
@@ -8,25 +8,35 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from batchscope.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from batchscope.workload import Workload
 
 Number = TypeVar("Number", int, float)
 
 
-def load_named(name: str, data: str | None, timeout_seconds: float) -> Workload:
-    """The workload of that name."""
-    from batchscope.workload import load_workload
+def load_record(path: Path, *kinds: type, rule: str) -> Any:
+    """Load a record of one of these kinds.
 
-    return load_workload(name, data=data, timeout_seconds=timeout_seconds)
+    Args:
+        path: The JSON file.
+        kinds: Classes of records.
+        rule: What the error says if it is of another kind.
+
+    Raises:
+        ArgumentError: It is of another kind.
+        RecordError: It is no record.
+    """
+    from batchscope.records import load
+
+    record = load(path)
+    if not isinstance(record, kinds):
+        raise ArgumentError(rule, got=f"{path}, a {record.kind} record")
+    return record
 
 
 def parse_pair(text: str) -> tuple[int, int]:
-    """A batch size and iterations, as in 16x2000."""
+    """Parse a batch size and a number of updates, for example 16x2000."""
     match = re.fullmatch(r"\s*([0-9]{1,15})\s*[xX×*]\s*([0-9]{1,15})\s*", text)
     if match is None:
         raise ArgumentError("a pair is BATCHxITERATIONS", got=text, mend="write it as in 16x2000")
@@ -34,7 +44,7 @@ def parse_pair(text: str) -> tuple[int, int]:
 
 
 def parse_numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
-    """Numbers separated by commas, for the option of that name."""
+    """Parse numbers separated by commas, for the option of that name."""
     try:
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
@@ -43,7 +53,7 @@ def parse_numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes, as in 8GiB."""
+    """Parse a number of bytes, for example 8GiB."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
     if match is None:
         raise ArgumentError("memory is a number with a unit", got=text, mend="write it as in 8GiB or 800MB")
@@ -55,7 +65,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_power(text: str) -> float | dict[int, float] | Literal["measured"]:
-    """Watts, watts by batch size, or that they are to be measured."""
+    """Parse watts, watts by batch size, or ``measured``."""
     if text.strip() == "measured":
         return "measured"
     number = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
@@ -70,18 +80,20 @@ def parse_power(text: str) -> float | dict[int, float] | Literal["measured"]:
 
 
 def parse_network(text: str) -> tuple[float, float]:
-    """Bytes per second and seconds of latency, from GB/s and µs."""
+    """Parse bandwidth in GB/s and latency in µs, into bytes per second and seconds."""
     number = r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*"
     match = re.fullmatch(f"{number},{number}", text, re.ASCII)
     if match is None or not float(match[1]) > 0:
         raise ArgumentError(
-            "--network is GB/s above 0 and µs, separated by a comma", got=text, mend="write it as in 12,20"
+            "--network is a bandwidth above 0 in GB/s and a latency in µs, separated by a comma",
+            got=text,
+            mend="write it as in 12,20",
         )
     return float(match[1]) * 1e9, float(match[2]) * 1e-6
 
 
 def check_writable(*paths: Path | None, reads: Path | None = None) -> None:
-    """Refuse a place that cannot be written before anything is trained, rather than after."""
+    """Refuse output files that cannot be written before anything is trained, rather than after."""
     wanted = [path for path in paths if path is not None]
     for path in wanted:
         try:
@@ -92,14 +104,14 @@ def check_writable(*paths: Path | None, reads: Path | None = None) -> None:
             folder = path.absolute().parent
             while not folder.exists():
                 folder = folder.parent
-            # Tried with the name that the file has while it is written, since permissions alone do not tell.
+            # Permissions alone do not tell; a temporary file has a name like this one.
             with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
                 pass
         except (OSError, ValueError) as error:
             raise ArgumentError(
                 "a result must go to a file that this user may write",
                 got=f"{path} ({getattr(error, 'strerror', None) or error})",
-                mend="name a file in a folder of your own",
+                mend="name a file in a folder that you own",
             ) from error
     places = [os.path.realpath(path) for path in (*wanted, reads) if path is not None]
     for path, place in zip(wanted, places, strict=False):

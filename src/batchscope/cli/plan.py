@@ -1,62 +1,67 @@
-"""How far more devices pay, from a saved probe."""
+"""How many devices are worth using, from a saved probe."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from batchscope.cli.options import Debug, Json, Quiet, Report
-from batchscope.cli.parsing import check_writable, parse_network, parse_numbers
-from batchscope.cli.showing import show
-from batchscope.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from batchscope.records import Probe, Sweep, TradeoffLaw
+from batchscope.cli.options import Output
+from batchscope.cli.parsing import load_record, parse_network, parse_numbers
 
 
 def plan(
     probe: Annotated[
         Path,
         typer.Argument(
-            metavar="PROBE.json", help="A probe of one device: batchscope probe --json.", show_default=False
+            metavar="PROBE.json", help="A probe of one device, from batchscope probe --json.", show_default=False
         ),
     ],
-    network: Annotated[str, typer.Option(help="GB/s and µs of latency of the slowest link between them, as in 12,20.")],
+    network: Annotated[
+        str, typer.Option(help="Bandwidth in GB/s and latency in µs of the slowest link, for example 12,20.")
+    ],
     devices: Annotated[str, typer.Option(help="Numbers of devices.")] = "1,8,64,1024",
     law: Annotated[
-        Path | None, typer.Option(help="A sweep's or a trade-off law's JSON, for updates to a target.")
+        Path | None, typer.Option(help="JSON file of a sweep or a trade-off law, for updates to a target.")
     ] = None,
     target_examples: Annotated[
-        float | None, typer.Option(help="Examples that the target takes with the workload's own batch size.")
+        float | None, typer.Option(help="Examples to the target at the workload's own batch size.")
     ] = None,
-    algorithm: Annotated[Literal["ring", "tree", "fastest"], typer.Option(help="How gradients are summed.")] = "ring",
+    algorithm: Annotated[
+        Literal["ring", "tree", "fastest"], typer.Option(help="All-reduce algorithm that sums gradients.")
+    ] = "ring",
     overlap: Annotated[
-        float, typer.Option(help="Share of the backward pass during which gradients are summed already.")
+        float, typer.Option(help="Share of the backward pass that overlaps with the sum of gradients.")
     ] = 0.0,
     zero: Annotated[
-        int, typer.Option(help="What is divided among devices: 1 the optimiser's state, 2 gradients, 3 weights too.")
+        int,
+        typer.Option(help="ZeRO stage: 1 shards the optimiser's state, 2 gradients too, 3 weights too."),
     ] = 0,
-    price: Annotated[float | None, typer.Option(help="Price of a device for an hour.")] = None,
-    power: Annotated[float | None, typer.Option(help="Power of a device, in watts.")] = None,
-    least_gain: Annotated[float, typer.Option(help="Less gain than this for twice the devices does not pay.")] = 0.1,
-    least_efficiency: Annotated[float, typer.Option(help="Nor does less efficiency than this.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the draws behind the intervals.")] = 0,
-    json: Json = None,
-    report: Report = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    price: Annotated[float | None, typer.Option(help="Price of one device for one hour.")] = None,
+    power: Annotated[float | None, typer.Option(help="Power of a device in watts.")] = None,
+    least_gain: Annotated[
+        float, typer.Option(help="Least gain in speed that makes twice the devices worthwhile.")
+    ] = 0.1,
+    least_efficiency: Annotated[float, typer.Option(help="Least efficiency that makes more devices worthwhile.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of the draws behind the intervals.")] = 0,
+    *,
+    common: Output,
 ) -> None:
-    """Say how fast and how dear training is on some numbers of devices, and from where more do not pay."""
+    """Predict time and cost of training on several numbers of devices, and the number beyond which more do not pay."""
     from batchscope.fit import plan_devices
+    from batchscope.records import Probe, Sweep, TradeoffLaw
 
-    check_writable(json, report, reads=probe)
+    common.check(reads=probe)
+    measured: Probe = load_record(probe, Probe, rule="PROBE.json must be a record of batchscope probe")
+    tradeoff: Sweep | TradeoffLaw | None = None
+    if law is not None:
+        tradeoff = load_record(law, Sweep, TradeoffLaw, rule="--law must be the record of a sweep or a trade-off law")
     record = plan_devices(
-        _probe(probe),
+        measured,
         parse_numbers("--devices", devices, int),
         network=parse_network(network),
-        law=None if law is None else _law(law),
+        law=tradeoff,
         target_examples=target_examples,
         algorithm=algorithm,
         overlap=overlap,
@@ -67,26 +72,4 @@ def plan(
         least_efficiency=least_efficiency,
         seed=seed,
     )
-    show(record, json, report, quiet=quiet)
-
-
-def _probe(path: Path) -> Probe:
-    from batchscope.records import Probe, load
-
-    record = load(path)
-    if not isinstance(record, Probe):
-        raise ArgumentError(
-            "devices are planned from a probe",
-            got=f"{path}, a {record.kind} record",
-            mend="make one with batchscope probe WORKLOAD --json",
-        )
-    return record
-
-
-def _law(path: Path) -> Sweep | TradeoffLaw:
-    from batchscope.records import Sweep, TradeoffLaw, load
-
-    record = load(path)
-    if not isinstance(record, Sweep | TradeoffLaw):
-        raise ArgumentError("--law must be a sweep's or a trade-off law's JSON", got=f"{path}, a {record.kind} record")
-    return record
+    common.show(record)

@@ -13,14 +13,14 @@ from batchscope.cli.showing import show
 
 
 def report(
-    record: Annotated[Path, typer.Argument(help="A JSON file that --json wrote.", show_default=False)],
+    record: Annotated[Path, typer.Argument(help="A JSON file written by --json.", show_default=False)],
     report: Annotated[
-        Path | None, typer.Option("--report", help="The page to write; beside the record, if left out.")
+        Path | None, typer.Option("--report", help="File of the HTML report; by default next to the record.")
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show a saved record again, as a table and as a page, without training."""
+    """Show a saved record again, as a table and as an HTML report, without training."""
     from batchscope.records import load
 
     loaded = load(record)

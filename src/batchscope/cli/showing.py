@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchscope.cli.ending import reader_went_away
+from batchscope.cli.ending import ignore_closed_pipe
 from batchscope.errors import BatchscopeError, StorageError
 
 if TYPE_CHECKING:
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 def show_table(shown: RenderableType) -> None:
-    """Print it on standard output, whoever reads that."""
+    """Print it on standard output; a reader such as ``head`` may close the pipe."""
     from rich.console import Console
 
     class Terminal(Console):
         def on_broken_pipe(self) -> None:
-            reader_went_away()
+            ignore_closed_pipe()
 
     Terminal().print(shown)
 
 
 def show(record: Record, json: Path | None, report: Path | None, *, quiet: bool) -> None:
-    """Write and print a record; what cannot be written where it was wanted is kept elsewhere, or printed at least."""
+    """Write and print a record; one that cannot be written is kept in a temporary folder, or at least printed."""
     failures: list[BatchscopeError] = []
     kept = True
     if json is not None:
@@ -64,5 +64,5 @@ def _kept_elsewhere(record: Record, wanted: Path) -> bool:
         if folder is not None:
             os.rmdir(folder)
         return False
-    print(f"batchscope: The record could not be written to {wanted}; it is kept in {kept}.", file=sys.stderr)
+    print(f"batchscope: The record could not be written to {wanted}; it was saved to {kept} instead.", file=sys.stderr)
     return True

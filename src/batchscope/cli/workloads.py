@@ -1,4 +1,4 @@
-"""The list of the built-ins."""
+"""The list of the built-in workloads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from batchscope.cli.showing import show_table
 
 
 def workloads(debug: Debug = False) -> None:
-    """List the built-in workloads, their sizes, and where their data come from."""
+    """List the built-in workloads with their sizes and the sources of their data."""
     from batchscope.report.listing import workloads_table
     from batchscope.workload.catalogue import describe
 

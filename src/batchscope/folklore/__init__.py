@@ -1,4 +1,4 @@
-"""What people say about batch size, one file a claim: what is said, how it is tested, the verdict."""
+"""Common claims about batch size, one file per claim: the statement, the experiment and the verdict."""
 
 from batchscope.folklore.claims import CLAIMS, claims
 from batchscope.folklore.solutions import solutions

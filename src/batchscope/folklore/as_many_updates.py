@@ -1,4 +1,4 @@
-"""The gap of large batches closes with as many updates in place of as many examples; other remedies beside it."""
+"""Large batches close the gap if they make the same number of updates; other interventions for comparison."""
 
 from __future__ import annotations
 
@@ -7,56 +7,57 @@ from collections.abc import Iterator
 from batchscope.errors import WorkloadError
 from batchscope.fit import mean_interval
 from batchscope.folklore.claim import Claim, Outcome
-from batchscope.folklore.lab import NO_REMEDY, Lab, Remedy
-from batchscope.folklore.verdicts import FAILS, HOLDS, UNTOLD, of_effect, paired
+from batchscope.folklore.runner import NO_INTERVENTION, ExperimentRunner, Intervention
+from batchscope.folklore.verdicts import FAILS, HOLDS, INCONCLUSIVE, of_effect, paired
 from batchscope.records import Interval, Plan
 from batchscope.records.claims import Finding, Picture, Series, Verdict
 
-# What the longer runs of all seeds may take of the budget.
+# Share of the budget for the longer runs of all seeds.
 SHARE = 0.15
-# Of all examples those of the small batch that makes a start for the large one.
+# Share of the examples that are trained with the small batch size first.
 HEAD_START = 0.25
-# Keskar et al. 2016, section 4.2: three steps on each batch, held back by λ = 1e-3.
+# Conservative training of Keskar et al. 2016, section 4.2: three steps on each batch with λ = 1e-3.
 INNER_STEPS, PROXIMITY = 3, 1e-3
 
 
-def test(lab: Lab) -> Outcome:
-    """Give a large batch as many updates as a small one has, and beside it every other remedy for as many examples."""
-    small, large = lab.small, affordable_size(lab)
-    least = lab.noticeable_score()
+def test(runner: ExperimentRunner) -> Outcome:
+    """Compare the same number of updates, and every other intervention, with the same number of examples."""
+    small, large = runner.small, affordable_size(runner)
+    least = runner.noticeable_score()
     times = large // small
     sizes = (small, large)
-    baseline, plain = (lab.scores(lab.plan(size, "fixed")) for size in sizes)
-    longer = lab.scores(lab.plan(large, "fixed", examples=times * lab.examples))
+    baseline, plain = (runner.scores(runner.plan(size, "fixed")) for size in sizes)
+    longer = runner.scores(runner.plan(large, "fixed", examples=times * runner.examples))
     gap, left = paired(baseline, plain), paired(baseline, longer)
     verdict, explanation = judge(gap, left, least)
     gains = tuple(
-        Finding(f"what {name} gains at batch {large:,}", paired(lab.scores(plan, remedy), plain))
-        for name, plan, remedy in other_remedies(lab, small, large)
+        Finding(f"gain from {name} at batch size {large:,}", paired(runner.scores(plan, intervention), plain))
+        for name, plan, intervention in other_interventions(runner, small, large)
     )
-    examples = lab.score_series("as many examples", sizes, "fixed")
+    examples = runner.score_series("same number of examples", sizes, "fixed")
     ends = examples.values[0], mean_interval([score for score in longer if score is not None])
     return Outcome(
-        f"Batch {small} and batch {large:,} at the workload's rate for {lab.examples:,} examples each, and batch "
-        f"{large:,} for {times} times as many, so for as many updates; other remedies for as many examples beside it.",
+        f"Batch sizes {small} and {large:,} at the workload's learning rate for {runner.examples:,} examples each, and "
+        f"batch size {large:,} for {times} times as many examples, which is the same number of updates. Other "
+        f"interventions use the same number of examples.",
         verdict,
         explanation,
         (
-            Finding(f"score of {small} minus that of {large:,} after as many updates", left),
-            Finding("the same after as many examples", gap),
+            Finding(f"score of {small} minus {large:,}, same number of updates", left),
+            Finding(f"score of {small} minus {large:,}, same number of examples", gap),
             *gains,
         ),
-        Picture("batch size", "final score", (examples, Series("as many updates", examples.across, ends))),
+        Picture("batch size", "final score", (examples, Series("same number of updates", examples.across, ends))),
     )
 
 
 def judge(gap: Interval, left: Interval, least: float) -> tuple[Verdict, str]:
-    """Whether a gap that is there goes with as many updates.
+    """Decide whether the same number of updates closes an existing gap.
 
     Args:
-        gap: Of scores after as many examples, small batch minus large.
-        left: After as many updates.
-        least: What would be noticed.
+        gap: Difference of scores, small batch minus large, after the same number of examples.
+        left: The same after the same number of updates.
+        least: The smallest difference that matters.
 
     Examples:
         >>> judge(Interval(3.0, 2.0, 4.0), Interval(0.1, -0.1, 0.3), 0.5)[0]
@@ -67,48 +68,52 @@ def judge(gap: Interval, left: Interval, least: float) -> tuple[Verdict, str]:
         "can't be told"
     """
     if of_effect(gap, least) != HOLDS:
-        return UNTOLD, "After as many examples no gap is seen that more updates could close."
+        return INCONCLUSIVE, "After the same number of examples there is no gap to close."
     remaining = of_effect(left, least)
     if remaining == FAILS:
-        return HOLDS, f"After as many updates no gap above {least:.2g} is left; they cost more examples."
+        return (
+            HOLDS,
+            f"After the same number of updates no gap above {least:.2g} remains, at the cost of more examples.",
+        )
     if remaining == HOLDS:
-        return FAILS, "After as many updates the small batch still scores higher."
-    return UNTOLD, "Seeds differ by more than the gap that may be left after as many updates."
+        return FAILS, "After the same number of updates the small batch size still scores higher."
+    return (
+        INCONCLUSIVE,
+        "The remaining gap after the same number of updates is smaller than the differences between seeds.",
+    )
 
 
-def affordable_size(lab: Lab) -> int:
-    """The largest batch, a power of two times the small one, whose longer runs fit into their share of the budget."""
-    size = 2 * lab.small
-    updates = len(lab.seeds) * lab.examples / lab.small
-    while 2 * size <= lab.large and updates * lab.seconds_per_update(2 * size) <= SHARE * lab.budget_seconds:
+def affordable_size(runner: ExperimentRunner) -> int:
+    """The largest batch size, a power of two times the small one, whose longer runs fit the budget."""
+    size = 2 * runner.small
+    updates = len(runner.seeds) * runner.examples / runner.small
+    while 2 * size <= runner.large and updates * runner.seconds_per_update(2 * size) <= SHARE * runner.budget_seconds:
         size *= 2
     return size
 
 
-def other_remedies(lab: Lab, small: int, large: int) -> Iterator[tuple[str, Plan, Remedy]]:
-    """What else is said to help a large batch: its name, the plan and what is done besides.
-
-    Args:
-        lab: The workload.
-        small: The small batch size.
-        large: The large one.
-    """
-    plain = lab.plan(large, "fixed")
-    yield "conservative training", lab.plan(large, "fixed", inner_steps=INNER_STEPS, proximity=PROXIMITY), NO_REMEDY
-    head = lab.plan(small, "fixed", examples=round(HEAD_START * lab.examples), shape="constant")
-    rest = lab.plan(large, "fixed", examples=lab.examples - round(HEAD_START * lab.examples))
-    yield f"a start by batch {small}", rest, Remedy(after=head)
-    ghosts = Remedy(ghost_size=small)
+def other_interventions(runner: ExperimentRunner, small: int, large: int) -> Iterator[tuple[str, Plan, Intervention]]:
+    """Other interventions for the large batch size: name, plan and change beyond the plan."""
+    plain = runner.plan(large, "fixed")
+    yield (
+        "conservative training",
+        runner.plan(large, "fixed", inner_steps=INNER_STEPS, proximity=PROXIMITY),
+        NO_INTERVENTION,
+    )
+    head = runner.plan(small, "fixed", examples=round(HEAD_START * runner.examples), shape="constant")
+    rest = runner.plan(large, "fixed", examples=runner.examples - round(HEAD_START * runner.examples))
+    yield f"a start with batch size {small}", rest, Intervention(after=head)
+    ghosts = Intervention(ghost_size=small)
     try:
-        lab.scores(plain, ghosts)
+        runner.scores(plain, ghosts)
     except WorkloadError:  # no batch norm in this model
         return
-    yield f"ghost batch norm over {small}", plain, ghosts
+    yield f"ghost batch norm over {small} examples", plain, ghosts
 
 
 CLAIM = Claim(
     "as-many-updates-close-the-gap",
-    "The gap of large batches closes when they make as many updates, in place of seeing as many examples.",
-    "Hoffer et al. 2017; the remedies beside it: Keskar et al. 2016, section 4",
+    "The gap of large batches closes when they make as many updates, instead of seeing as many examples.",
+    "Hoffer et al. 2017; other interventions: Keskar et al. 2016, section 4",
     test,
 )

@@ -1,24 +1,24 @@
-"""What a claim is: something that people say, and an experiment that tells whether it holds on a workload."""
+"""A claim about batch size, and the outcome of the experiment that tests it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from batchscope.folklore.lab import Lab
+from batchscope.folklore.runner import ExperimentRunner
 from batchscope.records.claims import Finding, Picture, Verdict
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment came to.
+    """The outcome of an experiment.
 
     Attributes:
-        experiment: What was done, with this workload's numbers.
-        verdict: Whether the claim holds here.
-        explanation: Why that follows.
-        findings: The numbers, the one that decides first.
-        picture: The chart; None where there is nothing to draw.
+        experiment: Description of the experiment, with its numbers.
+        verdict: Whether the claim holds on this workload.
+        explanation: The reason for the verdict.
+        findings: The measured effects; the first one decides the verdict.
+        picture: The chart, if any.
     """
 
     experiment: str
@@ -30,16 +30,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Claim:
-    """One thing that people say.
+    """A claim and its experiment.
 
     Attributes:
-        name: What it is called on the command line.
-        said: What is said.
-        source: By whom.
+        name: Its name on the command line.
+        statement: The claim as a sentence.
+        source: Who makes it.
         test: The experiment.
     """
 
     name: str
-    said: str
+    statement: str
     source: str
-    test: Callable[[Lab], Outcome]
+    test: Callable[[ExperimentRunner], Outcome]

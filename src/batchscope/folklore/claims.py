@@ -1,4 +1,4 @@
-"""The folklore about batch size, as experiments on a person's own workload."""
+"""Common claims about batch size, tested by experiments on a workload."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ from batchscope.folklore import (
     time_to_score,
 )
 from batchscope.folklore.claim import Claim, Outcome
-from batchscope.folklore.lab import Lab, StoppedError
-from batchscope.folklore.verdicts import FAILS, HOLDS, UNTOLD
+from batchscope.folklore.runner import ExperimentRunner, StoppedError, checked_design
+from batchscope.folklore.verdicts import FAILS, HOLDS, INCONCLUSIVE
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records import Claims, TestedClaim
-from batchscope.study.arguments import checked_seeds
 from batchscope.training.interruption import stop_requests
 from batchscope.training.loop import Prepared
-from batchscope.training.train import checked_seed, chosen_device
+from batchscope.training.train import chosen_device
 from batchscope.workload.summary import summarise
 from batchscope.workload.workload import Workload
 
@@ -56,9 +55,9 @@ CLAIMS: dict[str, Claim] = {
         stopping.CLAIM,
     )
 }
-"""Every claim by name, in the order of the page."""
+"""Every claim by name, in the order of the report."""
 
-BUDGET_SECONDS, LEAST_BUDGET = 300.0, 5.0
+BUDGET_SECONDS = 300.0
 
 
 def claims(
@@ -72,28 +71,29 @@ def claims(
     workers: int | None = None,
     progress: bool | Reporter = False,
 ) -> Claims:
-    """Test what people say about batch size on one workload.
+    """Test common claims about batch size on one workload.
 
-    Every claim is an experiment with seeds in pairs and an interval at 95%: it holds where the interval lies on the
-    side that is claimed and reaches what would be noticed, it does not where the interval lies below that, and it can't
-    be told otherwise. Experiments share their runs, all of the same number of examples, which the budget decides:
-    between a quarter of a pass over the data and 20 passes.
+    Every claim is an experiment with paired seeds, and its verdict follows from a 95% confidence interval of the
+    effect. A claim holds if the interval lies above zero and its upper end exceeds the smallest effect that matters. It
+    does not hold if the whole interval lies below that effect. Otherwise the experiment is inconclusive ("can't be
+    told"). Experiments share their runs. All runs have the same number of examples, between 0.25 and 20 epochs
+    depending on the budget.
 
     Args:
-        workload: What to train.
+        workload: The workload to train.
         only: Names of claims; None: all of them.
-        seeds: How many, or which: at least two.
-        budget_seconds: What all experiments together may take, about.
-        seed: The first seed, where ``seeds`` is a number; whatever is drawn derives from it.
-        device: "cpu", "cuda" …; None: CUDA where there is one.
-        workers: Processes that read a Dataset; None: as many as pay.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        seeds: The number of seeds, or the seeds; at least two.
+        budget_seconds: Approximate time for all experiments.
+        seed: The first seed if ``seeds`` is a number; also the seed of random draws.
+        device: "cpu", "cuda" …; None: CUDA if it is available.
+        workers: Processes that read a Dataset; None: as many as are worth their cost.
+        progress: True shows progress on stderr; a function is called with every event.
 
     Returns:
-        The verdicts. When interrupted, those that were finished.
+        The verdicts; after an interruption, those of finished experiments.
 
     Raises:
-        ArgumentError: There is no such claim, or a setting that makes no sense.
+        ArgumentError: An unknown claim, or an invalid setting.
         WorkloadError: The workload cannot be trained.
 
     Examples:
@@ -104,17 +104,13 @@ def claims(
     """
     began = time.perf_counter()
     wanted = checked_names(only)
-    chosen_seeds = checked_seeds(seeds, checked_seed(seed))
-    if len(chosen_seeds) < 2:
-        raise ArgumentError("an interval needs at least two seeds", got=len(chosen_seeds), mend="five are usual")
-    if not isinstance(budget_seconds, (int, float)) or not budget_seconds >= LEAST_BUDGET:
-        raise ArgumentError(f"a budget must be at least {LEAST_BUDGET:g} seconds", got=budget_seconds)
+    chosen_seeds = checked_design(seeds, seed, budget_seconds)
     chosen = chosen_device(device)
     tested: list[TestedClaim] = []
     interrupted = False
     with stop_requests() as stop, reporter(progress, "testing claims") as report:
 
-        def tell(label: str) -> None:
+        def notify(label: str) -> None:
             spent = time.perf_counter() - began
             share = min(99, round(100 * len(tested) / len(wanted)))
             name = wanted[len(tested)].name if len(tested) < len(wanted) else "done"
@@ -122,18 +118,18 @@ def claims(
                 label=f"{name}: {label}", done=share, total=100, seconds_left=max(0.0, budget_seconds - spent)
             )
 
-        lab = Lab(
+        runner = ExperimentRunner(
             Prepared(workload, chosen, workers=workers),
             seeds=chosen_seeds,
             budget_seconds=float(budget_seconds),
             seed=seed,
             workers=workers,
-            tell=tell,
-            stopped=lambda: stop.requested,
+            notify=notify,
+            should_stop=lambda: stop.requested,
         )
         try:
             for claim in wanted:
-                tested.append(_tested(claim, lab))
+                tested.append(_tested(claim, runner))
         except StoppedError:
             interrupted = True
         return Claims(
@@ -141,9 +137,9 @@ def claims(
             conclusion=conclude(tested, workload.name or "this workload"),
             claims=tuple(tested),
             seeds=chosen_seeds,
-            examples=lab.examples,
-            batch_sizes=(lab.smallest, lab.small, lab.large),
-            runs=lab.runs,
+            examples=runner.examples,
+            batch_sizes=(runner.smallest, runner.small, runner.large),
+            runs=runner.runs,
             budget_seconds=float(budget_seconds),
             seconds=time.perf_counter() - began,
             interrupted=interrupted,
@@ -152,10 +148,10 @@ def claims(
 
 
 def checked_names(only: Sequence[str] | None) -> list[Claim]:
-    """The claims of these names, in the order of the page.
+    """The claims of these names, in the order of the report.
 
     Raises:
-        ArgumentError: There is no such claim.
+        ArgumentError: An unknown name.
     """
     if only is None:
         return list(CLAIMS.values())
@@ -166,28 +162,30 @@ def checked_names(only: Sequence[str] | None) -> list[Claim]:
 
 
 def conclude(tested: Sequence[TestedClaim], workload: str) -> str:
-    """How many hold, in a sentence or two."""
-    counts = {verdict: sum(claim.verdict == verdict for claim in tested) for verdict in (HOLDS, FAILS, UNTOLD)}
+    """Count the verdicts in a sentence."""
+    counts = {verdict: sum(claim.verdict == verdict for claim in tested) for verdict in (HOLDS, FAILS, INCONCLUSIVE)}
     if not tested:
-        return "Nothing was tested yet."
+        return "No claim was tested."
     if len(tested) == 1:
         return f"{tested[0].said} On {workload}: {tested[0].verdict}. {tested[0].explanation}"
-    said = f"Of {len(tested)} things that people say about batch size, {counts[HOLDS]} hold on {workload}, "
-    return said + f"{counts[FAILS]} do not, and of {counts[UNTOLD]} this budget can't tell."
+    return (
+        f"Of {len(tested)} common claims about batch size, {counts[HOLDS]} hold on {workload}, {counts[FAILS]} do not "
+        f"hold, and {counts[INCONCLUSIVE]} cannot be decided with this budget."
+    )
 
 
-def _tested(claim: Claim, lab: Lab) -> TestedClaim:
+def _tested(claim: Claim, runner: ExperimentRunner) -> TestedClaim:
     began = time.perf_counter()
     try:
-        outcome = claim.test(lab)
+        outcome = claim.test(runner)
     except StoppedError:
         raise
     except BatchscopeError as error:
-        # What one experiment cannot do is no reason to lose the others.
-        outcome = Outcome("The experiment could not be made.", UNTOLD, str(error), ())
+        # The other experiments are not affected.
+        outcome = Outcome("The experiment could not be run.", INCONCLUSIVE, str(error), ())
     return TestedClaim(
         name=claim.name,
-        said=claim.said,
+        said=claim.statement,
         source=claim.source,
         experiment=outcome.experiment,
         verdict=outcome.verdict,

@@ -1,44 +1,34 @@
-"""Batch 4 against batch 4,096: many times fewer updates, and a worse optimum."""
+"""Batch size 4 against 4,096: many times fewer updates, and a worse optimum."""
 
 from __future__ import annotations
 
 from batchscope.folklore.claim import Claim, Outcome
-from batchscope.folklore.lab import LARGEST, Lab, Rates
-from batchscope.folklore.verdicts import FAILS, HOLDS, of_effect, paired
+from batchscope.folklore.runner import LARGEST, ExperimentRunner
+from batchscope.folklore.verdicts import FAILS, HOLDS, of_effect
 from batchscope.records.claims import Finding, Picture
 
-TUNED_AND_FIXED: tuple[Rates, Rates] = ("tuned", "fixed")
 
-
-def test(lab: Lab) -> Outcome:
-    """Train both for the same number of examples, at the workload's rate and each at its best one."""
-    few, many = lab.smallest, min(LARGEST, lab.workload.training_examples)
-    least = lab.noticeable_score()
-    tuned, fixed = (
-        paired(lab.scores(lab.plan(few, rates)), lab.scores(lab.plan(many, rates))) for rates in TUNED_AND_FIXED
-    )
-    verdict = of_effect(tuned, least)
-    updates = [lab.train(lab.plan(size))[0].result.iterations for size in (few, many)]
+def test(runner: ExperimentRunner) -> Outcome:
+    """Train both for the same number of examples, each at its best learning rate and both at the same one."""
+    few, many = runner.smallest, min(LARGEST, runner.workload.training_examples)
+    least = runner.noticeable_score()
+    gaps = runner.gaps(few, many)
+    verdict = of_effect(gaps["tuned"], least)
+    updates = [runner.train(runner.plan(size))[0].result.iterations for size in (few, many)]
     counts = f"{updates[0]:,} updates against {updates[1]:,}"
     explanation = {
-        HOLDS: f"Batch {few} scores higher, with {counts}.",
-        FAILS: f"With {counts}, batch {few} scores no higher by more than {least:.2g}.",
-    }.get(verdict, f"Seeds differ by more than the two sizes do, with {counts}.")
-    series = tuple(
-        lab.score_series(name, (few, many), rates)
-        for rates, name in zip(
-            TUNED_AND_FIXED, ("each at its best rate", f"both at {lab.workload.learning_rate:.3g}"), strict=True
-        )
-    )
+        HOLDS: f"Batch size {few} scores higher, with {counts}.",
+        FAILS: f"Batch size {few} scores at most {least:.2g} higher, with {counts}.",
+    }.get(verdict, f"The two batch sizes differ by less than the seeds do, with {counts}.")
     return Outcome(
-        f"Batch {few} against {many:,} for {lab.examples:,} examples each, {len(lab.seeds)} seeds in pairs.",
+        f"Batch sizes {few} and {many:,} for {runner.examples:,} examples each, with {len(runner.seeds)} paired seeds.",
         verdict,
         explanation,
         (
-            Finding(f"score of {few} minus that of {many:,}, each at its best rate", tuned),
-            Finding("the same at one rate for both", fixed),
+            Finding(f"score of {few} minus {many:,}, best learning rate of each", gaps["tuned"]),
+            Finding(f"score of {few} minus {many:,}, one learning rate for both", gaps["fixed"]),
         ),
-        Picture("batch size", "final score", series),
+        Picture("batch size", "final score", runner.gap_series((few, many))),
     )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from batchscope.fit import mean_interval
 from batchscope.folklore.claim import Claim, Outcome
-from batchscope.folklore.lab import Lab
 from batchscope.folklore.rows import gradient_rows
+from batchscope.folklore.runner import ExperimentRunner
 from batchscope.folklore.verdicts import FAILS, HOLDS, all_of, of_equality
 from batchscope.records import Interval
 from batchscope.records.claims import Finding, Picture, Series
@@ -17,15 +17,15 @@ from batchscope.seeding import derive
 
 EXAMPLES, REPEATS, BATCHES, PARTS = 512, 8, 200, 4
 SIZES = (1, 4, 16, 64)
-# How far a slope may lie from the one that is claimed, in a double logarithmic plot.
+# Largest negligible difference from a claimed log-log slope.
 SLOPE = 0.1
 
 
-def test(lab: Lab) -> Outcome:
-    """Draw batches of gradients with replacement, and see how far their means lie from the mean of all."""
-    rows = gradient_rows(lab, lab.states_along(lab.plan(lab.small), PARTS)[0], EXAMPLES, "gradient error")
+def test(runner: ExperimentRunner) -> Outcome:
+    """Measure the distance of batch means from the mean of all per-example gradients."""
+    rows = gradient_rows(runner, runner.states_along(runner.plan(runner.small), PARTS)[0], EXAMPLES, "gradient error")
     mean = rows.mean(axis=0)
-    generator = np.random.default_rng(derive(lab.seed, "claims", "batches"))
+    generator = np.random.default_rng(derive(runner.seed, "claims", "batches"))
     errors = np.empty((REPEATS, len(SIZES)))
     for repeat in range(REPEATS):
         for i, size in enumerate(SIZES):
@@ -34,17 +34,17 @@ def test(lab: Lab) -> Outcome:
             errors[repeat, i] = math.sqrt(float(np.mean(np.square(far))))
     slopes = [float(np.polyfit(np.log(SIZES), np.log(own), 1)[0]) for own in errors]
     slope = mean_interval(slopes)
-    points = [point for point in lab.step_times.points if point.step_seconds.value]
+    points = [point for point in runner.step_times.points if point.step_seconds.value]
     low, high = points[-2], points[-1]
     growth = _slope(low.step_seconds, high.step_seconds, high.batch_size / low.batch_size)
     falls, grows = of_equality(_moved(slope, 0.5), SLOPE), of_equality(_moved(growth, -1.0), 2 * SLOPE)
     verdict = all_of([falls, grows])
     explanation = {
-        HOLDS: "A batch four times as large halves the error and, among the largest sizes, costs four times as much.",
-        FAILS: "One of the two slopes is another: "
-        + ("of the error" if falls == FAILS else f"time grows as B^{growth.value:.2f} at the largest sizes timed")
-        + ".",
-    }.get(verdict, "Times or errors scatter too much to tell the slopes.")
+        HOLDS: "Four times the batch size halves the error and, at the largest sizes, takes four times as long.",
+        FAILS: f"The error falls as B^{slope.value:.2f}."
+        if falls == FAILS
+        else f"The time of an update grows as B^{growth.value:.2f} at the largest sizes.",
+    }.get(verdict, "The slopes are not resolved.")
     scale = float(np.linalg.norm(mean))
     series = (
         Series(
@@ -60,16 +60,17 @@ def test(lab: Lab) -> Outcome:
         ),
     )
     return Outcome(
-        f"A quarter of the way with batch {lab.small}, {BATCHES} batches of each of {', '.join(map(str, SIZES))} drawn "
-        f"with replacement from {len(rows):,} gradients, {REPEATS} times, and their distance from the mean of all; "
-        f"beside it the time of an update at {low.batch_size:,} and {high.batch_size:,}.",
+        f"After a quarter of a run with batch size {runner.small}: {REPEATS} times {BATCHES} batches of each size "
+        f"{', '.join(map(str, SIZES))}, drawn with replacement from {len(rows):,} per-example gradients, and the "
+        f"distance of their means from the mean of all. Also the time of an update at batch sizes {low.batch_size:,} "
+        f"and {high.batch_size:,}.",
         verdict,
         explanation,
         (
-            Finding("slope of log error over log B (−½ is claimed)", slope),
-            Finding("slope of log time (1 is claimed)", growth),
+            Finding("log-log slope of the error over B (claimed: −½)", slope),
+            Finding("log-log slope of the time over B (claimed: 1)", growth),
         ),
-        Picture("batch size", "error of the gradient, over its length", series, log_upward=True),
+        Picture("batch size", "relative error of the gradient", series, log_upward=True),
     )
 
 
@@ -79,7 +80,7 @@ def _moved(interval: Interval, by: float) -> Interval:
 
 
 def _slope(before: Interval, after: Interval, ratio: float) -> Interval:
-    """Of log time over log B between two sizes; its ends are those of both intervals."""
+    """Slope of log time over log B between two sizes, with the extremes of both intervals."""
 
     def of(first: float | None, last: float | None) -> float | None:
         return math.log(last / first) / math.log(ratio) if first and last else None

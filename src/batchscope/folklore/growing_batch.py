@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from batchscope.fit import mean_interval
 from batchscope.folklore.claim import Claim, Outcome
-from batchscope.folklore.lab import Lab
+from batchscope.folklore.runner import ExperimentRunner
 from batchscope.folklore.verdicts import FAILS, HOLDS, of_equality, paired
 from batchscope.records.claims import Finding, Picture, Series
 from batchscope.schedule import smith, stepped
@@ -12,30 +12,30 @@ from batchscope.schedule import smith, stepped
 FACTOR, MILESTONES = 4.0, (0.5, 0.75)
 
 
-def test(lab: Lab) -> Outcome:
-    """Train with steps of the rate and with as large steps of the batch, at the same places."""
-    first = lab.small
-    at = tuple(round(share * lab.examples / first) * first for share in MILESTONES)
-    base = lab.plan(first, shape="constant")
+def test(runner: ExperimentRunner) -> Outcome:
+    """Train with step decay of the learning rate, and with equal steps of the batch size at the same milestones."""
+    first = runner.small
+    at = tuple(round(share * runner.examples / first) * first for share in MILESTONES)
+    base = runner.plan(first, shape="constant")
     plans = {
-        "the rate falls": lab.plan(first, shape="constant", schedule=stepped(first, at=at, factor=FACTOR)),
-        "the batch grows": lab.plan(
-            first, shape="constant", schedule=smith(first, at=at, factor=FACTOR, cap=lab.workload.training_examples)
+        "learning-rate decay": runner.plan(first, shape="constant", schedule=stepped(first, at=at, factor=FACTOR)),
+        "batch-size growth": runner.plan(
+            first, shape="constant", schedule=smith(first, at=at, factor=FACTOR, cap=runner.workload.training_examples)
         ),
-        "neither": base,
+        "constant": base,
     }
-    runs = {name: lab.train(plan) for name, plan in plans.items()}
-    scores = {name: lab.scores(plan) for name, plan in plans.items()}
-    difference = paired(scores["the batch grows"], scores["the rate falls"])
-    least = lab.noticeable_score()
+    runs = {name: runner.train(plan) for name, plan in plans.items()}
+    scores = {name: runner.scores(plan) for name, plan in plans.items()}
+    difference = paired(scores["batch-size growth"], scores["learning-rate decay"])
+    least = runner.noticeable_score()
     verdict = of_equality(difference, least)
     updates = {name: own[0].result.iterations for name, own in runs.items()}
-    saved = f"{updates['the batch grows']:,} updates against {updates['the rate falls']:,}"
+    saved = f"{updates['batch-size growth']:,} updates against {updates['learning-rate decay']:,}"
     explanation = {
-        HOLDS: f"Scores differ by less than {least:.2g}, with {saved}.",
-        FAILS: f"Scores differ, with {saved}.",
-    }.get(verdict, f"Scores differ by less than seeds do, but might by more than {least:.2g}; {saved}.")
-    gained = paired(scores["the rate falls"], scores["neither"])
+        HOLDS: f"The scores differ by less than {least:.2g}, with {saved}.",
+        FAILS: f"The scores differ, with {saved}.",
+    }.get(verdict, f"A difference above {least:.2g} cannot be excluded; {saved}.")
+    gained = paired(scores["learning-rate decay"], scores["constant"])
     series = tuple(
         Series(
             name,
@@ -48,20 +48,20 @@ def test(lab: Lab) -> Outcome:
         for name, own in runs.items()
     )
     return Outcome(
-        f"Batch {first} at its best rate. At {at[0]:,} and {at[1]:,} of {lab.examples:,} examples the rate is divided "
-        f"by {FACTOR:g}, or the batch multiplied by it.",
+        f"Batch size {first} at its best learning rate. At {at[0]:,} and {at[1]:,} of {runner.examples:,} examples, "
+        f"the learning rate is divided or the batch size multiplied by {FACTOR:g}.",
         verdict,
         explanation,
         (
-            Finding("score with the batch growing minus with the rate falling", difference),
-            Finding("what the falling rate gains over a constant one", gained),
+            Finding("score with batch-size growth minus learning-rate decay", difference),
+            Finding("gain from learning-rate decay over a constant rate", gained),
         ),
         Picture("examples", "validation score", _cut(series), log_across=False),
     )
 
 
 def _cut(series: tuple[Series, ...]) -> tuple[Series, ...]:
-    """As many places as there are heights."""
+    """Cut each series to the shortest of its runs."""
     return tuple(Series(s.name, s.across[: len(s.values)], s.values, s.line) for s in series)
 
 

@@ -1,4 +1,4 @@
-"""Gradients of single examples, as rows."""
+"""Per-example gradients as the rows of a matrix."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from batchscope.folklore.lab import Lab
+from batchscope.folklore.runner import ExperimentRunner
 from batchscope.measure.arguments import drawn_examples, loaded
 from batchscope.measure.per_example import GradientRows
 from batchscope.seeding import derive, isolated
 
-# Of long gradients, so many random coordinates stand for all: distances of means keep their proportions.
+# Long gradients are represented by this many random coordinates, which preserves the ratios of distances.
 MOST_COORDINATES = 1024
 
 
-def gradient_rows(lab: Lab, state: Mapping[str, Any], examples: int, stream: str) -> NDArray[np.float64]:
-    """Gradients of drawn training examples at some weights, a row for each.
+def gradient_rows(
+    runner: ExperimentRunner, state: Mapping[str, Any], examples: int, stream: str
+) -> NDArray[np.float64]:
+    """Per-example gradients of randomly drawn training examples.
 
     Args:
-        lab: Whose workload.
+        runner: The runner with the workload.
         state: The weights.
-        examples: How many at most; with batch norm they are of micro-batches, and fewer.
-        stream: What they are drawn for.
+        examples: The most examples; with batch norm, gradients are of micro-batches, and fewer.
+        stream: Name of the random stream.
 
     Returns:
-        A matrix of at most ``MOST_COORDINATES`` columns.
+        A matrix with one row per example and at most ``MOST_COORDINATES`` columns.
     """
-    lab.tell("gradients of single examples")
-    device = lab.prepared.device
-    drawn = drawn_examples(lab.workload, examples, derive(lab.seed, "claims", stream))
-    with isolated(derive(lab.seed, "claims", stream, "random"), device):
-        model = loaded(lab.workload.model(), state).to(device).eval()
-        rows = GradientRows(lab.workload, model)
-        chosen = torch.randperm(rows.parameters, generator=torch.Generator().manual_seed(lab.seed))[:MOST_COORDINATES]
+    runner.notify("per-example gradients")
+    device = runner.prepared.device
+    drawn = drawn_examples(runner.workload, examples, derive(runner.seed, "claims", stream))
+    with isolated(derive(runner.seed, "claims", stream, "random"), device):
+        model = loaded(runner.workload.model(), state).to(device).eval()
+        rows = GradientRows(runner.workload, model)
+        chosen = torch.randperm(rows.parameters, generator=torch.Generator().manual_seed(runner.seed))[
+            :MOST_COORDINATES
+        ]
         found = [chunk[:, chosen.to(chunk.device)].double().cpu() for chunk in rows.chunks(drawn)]
     array: NDArray[np.float64] = torch.cat(found).numpy()
     return array

@@ -1,4 +1,4 @@
-"""Weights to look at, where none were given: what small and large batches end with, and what a run comes by."""
+"""Solutions to analyse if no weights are given: the ends of training with small and large batches, or a run's path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from batchscope.errors import ArgumentError
-from batchscope.folklore.lab import Lab
+from batchscope.folklore.runner import ExperimentRunner
 from batchscope.progress import Reporter, reporter
 from batchscope.records import LandscapeKind
 from batchscope.training.interruption import stop_requests
@@ -32,24 +32,24 @@ def solutions(
     workers: int | None = None,
     progress: bool | Reporter = False,
 ) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Train a workload at its best learning rates, for states that a landscape or a sharpness is taken at.
+    """Train a workload at its best learning rates, to compute a landscape or a sharpness of the solutions.
 
     Args:
-        workload: What to train.
-        batch_sizes: Of the runs, each for as many examples; None: 32 and a tenth of the training examples for a line,
-            32 otherwise.
-        shape: "line": two batch sizes; "direction", "plane": one; "path": one, at 16 places on its way.
-        budget_seconds: About what training would take were there as many runs as all claims need.
-        seed: Of the weights and the data's order, the same for both.
-        device: "cpu", "cuda" …; None: CUDA where there is one.
+        workload: The workload to train.
+        batch_sizes: Batch sizes of the runs, which have the same number of examples; None: 32 and a tenth of the
+            training examples for a line, 32 otherwise.
+        shape: "line": two batch sizes; "direction", "plane": one; "path": one, at 16 points of the run.
+        budget_seconds: The number of examples is the same as with :func:`claims` and this budget.
+        seed: Seed of weights and data order, the same for all runs.
+        device: "cpu", "cuda" …; None: CUDA if it is available.
         workers: Processes that read a Dataset.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        progress: True shows progress on stderr; a function is called with every event.
 
     Returns:
-        State dicts, and what to call them.
+        State dicts and their labels.
 
     Raises:
-        ArgumentError: Not as many batch sizes as the shape has states.
+        ArgumentError: The number of batch sizes does not suit the shape.
 
     Examples:
         >>> import batchscope as bs
@@ -61,17 +61,17 @@ def solutions(
     if batch_sizes is not None and len(batch_sizes) != wanted:
         raise ArgumentError(f"a {shape} needs {wanted} batch size{'s' * (wanted > 1)}", got=len(batch_sizes))
     with stop_requests() as stop, reporter(progress, "training") as report:
-        lab = Lab(
+        runner = ExperimentRunner(
             Prepared(workload, chosen_device(device), workers=workers),
             seeds=(checked_seed(seed),),
             budget_seconds=budget_seconds,
             seed=seed,
             workers=workers,
-            tell=lambda label: report.update(label=label, done=0, total=None),
-            stopped=lambda: stop.requested,
+            notify=lambda label: report.update(label=label, done=0, total=None),
+            should_stop=lambda: stop.requested,
         )
-        sizes = list(batch_sizes or ([lab.small, lab.large] if shape == "line" else [lab.small]))
+        sizes = list(batch_sizes or ([runner.small, runner.large] if shape == "line" else [runner.small]))
         if shape == "path":
-            states = lab.states_along(lab.plan(sizes[0]), PATH_PARTS)
+            states = runner.states_along(runner.plan(sizes[0]), PATH_PARTS)
             return list(states), [str(k + 1) for k in range(len(states))]
-        return [lab.train(lab.plan(size))[0].state for size in sizes], [f"batch {size:,}" for size in sizes]
+        return [runner.train(runner.plan(size))[0].state for size in sizes], [f"batch {size:,}" for size in sizes]

@@ -1,32 +1,34 @@
-"""Stop at the best validation score, and not at the first bad evaluation."""
+"""Stop at the best validation score, not at the first bad evaluation."""
 
 from __future__ import annotations
 
 from batchscope.fit import mean_interval
 from batchscope.folklore.claim import Claim, Outcome
-from batchscope.folklore.lab import Lab
+from batchscope.folklore.runner import ExperimentRunner
 from batchscope.folklore.verdicts import FAILS, HOLDS, of_effect, paired
 from batchscope.records import CurvePoint
 from batchscope.records.claims import Finding, Picture, Series
 
 
-def test(lab: Lab) -> Outcome:
-    """Train at a constant rate, and see where the first bad evaluation would have stopped it."""
-    plan = lab.plan(lab.small, shape="constant")
-    curves = [run.result.curve for run in lab.train(plan)]
+def test(runner: ExperimentRunner) -> Outcome:
+    """Train at a constant learning rate, and compare the end with a stop at the first bad evaluation."""
+    plan = runner.plan(runner.small, shape="constant")
+    curves = [run.result.curve for run in runner.train(plan)]
     stopped = [first_bad(curve) for curve in curves]
     at_stop = [curve[place].score for curve, place in zip(curves, stopped, strict=True)]
-    # The end was not chosen by its score; the best one was, and flatters itself by what evaluations scatter.
+    # The maximum over evaluations is biased upwards by their noise; the score at the end is not.
     at_end = [curve[-1].score for curve in curves]
     best = [max(point.score for point in curve) for curve in curves]
     gained, at_best = paired(at_end, at_stop), paired(best, at_stop)
-    least = lab.noticeable_score()
+    least = runner.noticeable_score()
     verdict = of_effect(gained, least)
-    shares = mean_interval([curve[place].examples / lab.examples for curve, place in zip(curves, stopped, strict=True)])
+    shares = mean_interval(
+        [curve[place].examples / runner.examples for curve, place in zip(curves, stopped, strict=True)]
+    )
     explanation = {
-        HOLDS: "Whoever stops at the first bad evaluation gives away what comes after it.",
-        FAILS: f"After the first bad evaluation nothing is gained that lasts, to within {least:.2g}.",
-    }.get(verdict, "Seeds differ by more than what comes after the first bad evaluation.")
+        HOLDS: "The score still improves after the first bad evaluation.",
+        FAILS: f"After the first bad evaluation the score improves by at most {least:.2g}.",
+    }.get(verdict, "The improvement after the first bad evaluation is smaller than the differences between seeds.")
     count = min(map(len, curves))
     series = Series(
         "validation score",
@@ -40,13 +42,13 @@ def test(lab: Lab) -> Outcome:
         line=False,
     )
     return Outcome(
-        f"Batch {lab.small} at a constant rate for {lab.examples:,} examples, evaluated {count - 1} times; the first "
-        f"bad evaluation is the first one below the one before it.",
+        f"Batch size {runner.small} at a constant learning rate for {runner.examples:,} examples, with {count - 1} "
+        f"evaluations. The first bad evaluation is the first one below its predecessor.",
         verdict,
         explanation,
         (
             Finding("score at the end minus before the first bad evaluation", gained),
-            Finding("the best score minus that", at_best),
+            Finding("best score minus before the first bad evaluation", at_best),
             Finding("share of the run before the first bad evaluation", shares),
         ),
         Picture("examples", "validation score", (series, halts), log_across=False),
@@ -54,7 +56,7 @@ def test(lab: Lab) -> Outcome:
 
 
 def first_bad(curve: tuple[CurvePoint, ...]) -> int:
-    """The evaluation before the first one that scores lower; the last one where none does.
+    """Index of the evaluation before the first one that scores lower than its predecessor; else of the last one.
 
     Examples:
         >>> def points(*scores):

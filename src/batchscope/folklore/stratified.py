@@ -1,50 +1,50 @@
-"""Batches arranged to look alike make the batch size matter less."""
+"""With batches arranged to look alike, the batch size matters less."""
 
 from __future__ import annotations
 
 from batchscope.errors import BatchscopeError
 from batchscope.folklore.claim import Claim, Outcome
-from batchscope.folklore.lab import Lab, StoppedError
-from batchscope.folklore.verdicts import FAILS, HOLDS, UNTOLD, of_effect, paired
+from batchscope.folklore.runner import ExperimentRunner, StoppedError
+from batchscope.folklore.verdicts import FAILS, HOLDS, INCONCLUSIVE, of_effect, paired
 from batchscope.records.claims import Finding, Picture
 
 
-def test(lab: Lab) -> Outcome:
-    """Compare how far the scores of small and large batches lie apart, shuffled and stratified by label."""
-    small, large = lab.smallest, lab.large
+def test(runner: ExperimentRunner) -> Outcome:
+    """Compare the gap between small and large batches, shuffled and stratified by label."""
+    small, large = runner.smallest, runner.large
     experiment = (
-        f"Batch {small} against {large:,}, each at its best rate, with batches shuffled and with batches that each "
-        f"have the data's class proportions, {len(lab.seeds)} seeds in pairs."
+        f"Batch sizes {small} and {large:,}, each at its best learning rate, with shuffled batches and with batches "
+        f"stratified by class, {len(runner.seeds)} paired seeds."
     )
     try:
-        arranged = {size: lab.scores(lab.plan(size, order="stratified")) for size in (small, large)}
+        arranged = {size: runner.scores(runner.plan(size, order="stratified")) for size in (small, large)}
     except StoppedError:
         raise
     except BatchscopeError as error:
-        return Outcome(experiment, UNTOLD, f"Batches cannot be arranged by label here: {error}", ())
-    shuffled = {size: lab.scores(lab.plan(size)) for size in (small, large)}
+        return Outcome(experiment, INCONCLUSIVE, f"Batches cannot be stratified: {error}", ())
+    shuffled = {size: runner.scores(runner.plan(size)) for size in (small, large)}
     apart = {
         name: [abs(a - b) for a, b in zip(own[small], own[large], strict=True) if a is not None and b is not None]
         for name, own in (("shuffled", shuffled), ("stratified", arranged))
     }
     shrunk = paired(apart["shuffled"], apart["stratified"])
-    least = lab.noticeable_score()
+    least = runner.noticeable_score()
     verdict = of_effect(shrunk, least)
     explanation = {
-        HOLDS: "Stratified, the two sizes lie closer together.",
-        FAILS: f"Stratified, the two sizes lie no closer together, to within {least:.2g}.",
-    }.get(verdict, "Seeds differ by more than the arrangement changes.")
+        HOLDS: "With stratified batches, the two batch sizes are closer together.",
+        FAILS: f"With stratified batches, the gap between the two batch sizes shrinks by at most {least:.2g}.",
+    }.get(verdict, "The effect of stratified batches is smaller than the differences between seeds.")
     series = (
-        lab.score_series("shuffled", (small, large)),
-        lab.score_series("stratified", (small, large), order="stratified"),
+        runner.score_series("shuffled", (small, large)),
+        runner.score_series("stratified", (small, large), order="stratified"),
     )
     return Outcome(
         experiment,
         verdict,
         explanation,
         (
-            Finding("how much closer the two sizes lie when stratified", shrunk),
-            Finding(f"what stratifying gains at batch {small}", paired(arranged[small], shuffled[small])),
+            Finding("reduction of the gap by stratified batches", shrunk),
+            Finding(f"gain from stratified batches at batch size {small}", paired(arranged[small], shuffled[small])),
         ),
         Picture("batch size", "final score", series),
     )

@@ -1,20 +1,20 @@
-"""Examples per second rise with the batch, and then saturate."""
+"""Examples per second rise with the batch size, and then saturate."""
 
 from __future__ import annotations
 
 from batchscope.folklore.claim import Claim, Outcome
-from batchscope.folklore.lab import Lab
-from batchscope.folklore.verdicts import FAILS, HOLDS, UNTOLD, all_of
+from batchscope.folklore.runner import ExperimentRunner
+from batchscope.folklore.verdicts import FAILS, HOLDS, INCONCLUSIVE, all_of
 from batchscope.records import Interval
 from batchscope.records.claims import Finding, Picture, Series, Verdict
 
-# What a doubling gains at least where throughput still rises, and at most where it has saturated.
+# Least factor by doubling the batch size if throughput rises, and largest if it has saturated.
 RISES, SATURATED = 1.25, 1.1
 
 
-def test(lab: Lab) -> Outcome:
-    """Time updates of all batch sizes."""
-    points = [point for point in lab.step_times.points if point.examples_per_second.value]
+def test(runner: ExperimentRunner) -> Outcome:
+    """Time updates at all batch sizes."""
+    points = [point for point in runner.step_times.points if point.examples_per_second.value]
     first = _ratio(points[0].examples_per_second, points[1].examples_per_second)
     top = _ratio(points[-2].examples_per_second, points[-1].examples_per_second)
     rises = _verdict(above=first.low, below=first.high, bound=RISES)
@@ -23,24 +23,24 @@ def test(lab: Lab) -> Outcome:
     )
     verdict = all_of([rises, flat])
     explanation = {
-        HOLDS: f"It rises at first; beyond {points[-2].batch_size:,} a doubling gains less than {SATURATED - 1:.0%}.",
-        FAILS: "A doubling gains little from the smallest batch on."
+        HOLDS: f"Throughput rises; beyond {points[-2].batch_size:,}, doubling gains less than {SATURATED - 1:.0%}.",
+        FAILS: "Doubling gains little even at the smallest batch sizes."
         if rises == FAILS
-        else f"At {points[-1].batch_size:,}, the largest timed, it still rises.",
-    }.get(verdict, "Times scatter too much to tell.")
+        else f"At {points[-1].batch_size:,}, the largest batch size, throughput still rises.",
+    }.get(verdict, "The intervals of the measured times are too wide.")
     series = Series(
         "measured", tuple(float(p.batch_size) for p in points), tuple(p.examples_per_second for p in points)
     )
-    knee = lab.step_times.law.knee
+    knee = runner.step_times.law.knee
     return Outcome(
-        f"Updates of {len(points)} batch sizes from {points[0].batch_size} to {points[-1].batch_size:,}, timed in "
+        f"Updates at {len(points)} batch sizes from {points[0].batch_size} to {points[-1].batch_size:,}, timed in "
         f"rounds.",
         verdict,
         explanation,
         (
             Finding(f"examples per second at {points[1].batch_size} over {points[0].batch_size}", first),
-            Finding(f"at {points[-1].batch_size:,} over {points[-2].batch_size:,}", top),
-            Finding("batch size of half the highest throughput", knee),
+            Finding(f"examples per second at {points[-1].batch_size:,} over {points[-2].batch_size:,}", top),
+            Finding("batch size at half the maximum throughput", knee),
         ),
         Picture("batch size", "examples per second", (series,), log_upward=True),
     )
@@ -56,7 +56,7 @@ def _ratio(before: Interval, after: Interval) -> Interval:
 def _verdict(*, above: float | None, below: float | None, bound: float) -> Verdict:
     if above is not None and above >= bound:
         return HOLDS
-    return FAILS if below is not None and below < bound else UNTOLD
+    return FAILS if below is not None and below < bound else INCONCLUSIVE
 
 
 CLAIM = Claim(

@@ -1,4 +1,4 @@
-"""From an interval to a verdict."""
+"""Verdicts on claims from confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from batchscope.records.claims import Verdict
 
 HOLDS: Verdict = "holds here"
 FAILS: Verdict = "does not hold here"
-UNTOLD: Verdict = "can't be told"
+INCONCLUSIVE: Verdict = "can't be told"
 
 
 def of_effect(effect: Interval, least: float = 0.0) -> Verdict:
-    """The verdict on a claim that something is above zero.
+    """Verdict on the claim that an effect is positive.
 
-    It holds where the interval lies above zero and reaches above what anybody would notice; it does not where the
-    interval lies below that.
+    It holds if the interval lies above zero and its upper end exceeds ``least``. It does not hold if the upper end is
+    at most ``least``.
 
     Args:
-        effect: What is claimed to be positive.
-        least: The least that would be noticed.
+        effect: The effect.
+        least: The smallest effect that matters.
 
     Examples:
         >>> of_effect(Interval(2.0, 1.0, 3.0), 0.5), of_effect(Interval(0.1, -0.2, 0.4), 0.5)
@@ -31,18 +31,18 @@ def of_effect(effect: Interval, least: float = 0.0) -> Verdict:
         ("can't be told", "can't be told")
     """
     if effect.low is None or effect.high is None or math.isnan(effect.low) or math.isnan(effect.high):
-        return UNTOLD
+        return INCONCLUSIVE
     if effect.high <= least:
         return FAILS
-    return HOLDS if effect.low > 0 else UNTOLD
+    return HOLDS if effect.low > 0 else INCONCLUSIVE
 
 
 def of_equality(difference: Interval, most: float) -> Verdict:
-    """The verdict on a claim that two things are the same, for all that anybody would notice.
+    """Verdict on the claim that two quantities are equal, by an equivalence test.
 
     Args:
-        difference: Between the two.
-        most: The most that would not be noticed.
+        difference: The difference of the two.
+        most: The largest negligible difference.
 
     Examples:
         >>> of_equality(Interval(0.1, -0.2, 0.4), 0.5), of_equality(Interval(0.9, 0.6, 1.2), 0.5)
@@ -51,14 +51,14 @@ def of_equality(difference: Interval, most: float) -> Verdict:
         "can't be told"
     """
     if difference.low is None or difference.high is None:
-        return UNTOLD
+        return INCONCLUSIVE
     if -most <= difference.low and difference.high <= most:
         return HOLDS
-    return FAILS if difference.low > most or difference.high < -most else UNTOLD
+    return FAILS if difference.low > most or difference.high < -most else INCONCLUSIVE
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on a claim of several parts, each of which must hold.
+    """Verdict on a claim that holds if each of its parts holds.
 
     Examples:
         >>> all_of(["holds here", "can't be told"]), all_of(["does not hold here", "can't be told"])
@@ -66,11 +66,11 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     """
     if FAILS in verdicts:
         return FAILS
-    return UNTOLD if UNTOLD in verdicts else HOLDS
+    return INCONCLUSIVE if INCONCLUSIVE in verdicts else HOLDS
 
 
 def paired(first: Sequence[float | None], second: Sequence[float | None]) -> Interval:
-    """The mean difference of pairs, with its 95% interval; pairs of which one is missing are left out.
+    """Mean difference of complete pairs, with its 95% interval.
 
     Examples:
         >>> print(paired([1.0, 2.0, 3.0], [0.5, 1.0, None]))
@@ -80,7 +80,7 @@ def paired(first: Sequence[float | None], second: Sequence[float | None]) -> Int
 
 
 def paired_ratio(first: Sequence[float | None], second: Sequence[float | None]) -> Interval:
-    """The geometric mean ratio of pairs of positive numbers, likewise.
+    """Geometric mean ratio of complete pairs of positive numbers, with its 95% interval.
 
     Examples:
         >>> print(paired_ratio([2.0, 4.0], [1.0, 2.0]))
@@ -90,7 +90,7 @@ def paired_ratio(first: Sequence[float | None], second: Sequence[float | None]) 
 
 
 def log_of(ratio: Interval) -> Interval:
-    """The logarithm of a ratio, whose sign says which of the two is larger."""
+    """Logarithm of a ratio: positive if the numerator is larger."""
     low, value, high = (
         None if end is None or end <= 0 else math.log(end) for end in (ratio.low, ratio.value, ratio.high)
     )

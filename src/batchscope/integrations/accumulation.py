@@ -1,4 +1,4 @@
-"""A batch-size schedule followed by gradient accumulation, in a loop that counts micro-batches within an epoch."""
+"""Batch-size schedules by gradient accumulation, in loops that count micro-batches within an epoch."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from batchscope.schedule import OptimizerSettings, decide
 
 
 class Accumulation:
-    """How many micro-batches make an update, by a schedule, and the optimiser's settings with them.
+    """Number of micro-batches per update and settings of the optimiser, by a schedule.
 
-    The loop makes an update where the number of micro-batches of the epoch is a multiple of the number that it
-    accumulates, as Lightning's does. So a phase begins at the first micro-batch of an update from the schedule's
-    border on where the number of micro-batches so far is a multiple of the new one too: in batches that double, at most
-    one new batch late.
+    The loop makes an update when the number of micro-batches of the epoch is a multiple of the number to accumulate, as
+    Lightning's does. A phase therefore begins at the first micro-batch after its start where updates of the old and of
+    the new size would both begin; if batch sizes double, this is at most one new batch late.
 
     Args:
-        schedule: Batch sizes, rates and momenta.
-        optimizer: Made for the schedule's first batch size; its settings are changed from then on.
-        micro_batch_size: Examples in a micro-batch, of all ranks together.
-        training_examples: The most that a measured schedule may grow to.
+        schedule: Batch sizes, learning rates and momenta.
+        optimizer: The optimiser, with its settings for the schedule's first batch size.
+        micro_batch_size: Examples in a micro-batch of all ranks.
+        training_examples: Largest batch size of a measured schedule.
 
     Attributes:
-        schedule: The schedule, as it has come out so far where it is measured.
-        examples: Examples so far, where every micro-batch was full.
-        count: Micro-batches in an update now.
+        schedule: The schedule, with the phases so far if it is measured.
+        examples: Examples so far, if all micro-batches are full.
+        count: Micro-batches per update.
 
     Raises:
-        PlanError: A batch size that is no multiple of the micro-batch, or what the optimiser cannot follow.
+        PlanError: A batch size that is not a multiple of the micro-batch, or unsupported by the optimiser.
 
     Examples:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
@@ -75,30 +74,24 @@ class Accumulation:
 
     @property
     def batch_size(self) -> int:
-        """Examples in an update now."""
+        """Examples in an update."""
         return self.count * self._micro
 
     def before(self, micro_batch: int) -> int:
-        """Go on to the next phase where it is time for it, before a micro-batch.
+        """Enter the next phase if it is due, count a micro-batch, and return the micro-batches per update.
 
         Args:
-            micro_batch: Its number within the epoch, from 0.
-
-        Returns:
-            Micro-batches in an update.
+            micro_batch: Index of the next micro-batch in the epoch.
         """
         self.begin(micro_batch)
         self.ran()
         return self.count
 
     def begin(self, micro_batch: int) -> bool:
-        """Go on to the next phase where it is time for it and one of its updates can begin.
+        """Enter the next phase if it is due and one of its updates can begin; return whether it began.
 
         Args:
-            micro_batch: The next one: its number within the epoch, from 0.
-
-        Returns:
-            Whether a phase began.
+            micro_batch: Index of the next micro-batch in the epoch.
         """
         if micro_batch % self.count:
             return False
@@ -115,20 +108,12 @@ class Accumulation:
         self.examples += self._micro
 
     def updated_with(self, noise: GradientNoise | None) -> None:
-        """Count an update, with what a monitor says where the schedule follows that.
-
-        Args:
-            noise: The monitor; None: there is none yet.
-        """
+        """Count an update, and adapt a measured schedule to the monitor's noise scale."""
         follows = self.schedule.measured is not None
         self.updated(interval_of(noise) if follows and noise is not None else None)
 
     def updated(self, noise_scale: Interval | None) -> None:
-        """Count an update; a measured schedule decides here how it goes on.
-
-        Args:
-            noise_scale: What is measured so far; needed by a measured schedule only.
-        """
+        """Count an update, and adapt a measured schedule to the noise scale."""
         self._updates += 1
         growth = self.schedule.measured
         pending = self.schedule.phases[-1].start_examples > self.examples
@@ -148,7 +133,7 @@ class Accumulation:
             self.schedule = self.schedule.then(Phase(self.examples, size))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, from which :meth:`load_state_dict` goes on."""
+        """Plain values for :meth:`load_state_dict`."""
         return {
             "examples": self.examples,
             "count": self.count,
@@ -160,19 +145,16 @@ class Accumulation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`; the optimiser's own state is restored by who trains.
-
-        Args:
-            state: The state.
+        """Continue from a :meth:`state_dict`; the state of the optimiser is restored elsewhere.
 
         Raises:
-            PlanError: It is of another micro-batch.
+            PlanError: Another micro-batch size.
         """
         if state["micro_batch_size"] != self._micro:
             raise PlanError(
-                "a run must go on with the micro-batches that it began with",
+                "a resumed run needs the same micro-batch size",
                 got=f"{self._micro:,} for {state['micro_batch_size']:,}",
-                mend="give the DataLoader the batch size that it had",
+                mend="give the DataLoader its previous batch size",
             )
         self.examples, self.count = state["examples"], state["count"]
         self._updates, self._votes = state["updates"], state["votes"]

@@ -1,4 +1,4 @@
-"""Frameworks that are there and new enough, or an error that says what to install."""
+"""Import of frameworks, with an error that says what to install."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 from batchscope.errors import MissingPackageError, require
 
-# The oldest release of each that the tests of its file were written for; pyproject.toml has the same bounds.
+# Oldest supported releases, as in pyproject.toml.
 AT_LEAST = {
     "accelerate": "1.2",
     "lightning": "2.4",
@@ -25,17 +25,17 @@ def framework(
     """Import a framework.
 
     Args:
-        package: What it is called where packages are installed from.
-        purpose: What it is needed for, as in "follow a Trainer".
-        module: What to import of it; None: the package's own name.
-        extra: The extra of ours that installs it; None: the package's own name.
-        at_least: The oldest release that will do; None: the oldest that anything here was written for.
+        package: Name of the package.
+        purpose: What it is needed for, for example "follow a Trainer".
+        module: Module to import; None: the package's name.
+        extra: Extra of batchscope that installs it; None: the package's name.
+        at_least: Oldest release; None: the oldest supported one.
 
     Returns:
         The module.
 
     Raises:
-        MissingPackageError: It is not installed, or older than what is needed.
+        MissingPackageError: It is not installed, or too old.
 
     Examples:
         >>> framework("skorch", "read a net").__name__
@@ -53,7 +53,7 @@ def framework(
 
 
 def lightning() -> ModuleType:
-    """Import Lightning under the name that the person has imported already, of the two that it goes by.
+    """Import Lightning under that of its two names which is imported already.
 
     Returns:
         ``lightning.pytorch``, or ``pytorch_lightning``.
@@ -80,5 +80,5 @@ def _installed(package: str) -> str | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version, which is as many as the bounds have."""
+    """The first two numbers of a version."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

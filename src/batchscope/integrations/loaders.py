@@ -1,11 +1,13 @@
-"""What a DataLoader reads from, apart from how it cuts it into batches."""
+"""The dataset and the collate function of a DataLoader."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -18,37 +20,49 @@ from torch.utils.data import (
 )
 
 from batchscope.errors import WorkloadError
+from batchscope.integrations.optimizers import OptimizerLike
+from batchscope.workload import Workload
+from batchscope.workload.batches import take
 
 SAMPLERS = (WeightedRandomSampler, SubsetRandomSampler)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a loader reads, and how it makes a batch of it.
+    """The parts of a DataLoader.
 
     Attributes:
         dataset: The examples.
-        collate: Makes a batch of a list of examples; None: torch's default.
-        batch_size: Examples at once; None: the loader does not say.
+        collate: The collate function; None: torch's default.
+        batch_size: Batch size, if known.
     """
 
     dataset: Dataset[Any]
     collate: Callable[[list[Any]], Any] | None
     batch_size: int | None
 
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def few(self) -> Any:
+        """A batch of the first examples, two at most."""
+        return take(self.dataset, range(min(2, self.examples)), self.collate)
+
 
 def source_of(loader: Any, name: str) -> Source:
-    """Take a loader apart; nothing is read.
+    """Take a loader apart without reading from it.
 
     Args:
-        loader: A DataLoader, or one that accelerate has prepared.
-        name: What it is called in errors.
+        loader: A DataLoader, or one prepared by accelerate.
+        name: Its name in error messages.
 
     Returns:
-        Its parts. A subset of tensors comes as tensors, which are gathered faster than example by example.
+        Its parts, with a subset of tensors as tensors, which are faster to gather.
 
     Raises:
-        WorkloadError: It is none, or it reads what cannot be drawn by index.
+        WorkloadError: Not a DataLoader, or a dataset that cannot be indexed.
 
     Examples:
         >>> import torch
@@ -74,9 +88,9 @@ def source_of(loader: Any, name: str) -> Source:
         )
     if isinstance(loader.sampler, SAMPLERS):
         raise WorkloadError(
-            f"{name} must be drawn evenly from its Dataset",
+            f"{name} must be sampled uniformly from its Dataset",
             got=f"a {type(loader.sampler).__name__}",
-            mend="let the Dataset hold what is to be drawn (torch.utils.data.Subset), or put weights into the loss",
+            mend="select examples in the Dataset (torch.utils.data.Subset), or weight them in the loss",
         )
     if loader.batch_size is None and loader.batch_sampler is None:
         raise WorkloadError(
@@ -93,7 +107,7 @@ def _plain(dataset: Dataset[Any], collate: Callable[[list[Any]], Any] | None) ->
     if isinstance(dataset, (list, tuple)):
         return _OneByOne(dataset)
     if collate is not None:
-        # Tensors are gathered without a collate; one of the person's is to see every example.
+        # Tensors are gathered without a collate function, but the user's own must be applied to every example.
         return _OneByOne(dataset) if type(dataset) is TensorDataset else dataset
     if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
         where = list(dataset.indices)
@@ -102,7 +116,7 @@ def _plain(dataset: Dataset[Any], collate: Callable[[list[Any]], Any] | None) ->
 
 
 class _OneByOne(Dataset[Any]):
-    """Tensors, or a list, read example by example."""
+    """Tensors or a list, read example by example."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -114,27 +128,66 @@ class _OneByOne(Dataset[Any]):
         return self._dataset[index]
 
 
-def reference_batch_size(given: int | None, found: int | None, examples: int, *, times: int = 1) -> int:
-    """The batch size that the person trains with today.
+def workload_of(
+    train: Source,
+    validation: Source,
+    optimizer: OptimizerLike,
+    module: nn.Module,
+    *,
+    batch_size: int | None,
+    times: int = 1,
+    name: str | None,
+    **parts: Any,
+) -> Workload:
+    """Make a Workload of the parts that a framework's objects have in common.
 
     Args:
-        given: What they say; None: nothing.
-        found: What their loader says.
+        train: The training data.
+        validation: The validation data.
+        optimizer: The optimiser.
+        module: The framework's model, whose class is the default name.
+        batch_size: The user's argument.
+        times: Batches of the loader in one update.
+        name: The user's argument.
+        parts: Other arguments of the Workload.
+    """
+    return Workload(
+        train=train.dataset,
+        validation=validation.dataset,
+        optimizer=optimizer,
+        learning_rate=optimizer.learning_rate,
+        batch_size=reference_batch_size(batch_size, train.batch_size, train.examples, times=times),
+        collate=train.collate,
+        name=name or type(module).__name__,
+        **parts,
+    )
+
+
+def copies_of(model: nn.Module) -> Callable[[], nn.Module]:
+    """Make a factory of copies of a model as it is now, on the CPU and in training mode."""
+    kept = copy.deepcopy(model).cpu()
+    kept.zero_grad(set_to_none=True)
+    return lambda: copy.deepcopy(kept).train()
+
+
+def reference_batch_size(given: int | None, found: int | None, examples: int, *, times: int = 1) -> int:
+    """Return the present batch size: the one given, or that of the loader, at most the number of examples.
+
+    Args:
+        given: The user's argument.
+        found: The loader's batch size.
         examples: Training examples.
         times: Batches of the loader in one update.
 
-    Returns:
-        The batch size, at most the number of examples.
-
     Raises:
-        WorkloadError: Neither says.
+        WorkloadError: Neither is known.
     """
     if given is not None:
         return given
     if found is None:
         raise WorkloadError(
-            "the batch size in use today must be known",
-            got="a DataLoader whose batch sampler does not say",
+            "the present batch size must be known",
+            got="a DataLoader whose batch sampler has none",
             mend="give batch_size=",
         )
     return min(found * times, examples)

@@ -15,18 +15,18 @@ _SQLITE = "sqlite:///"
 
 
 class MLflow:
-    """A tracker that makes one run in an MLflow store, by a client of its own: nothing global is changed.
+    """A tracker that makes one run in an MLflow store, with its own client, without global state.
 
     Args:
-        uri: ``sqlite:///file.db``, ``file:folder``, a server's address, or a folder, whose SQLite file ``mlflow.db`` it
-            then is. With SQLite, files go to a folder ``artifacts`` beside it.
-        experiment: The experiment that the run belongs to; made where there is none.
+        uri: ``sqlite:///file.db``, ``file:folder``, a server's address, or a folder, in which a SQLite file
+            ``mlflow.db`` is used. With SQLite, artifacts go to a folder ``artifacts`` next to the file.
+        experiment: The experiment of the run; created if it does not exist.
 
     Attributes:
-        run_id: The run's.
+        run_id: The run's identifier.
 
     Raises:
-        MissingPackageError: MLflow is not here.
+        MissingPackageError: MLflow is not installed.
     """
 
     def __init__(self, uri: str, *, experiment: str = EXPERIMENT) -> None:
@@ -46,13 +46,13 @@ class MLflow:
         self.run_id: str = self._client.create_run(chosen).info.run_id
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Keep these values, each as a metric over examples seen."""
+        """Log these values as metrics over examples."""
         now = round(time.time() * 1000)
         metrics = [self._metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def artifact(self, path: Path) -> None:
-        """Have a file kept with the run."""
+        """Log a file."""
         self._client.log_artifact(self.run_id, str(path))
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""A person's optimiser as a function that makes another one like it."""
+"""Factories of optimisers with the settings of an existing one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from batchscope.errors import WorkloadError
 
 
 class OptimizerLike:
-    """Make optimisers of one kind with its settings, at another learning rate.
+    """Make optimisers with the class and the settings of an existing one, at another learning rate.
 
-    Groups of parameters with settings of their own, weight decay for matrices alone say, are kept by the parameters'
-    places in ``model.parameters()``; a group's learning rate keeps its ratio to the first group's.
+    Parameter groups are kept by the positions of their parameters in ``model.parameters()``; learning rates of groups
+    keep their ratios.
 
     Args:
-        optimizer: The person's; a wrapper that holds one as ``.optimizer``, as accelerate's, is looked through.
-        model: Whose parameters it trains.
-        max_grad_norm: The length that the loop around it cuts gradients down to before each update; None: it does not.
+        optimizer: The optimiser, or a wrapper that holds one as ``.optimizer``, as accelerate's.
+        model: The model with its parameters.
+        max_grad_norm: Largest norm of the gradient, applied before each update; None: no clipping.
 
     Attributes:
-        learning_rate: The first group's, before any scheduler of learning rates has changed it.
+        learning_rate: The initial learning rate of the first group.
 
     Raises:
         WorkloadError: Not an optimiser of this model.
@@ -62,15 +62,11 @@ class OptimizerLike:
         }
 
     def __call__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-        """Make one.
+        """Make an optimiser.
 
         Args:
-            parameters: ``model.parameters()`` of a model like the person's; of any others all get the first group's
-                settings.
-            learning_rate: The first group's.
-
-        Returns:
-            The optimiser.
+            parameters: ``model.parameters()`` of such a model; others get the settings of the first group.
+            learning_rate: Learning rate of the first group.
         """
         given = list(parameters)
         groups: list[dict[str, Any]] = []
@@ -85,7 +81,7 @@ class OptimizerLike:
 
 
 def _clipping(kind: type[torch.optim.Optimizer], most: float) -> type[torch.optim.Optimizer]:
-    """The optimiser with gradients cut down before each update.
+    """A subclass that clips gradients before each update.
 
     A class of its own, since an update of a weight no longer depends on that weight's gradients alone.
     """
@@ -103,16 +99,10 @@ def _clipping(kind: type[torch.optim.Optimizer], most: float) -> type[torch.opti
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimiser inside of a wrapper.
-
-    Args:
-        optimizer: An optimiser, or something that holds one as ``.optimizer``.
-
-    Returns:
-        The optimiser.
+    """Return the torch optimiser inside a wrapper, or the optimiser itself.
 
     Raises:
-        WorkloadError: Neither.
+        WorkloadError: There is none.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, torch.optim.Optimizer):
@@ -121,5 +111,5 @@ def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _rate(group: dict[str, Any]) -> float:
-    """A scheduler of learning rates sets a group's rate when it is made, and keeps the person's beside it."""
+    """Learning-rate schedulers change ``lr`` when they are made, and keep the initial value."""
     return float(group.get("initial_lr", group["lr"]))

@@ -1,4 +1,4 @@
-"""skorch: a Workload from a net and its data, and the noise scale in the net's history."""
+"""skorch: a callback for the noise scale, and a Workload from a net and its data."""
 
 from __future__ import annotations
 
@@ -34,23 +34,22 @@ Score = Callable[[Any, Any], "float | Tensor"]
 
 
 class BatchscopeNetCallback(Callback):
-    """Follow the gradient noise scale of a net's run.
+    """Measure the gradient noise scale during ``net.fit``.
 
     ::
 
         net = NeuralNetClassifier(..., callbacks=[("noise", BatchscopeNetCallback())])
         net.fit(X, y)
 
-    At the end of every epoch the noise scale and the ends of its interval go to ``net.history`` as ``noise_scale``,
-    ``noise_scale_low`` and ``noise_scale_high``. How it is measured and where it is refused:
-    :class:`batchscope.GradientNoise`.
+    At the end of every epoch the noise scale and its interval are added to ``net.history`` as ``noise_scale``,
+    ``noise_scale_low`` and ``noise_scale_high``. It is measured as by :class:`batchscope.GradientNoise`.
 
     Args:
-        overhead: The largest share of the time that measuring may take.
-        every: Measure each so many updates whatever it costs; None: as often as ``overhead`` permits.
+        overhead: Largest share of the training time for measurements.
+        every: Updates between two measurements, whatever they cost; None: as often as ``overhead`` permits.
 
     Attributes:
-        noise_: The monitor, from the first epoch on; it can be read after the run.
+        noise_: The monitor, available during and after training.
         history_: (updates, interval) at the end of every epoch.
     """
 
@@ -62,13 +61,7 @@ class BatchscopeNetCallback(Callback):
         self.history_: list[tuple[int, Interval]] = []
 
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Begin to watch; a net that is trained in parts goes on with the same monitor.
-
-        Args:
-            net: The net.
-            X: Its data.
-            y: Its targets.
-            kwargs: What ``fit`` was given.
+        """Begin to measure, or continue after ``partial_fit``.
 
         Raises:
             WorkloadError: Several optimisers.
@@ -90,7 +83,7 @@ class BatchscopeNetCallback(Callback):
             net.history.record(name, value)
 
     def on_train_end(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Remove every hook; what was found can still be read."""
+        """Remove every hook; the results stay available."""
         if self.noise_ is not None:
             self.noise_.close()
 
@@ -104,25 +97,25 @@ def workload_from_net(
     validation: tuple[Any, Any] | None = None,
     name: str | None = None,
 ) -> Workload:
-    """Make a Workload of a net and its data, as ``net.fit(X, y)`` would train it.
+    """Make a Workload from the arguments of ``net.fit(X, y)``.
 
-    Modules, criterion and optimiser are those that a clone of the net makes when it is initialised, with its ``lr`` and
-    ``batch_size``; the validation examples are those of its ``train_split``. The loss is the net's ``get_loss``.
+    Module, criterion and optimiser are those of an initialised clone of the net, with its ``lr`` and ``batch_size``.
+    The validation examples are those of its ``train_split``, and the loss is its ``get_loss``.
 
     Args:
-        net: The net; it is left as it is, and need not be initialised.
-        X: Inputs: arrays, tensors or a Dataset, as ``fit`` takes them.
+        net: The net, initialised or not, which is not changed.
+        X: Inputs as for ``fit``: arrays, tensors or a Dataset.
         y: Targets.
         score: ``score(output, target)``, higher is better; None: the accuracy of a NeuralNetClassifier, R² of a
             NeuralNetRegressor, minus the loss of any other net.
-        validation: Inputs and targets to validate on; None: what the net's ``train_split`` sets aside.
-        name: A name for tables and pages; None: the module's class.
+        validation: Validation inputs and targets; None: from the net's ``train_split``.
+        name: Name for tables and reports; None: the module's class.
 
     Returns:
         The workload.
 
     Raises:
-        WorkloadError: What cannot be trained here, several optimisers or a net without a split say.
+        WorkloadError: Unsupported, for example several optimisers or a net without a split.
     """
     made = _initialized(net)
     if len(made._optimizers) != 1:
@@ -164,12 +157,7 @@ def workload_from_net(
 
 
 def _initialized(net: Any, seed: int | None = 0) -> Any:
-    """A clone of the net with modules, criterion and optimiser made, wherever the data will be.
-
-    Args:
-        net: The person's.
-        seed: Weights are drawn apart, under this; None: from torch's global generator.
-    """
+    """An initialised clone of the net, with weights from this seed, or from torch's global generator."""
     fresh = clone(net)
     fresh.set_params(device=None, verbose=0, callbacks=None)
     if seed is None:
@@ -179,7 +167,7 @@ def _initialized(net: Any, seed: int | None = 0) -> Any:
 
 
 class _Loss:
-    """A net's own loss of an output and a target."""
+    """The loss of a net."""
 
     def __init__(self, net: Any) -> None:
         self._net = net
@@ -205,7 +193,7 @@ def _accuracy(output: Any, target: Any) -> Tensor:
 
 
 def _r_squared(output: Any, target: Any) -> Tensor:
-    """One minus the squared error over that of the targets' mean (the mean over columns, as scikit-learn's)."""
+    """The coefficient of determination R², the mean over columns as in scikit-learn."""
     output, target = (value.reshape(len(value), -1).double() for value in (output, target))
     error = (output - target).square().sum(0)
     spread = (target - target.mean(0)).square().sum(0)
@@ -214,7 +202,7 @@ def _r_squared(output: Any, target: Any) -> Tensor:
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, ...] | None:
-    """The arrays behind a net's dataset as tensors, where they are arrays: gathered without Python per example."""
+    """The arrays of a net's dataset as tensors, which are gathered without Python code per example, if any."""
     where = None
     if type(dataset) is Subset:
         dataset, where = dataset.dataset, np.asarray(dataset.indices)

@@ -12,13 +12,13 @@ from batchscope.errors import MissingPackageError, require
 
 
 class TensorBoard:
-    """A tracker that writes TensorBoard's event files, by torch's own writer or tensorboardX, whichever is there.
+    """A tracker that writes TensorBoard's event files, with torch's writer or tensorboardX, whichever is installed.
 
     Args:
-        folder: Where to write them, as for ``tensorboard --logdir``; files are copied there too.
+        folder: Folder for ``tensorboard --logdir``; artifacts are copied there too.
 
     Raises:
-        MissingPackageError: Neither tensorboard nor tensorboardX is here.
+        MissingPackageError: Neither tensorboard nor tensorboardX is installed.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -30,7 +30,7 @@ class TensorBoard:
         self._writer = writers.SummaryWriter(str(self._folder))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Keep these values, each as a curve over examples seen."""
+        """Log these values as scalars over examples."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, global_step=step)
 
@@ -39,5 +39,5 @@ class TensorBoard:
         shutil.copy(path, self._folder / path.name)
 
     def end(self) -> None:
-        """Write what is not written yet."""
+        """Flush and close."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""Trackers by name, as ``--tracker`` takes them."""
+"""Trackers by name, as in ``--tracker``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ EXAMPLES = "tensorboard:DIR, mlflow:URI or wandb:PROJECT"
 
 
 def open_tracker(text: str) -> Tracker:
-    """The tracker of that name, ready to be told of a run.
+    """Open the tracker of that name.
 
     Args:
         text: ``tensorboard:DIR``; ``mlflow:URI``, where the URI is a folder, ``sqlite:///file.db`` or a server's
-            address; or ``wandb:PROJECT``, which stays on this machine unless WANDB_MODE says otherwise.
+            address; or ``wandb:PROJECT``, which stays on this machine unless WANDB_MODE is set.
 
     Returns:
         The tracker; ``end()`` closes it.
 
     Raises:
-        ArgumentError: There is no such tracker.
-        MissingPackageError: Its package is not here.
+        ArgumentError: An unknown tracker.
+        MissingPackageError: Its package is not installed.
         StorageError: It cannot write there.
 
     Examples:
@@ -40,9 +40,9 @@ def open_tracker(text: str) -> Tracker:
         raise
     except Exception as error:  # each library has its own
         raise StorageError(
-            "a tracker must have a place that it can write to",
+            "a tracker must be able to write to its destination",
             got=f"{text} ({first_line(error)})",
-            mend="name another place, or leave the tracker out",
+            mend="name another destination, or leave the tracker out",
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""transformers: the noise scale along a Trainer's run as a callback, and a Workload from a Trainer."""
+"""transformers: a callback for the noise scale and schedules, and a Workload from a Trainer."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from batchscope.errors import PlanError, WorkloadError, first_line
 from batchscope.integrations.accumulation import Accumulation
 from batchscope.integrations.frameworks import framework
-from batchscope.integrations.loaders import reference_batch_size, source_of
+from batchscope.integrations.loaders import copies_of, source_of, workload_of
+from batchscope.integrations.monitor import TrainingMonitor
 from batchscope.integrations.optimizers import OptimizerLike, unwrapped
-from batchscope.integrations.stopping import Stopping
-from batchscope.integrations.watching import Calls, interval_of, span, values_of
-from batchscope.measure import GradientNoise
-from batchscope.records import Interval, Schedule
+from batchscope.integrations.watching import Calls, span
+from batchscope.records import Schedule
 from batchscope.seeding import current_device, isolated
 from batchscope.workload import Workload
-from batchscope.workload.batches import take, to_device
+from batchscope.workload.batches import to_device
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -29,12 +28,12 @@ else:
     Trainer, TrainerCallback = _PACKAGE.Trainer, _PACKAGE.TrainerCallback
 
 
-# Earlier ones do not end an update with the epoch, but carry what is left of its batches over to the next one.
+# Earlier releases carry incomplete updates over to the next epoch.
 ENDS_EPOCHS = "4.48"
 
 
-class BatchscopeTrainerCallback(TrainerCallback):
-    """Follow the gradient noise scale of a Trainer's run, and a batch-size schedule where there is one.
+class BatchscopeTrainerCallback(TrainingMonitor, TrainerCallback):
+    """Measure the gradient noise scale of a Trainer's run, and follow a batch-size schedule.
 
     ::
 
@@ -43,77 +42,23 @@ class BatchscopeTrainerCallback(TrainerCallback):
         trainer.train()
         print(callback.noise)
 
-    Whenever the Trainer logs, the noise scale and the ends of its interval go with it as ``noise_scale``,
-    ``noise_scale_low`` and ``noise_scale_high``: into ``trainer.state.log_history`` and to every callback after this
-    one. The Trainer puts its reporters (TensorBoard and the like) first; :meth:`attach` puts this one before them. How
-    it is measured, from what, and where it is refused: :class:`batchscope.GradientNoise`. Accumulation, clipping and
-    mixed precision are honoured; where a Trainer runs on several ranks, each measures its own share of the batch. The
-    loss must follow from the model's largest output, as that of every model with one head does.
+    Arguments and attributes are those of :class:`batchscope.integrations.monitor.TrainingMonitor`. The noise scale is
+    added to what the Trainer logs: to ``trainer.state.log_history`` and to the logs of every callback after this one.
+    The Trainer puts its reporters, such as TensorBoard, first; :meth:`attach` puts this callback before them. Gradient
+    accumulation, clipping and mixed precision are supported; on several ranks, each measures its own share of the
+    batch. The loss must follow from the model's largest output, as in every model with one head.
 
-    With a schedule, ``args.gradient_accumulation_steps`` is set at its borders so that the batches of
-    ``per_device_train_batch_size`` make the schedule's, and the optimiser's settings as the schedule says. It begins
-    where an update of the old size and one of the new size would both begin. ``num_train_epochs`` and ``max_steps``
-    mean as many examples as without it: the Trainer counts its steps beforehand, in batches as its DataLoader makes
-    them. It cannot resume inside one either, since it works out how many batches lie behind from that count. A measured
-    schedule follows what this callback measures.
-
-    With ``monitor``, the weights at the best value of what the Trainer evaluates under this name are put back when
-    training ends, be it by itself, at ``target``, or after ``patience`` evaluations without a better one. A resumed run
-    looks for the best anew.
-
-    Args:
-        schedule: Batch sizes, rates and momenta; None: they are the Trainer's own.
-        monitor: The name of an evaluated metric, with or without its ``eval_``; None: none is watched.
-        higher_is_better: Whether more of it is better; else less is.
-        target: Its value that ends training; None: none does.
-        patience: Evaluations without a better value that end training; None: any number.
-        overhead: The largest share of the time that measuring may take.
-        every: Measure each so many updates whatever it costs; None: as often as ``overhead`` permits.
-        half_life: Updates after which a measurement counts for half; None: all count alike.
-        examples: Most single examples taken from a batch.
-        seed: Draws them.
-
-    Attributes:
-        noise: The monitor, from the first update on; it can be read after the run.
-        history: (updates, interval) at each logging.
-        stopping: What was seen of ``monitor``: its best ``value``, and after how many ``updates``; None without one.
-
-    Raises:
-        ArgumentError: ``target`` or ``patience`` without ``monitor``, or one that makes no sense.
+    A schedule sets ``args.gradient_accumulation_steps``. ``num_train_epochs`` and ``max_steps`` stand for as many
+    examples as without the schedule, since the Trainer computes its number of steps from the DataLoader's batches. For
+    the same reason a run with a schedule cannot be resumed. ``monitor`` may have its ``eval_`` or not.
     """
 
-    def __init__(
-        self,
-        *,
-        schedule: Schedule | None = None,
-        monitor: str | None = None,
-        higher_is_better: bool = True,
-        target: float | None = None,
-        patience: int | None = None,
-        overhead: float = 0.03,
-        every: int | None = None,
-        half_life: float | None = 1000,
-        examples: int = 32,
-        seed: int = 0,
-    ) -> None:
-        self._options: dict[str, Any] = {
-            "overhead": overhead,
-            "every": every,
-            "half_life": half_life,
-            "examples": examples,
-            "seed": seed,
-        }
-        self.schedule = schedule
-        name = monitor if monitor is None or monitor.startswith("eval_") else f"eval_{monitor}"
-        self.stopping = Stopping.of(name, higher_is_better=higher_is_better, target=target, patience=patience)
-        self.noise: GradientNoise | None = None
-        self.history: list[tuple[int, Interval]] = []
-        self._calls: Calls | None = None
-        self._following: Accumulation | None = None
-        self._micro_batch = 0  # of the epoch
+    _metric_prefix = "eval_"
+    _own_stopping = "transformers' EarlyStoppingCallback and load_best_model_at_end=True"
+    _micro_batch = 0  # of the epoch
 
     def attach(self, trainer: Trainer) -> BatchscopeTrainerCallback:
-        """Put this callback before the Trainer's reporters, so that they are given its numbers too.
+        """Put this callback before the Trainer's reporters, so that they receive its values too.
 
         Args:
             trainer: The Trainer, in place of ``Trainer(callbacks=[...])``.
@@ -125,25 +70,25 @@ class BatchscopeTrainerCallback(TrainerCallback):
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at what the model calls in its first update.
+        """Prepare to measure and to follow the schedule.
 
         Raises:
             PlanError: A schedule that this Trainer cannot follow.
             MissingPackageError: A schedule, and a transformers that is too old to follow one.
         """
-        self._close(args)
+        self._end(args)
         if self.schedule is not None:
             self._following = self._follow(args, state, self.schedule, **kwargs)
-        # Mixed precision casts what the model returns, and the loss that it returns with that comes from before the
-        # cast: there the pass ends with the last of its parts.
+        # Mixed precision casts the model's outputs, but the loss is computed before the cast: the forward pass to watch
+        # ends with the last submodule.
         self._calls = Calls(kwargs["model"], depth=1) if args.fp16 or args.bf16 else None
         if self._calls is None:
-            self._watch(kwargs["model"], kwargs["optimizer"])
+            self._begin(kwargs["model"], kwargs["optimizer"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Accumulate as many batches as the schedule says."""
+        """Set the number of accumulated batches."""
         self._micro_batch = 0
-        self._begin(args, **kwargs)
+        self._enter_phase(args, **kwargs)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count a batch."""
@@ -152,46 +97,43 @@ class BatchscopeTrainerCallback(TrainerCallback):
             self._following.ran()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin to watch after the first update; count a batch, and go on to the next phase where it is time."""
+        """Count an update, enter the next phase if it is due, and begin to measure after the first update."""
         self.on_substep_end(args, state, control, **kwargs)
         if self._following is not None:
             self._following.updated_with(self.noise)
-            self._begin(args, **kwargs)
+            self._enter_phase(args, **kwargs)
         if self._calls is not None:
             model = kwargs["model"]
             self._calls.close()
             ends = [model, self._calls.called[-1]] if self._calls.called else []
             self._calls = None
-            self._watch(span(model, ends), kwargs["optimizer"])
+            self._begin(span(model, ends), kwargs["optimizer"])
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the noise scale to what is logged."""
-        found = None if self.noise is None else interval_of(self.noise)
         logs = kwargs.get("logs")
-        if found is None or logs is None or "loss" not in logs:
+        if logs is None or "loss" not in logs:
             return
-        self.history.append((state.global_step, found))
-        values = values_of(found)
-        if self._following is not None:
-            values["batch_size"] = float(self._following.batch_size)
+        values = self._values(state.global_step)
         logs.update(values)
         if state.log_history:
             state.log_history[-1].update(values)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at what was evaluated, and stop where that says so."""
-        if self.stopping is not None and self.stopping.saw(kwargs["metrics"], kwargs["model"], state.global_step):
+        """Stop if the monitored metric says so."""
+        if self.stopping is not None and self.stopping.should_stop(
+            kwargs["metrics"], kwargs["model"], state.global_step
+        ):
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go back to the best weights, and remove every hook; what was found can still be read."""
+        """Remove every hook, and restore the best weights of a monitored metric."""
         if self.stopping is not None:
-            self.stopping.go_back(kwargs["model"])
-        self._close(args)
+            self.stopping.restore(kwargs["model"])
+        self._end(args)
 
-    def _watch(self, model: nn.Module, optimizer: Any) -> None:
-        scaler = getattr(optimizer, "scaler", None)
-        self.noise = GradientNoise(model, unwrapped(optimizer), scaler=scaler, **self._options)
+    def _begin(self, model: nn.Module, optimizer: Any) -> None:
+        self._watch(model, unwrapped(optimizer), getattr(optimizer, "scaler", None))
 
     def _follow(
         self, args: Any, state: Any, schedule: Schedule, *, optimizer: Any, lr_scheduler: Any, **kwargs: Any
@@ -201,7 +143,7 @@ class BatchscopeTrainerCallback(TrainerCallback):
         refusals = (
             (
                 args.gradient_accumulation_steps != 1,
-                "the schedule sets how many batches are accumulated",
+                "the schedule sets the number of accumulated batches",
                 f"gradient_accumulation_steps={args.gradient_accumulation_steps}",
                 "leave it at 1",
             ),
@@ -209,7 +151,7 @@ class BatchscopeTrainerCallback(TrainerCallback):
                 args.lr_scheduler_type != "constant",
                 "the schedule sets the learning rate",
                 f'lr_scheduler_type="{getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)}" beside it',
-                'give lr_scheduler_type="constant", and put its steps into the schedule\'s phases',
+                'give lr_scheduler_type="constant", and put its steps into the phases of the schedule',
             ),
             (
                 args.auto_find_batch_size,
@@ -219,15 +161,15 @@ class BatchscopeTrainerCallback(TrainerCallback):
             ),
             (
                 state.global_step > 0,
-                "a Trainer that follows a schedule must begin at the beginning",
+                "a run with a schedule cannot be resumed",
                 f"a run resumed after {state.global_step:,} updates",
                 "train without resume_from_checkpoint",
             ),
             (
                 min(sizes) < sizes[0],
-                "a Trainer cannot make smaller batches than it began with: it would leave data out",
+                "a Trainer cannot reduce the batch size: it would skip data",
                 f"{min(sizes):,} after {sizes[0]:,}",
-                "begin with the smallest",
+                "begin with the smallest batch size",
             ),
         )
         for refused, rule, got, mend in refusals:
@@ -235,24 +177,19 @@ class BatchscopeTrainerCallback(TrainerCallback):
                 raise PlanError(rule, got=got, mend=mend)
         source = source_of(kwargs["train_dataloader"], "the training data")
         micro = args.train_batch_size * args.world_size
-        examples = len(source.dataset)  # type: ignore[arg-type]
-        return Accumulation(schedule, unwrapped(optimizer), micro_batch_size=micro, training_examples=examples)
+        return Accumulation(schedule, unwrapped(optimizer), micro_batch_size=micro, training_examples=source.examples)
 
-    def _begin(self, args: Any, *, lr_scheduler: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
+    def _enter_phase(self, args: Any, *, lr_scheduler: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
         """Enter the phase that is due before an update that can begin it."""
         if self._following is None or not self._following.begin(self._micro_batch):
             return
         args.gradient_accumulation_steps = self._following.count
-        # What a constant rate is put back to at every update.
+        # The Trainer's constant scheduler resets the learning rate to this value at every update.
         inner = getattr(lr_scheduler, "scheduler", lr_scheduler)
         inner.base_lrs = [group["lr"] for group in unwrapped(optimizer).param_groups]
 
-    def _close(self, args: Any) -> None:
-        if self._calls is not None:
-            self._calls.close()
-            self._calls = None
-        if self.noise is not None:
-            self.noise.close()
+    def _end(self, args: Any) -> None:
+        self._release()
         if self._following is not None:
             args.gradient_accumulation_steps = 1
             self._following = None
@@ -265,28 +202,27 @@ def workload_from_trainer(
     batch_size: int | None = None,
     name: str | None = None,
 ) -> Workload:
-    """Make a Workload of what a Trainer trains, as it would train it today.
+    """Make a Workload from a Trainer.
 
-    The model is made by ``model_init`` where the Trainer has one; else every run begins with a copy of the Trainer's
-    model as it is now, pretrained weights and all. Examples are those of the Trainer's datasets, made batches of by its
-    collator. The optimiser, with its groups, learning rate and ``max_grad_norm``, is the one that the Trainer creates;
-    its schedule of learning rates is left out, since a plan's shape says how the rate goes. The batch size of today is
+    The model comes from ``model_init``, or every run begins with a copy of the Trainer's present model. The optimiser
+    is the one that the Trainer creates, with its groups, learning rate and ``max_grad_norm``; its learning-rate
+    schedule is ignored, since the shape of a plan replaces it. The present batch size is
     ``per_device_train_batch_size × gradient_accumulation_steps × world_size``. The loss is the Trainer's: the model's
-    own mean over a batch, or that of ``compute_loss`` and ``label_smoothing_factor``. Many runs of a model in one
-    batched pass are fastest with ``max_grad_norm=0``, since a clipped update ties all weights together.
+    own mean over a batch, or that of ``compute_loss`` and ``label_smoothing_factor``. Sweeps are fastest with
+    ``max_grad_norm=0``, since clipping couples all weights.
 
     Args:
-        trainer: The Trainer; it is left as it is.
-        score: ``score(logits, labels)``, higher is better; or the name of a number that ``compute_metrics`` returns, of
-            which more is better; None: minus the loss.
-        batch_size: What is used today; None: as above.
-        name: A name for tables and pages; None: the model's class.
+        trainer: The Trainer, which is not changed.
+        score: ``score(logits, labels)``, higher is better; or the name of such a metric of ``compute_metrics``; None:
+            minus the loss.
+        batch_size: The present batch size; None: as above.
+        name: Name for tables and reports; None: the model's class.
 
     Returns:
         The workload. Its outputs are ``{"loss": ..., "logits": ...}``.
 
     Raises:
-        WorkloadError: What cannot be trained here, an iterable dataset or ``auto_find_batch_size=True`` say.
+        WorkloadError: Unsupported, for example an iterable dataset or ``auto_find_batch_size=True``.
     """
     args = trainer.args
     if args.auto_find_batch_size:
@@ -315,22 +251,19 @@ def workload_from_trainer(
         model = _models(trainer)
         like = _optimizer(trainer, model())
         loss = _Loss(trainer)
-        loss.check(model(), take(train.dataset, range(min(2, len(train.dataset))), train.collate))  # type: ignore[arg-type]
-    examples = len(train.dataset)  # type: ignore[arg-type]
-    return Workload(
+        loss.check(model(), train.few())
+    return workload_of(
+        dataclasses.replace(train, collate=_AsDict(train.collate), batch_size=args.train_batch_size),
+        validation,
+        like,
+        trainer.model,
+        batch_size=batch_size,
+        times=args.gradient_accumulation_steps * args.world_size,
+        name=name,
         model=model,
-        train=train.dataset,
-        validation=validation.dataset,
         loss=_mean_of_loss,
         score=_score(trainer, score),
-        optimizer=like,
-        learning_rate=like.learning_rate,
-        batch_size=reference_batch_size(
-            batch_size, args.train_batch_size, examples, times=args.gradient_accumulation_steps * args.world_size
-        ),
         forward=loss,
-        collate=_AsDict(train.collate),
-        name=name or type(trainer.model).__name__,
     )
 
 
@@ -345,12 +278,12 @@ class _AsDict:
 
 
 class _Loss:
-    """A batch's loss, logits and labels, as the Trainer has them."""
+    """The Trainer's loss, logits and labels of a batch."""
 
     def __init__(self, trainer: Any) -> None:
         own = type(trainer).compute_loss is not Trainer.compute_loss
         special = own or trainer.compute_loss_func is not None or trainer.label_smoother is not None
-        # The Trainer is held where it takes part in the loss, and only there.
+        # Keep the Trainer only if it computes the loss.
         self._trainer = trainer if special else None
         self._labels = list(trainer.label_names) or ["labels"]
 
@@ -365,7 +298,7 @@ class _Loss:
         return {"loss": loss.reshape(1), "logits": logits}, labels[0] if len(labels) == 1 else tuple(labels)
 
     def check(self, model: nn.Module, batch: Any) -> None:
-        """Refuse what gives no loss or no logits."""
+        """Refuse a model without loss or logits."""
         batch = dict(to_device(batch, next(model.parameters()).device))
         try:
             output, _ = self(model, batch)
@@ -391,13 +324,11 @@ def _mean_of_loss(output: Any, target: Any) -> Tensor:
 def _models(trainer: Any) -> Callable[[], nn.Module]:
     if trainer.model_init is not None:
         return lambda: trainer.call_model_init().train()
-    kept = copy.deepcopy(trainer.model).cpu()
-    kept.zero_grad(set_to_none=True)
-    return lambda: copy.deepcopy(kept).train()
+    return copies_of(trainer.model)
 
 
 def _optimizer(trainer: Any, model: nn.Module) -> OptimizerLike:
-    """The optimiser that the Trainer creates for a model of its own, leaving the one that it may have."""
+    """The optimiser that the Trainer creates for another model, without changing the Trainer."""
     most = trainer.args.max_grad_norm or None
     if trainer.optimizer is not None:
         return OptimizerLike(trainer.optimizer, trainer.model, max_grad_norm=most)

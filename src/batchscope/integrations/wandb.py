@@ -12,16 +12,16 @@ from batchscope.errors import require
 
 
 class WeightsAndBiases:
-    """A tracker that makes one run of Weights & Biases, offline unless WANDB_MODE says otherwise.
+    """A tracker that makes one run of Weights & Biases, offline unless WANDB_MODE is set.
 
-    Offline, the run lies in ``wandb/offline-run-…`` of the folder, and ``wandb sync`` sends it later.
+    An offline run is in ``wandb/offline-run-…`` of the folder; ``wandb sync`` uploads it later.
 
     Args:
         project: The project's name.
-        folder: Where runs lie; None: WANDB_DIR, or the present folder.
+        folder: Folder of runs; None: WANDB_DIR, or the current folder.
 
     Raises:
-        MissingPackageError: wandb is not here.
+        MissingPackageError: wandb is not installed.
     """
 
     def __init__(self, project: str, *, folder: str | os.PathLike[str] | None = None) -> None:
@@ -30,24 +30,24 @@ class WeightsAndBiases:
             project=project,
             dir=None if folder is None else os.fspath(folder),
             mode=os.environ.get("WANDB_MODE", "offline"),
-            reinit="create_new",  # a run of the person's own goes on
+            reinit="create_new",  # do not finish the user's own run
             settings=wandb.Settings(console="off", silent=True),
         )
         self._run.define_metric("examples")
         self._run.define_metric("*", step_metric="examples")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Keep these values, over examples seen."""
+        """Log these values over examples."""
         self._run.log({**values, "examples": step})
 
     def artifact(self, path: Path) -> None:
-        """Copy a file into the run's folder, all of which is sent with it."""
+        """Copy a file into the run's folder, which is synchronised with the run."""
         shutil.copy(path, Path(self._run.dir) / path.name)
 
     def end(self) -> None:
-        """Write what is not written yet."""
+        """Finish the run."""
         self._run.finish()
 
     def fail(self) -> None:
-        """Likewise, of a run that an error ended."""
+        """Finish the run as failed."""
         self._run.finish(exit_code=1)

@@ -1,4 +1,4 @@
-"""What frameworks' callbacks share: the module to watch, and the numbers to log."""
+"""The module to watch in a training step, and the values to log."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from batchscope.records import Interval
 
 
 class Calls:
-    """Watch which modules with trained parameters a training step calls, in their order.
+    """Record which modules with trainable parameters a training step calls, in order.
 
     Args:
         module: The whole model.
-        depth: 0: calls that are not inside of others; 1: calls directly inside of those.
+        depth: 0: outermost calls; 1: calls directly inside those.
 
     Attributes:
         called: The modules.
@@ -50,42 +50,42 @@ class Calls:
 
 
 class Span(nn.Module):
-    """A model whose forward pass goes from the beginning of one of its modules to the end of another.
+    """A model whose forward pass lasts from the beginning of one of its modules to the end of another.
 
-    It is what :class:`batchscope.GradientNoise` watches where a training step calls parts of a model one after the
-    other, as an encoder and a decoder, and never the model itself. It is never called.
+    :class:`batchscope.GradientNoise` watches it if a training step calls parts of a model, such as an encoder and a
+    decoder, but never the model itself. It is never called.
 
     Args:
         whole: The model.
-        first: Where the pass begins; what it is given says how many examples there are.
-        last: Where it ends; the loss must follow from what it returns.
+        first: The first module; its input has one row per example.
+        last: The last module; the loss must follow from its output.
     """
 
     def __init__(self, whole: nn.Module, first: nn.Module, last: nn.Module) -> None:
         super().__init__()
-        # Lists, so that these are not modules of this one.
+        # In lists, so that they are not registered as submodules.
         self._whole, self._ends = [whole], [first, last]
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those of the model."""
+        """Delegate to the model."""
         return self._whole[0].named_parameters(*args, **kwargs)
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        """Those of the model."""
+        """Delegate to the model."""
         found: Iterator[tuple[str, nn.Module]] = self._whole[0].named_modules(*args, **kwargs)
         return found
 
     def register_forward_pre_hook(self, hook: Callable[..., Any], **kwargs: Any) -> Any:
-        """At the beginning of the first module."""
+        """Register on the first module."""
         return self._ends[0].register_forward_pre_hook(hook, **kwargs)
 
     def register_forward_hook(self, hook: Callable[..., Any], **kwargs: Any) -> Any:
-        """At the end of the last module."""
+        """Register on the last module."""
         return self._ends[1].register_forward_hook(hook, **kwargs)
 
 
 def span(whole: nn.Module, called: list[nn.Module]) -> nn.Module:
-    """The model, or the part of its training step that lies between the first and the last module called.
+    """The model, or the span between the first and the last module called.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -98,28 +98,14 @@ def span(whole: nn.Module, called: list[nn.Module]) -> nn.Module:
 
 
 def interval_of(noise: GradientNoise) -> Interval | None:
-    """The noise scale so far; None where the loop cannot be measured.
-
-    Args:
-        noise: The monitor.
-
-    Returns:
-        The interval.
-    """
+    """The noise scale so far; None if the loop cannot be measured."""
     with suppress(WorkloadError):
         return noise.noise_scale
     return None
 
 
 def values_of(interval: Interval | None, prefix: str = "noise_scale") -> dict[str, float]:
-    """The numbers to log of an interval: the value and both ends where it is resolved, else what is known of it.
-
-    Args:
-        interval: The interval, in examples; None: nothing is known.
-        prefix: The name of the value.
-
-    Returns:
-        Finite numbers by name.
+    """The finite values to log of an interval: the estimate and both ends, or the lower end if it is not resolved.
 
     Examples:
         >>> values_of(Interval(120.0, 90.0, 180.0))

@@ -1,4 +1,4 @@
-"""Batch sizes that follow the measured gradient noise scale: arithmetic on what was measured."""
+"""Batch sizes that follow the measured gradient noise scale."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from batchscope.records import Interval, MeasuredGrowth
 
 
 def aim(growth: MeasuredGrowth, noise_scale: float) -> float:
-    """The batch size that a noise scale calls for: √(knee × noise scale).
+    """The time-optimal batch size at a noise scale: √(knee × noise scale).
 
-    Time to a goal is (c₀ + c₁B)·E_min(1 + B/B_crit)/B, with an update's time c₀ + c₁B and the trade-off law's examples
-    (McCandlish et al. 2018, arXiv 1812.06162). It is least at B = √((c₀/c₁)·B_crit), here with the noise scale as
-    B_crit.
+    The time to a target is (c₀ + c₁B)·E_min(1 + B/B_crit)/B, with an update's time c₀ + c₁B and the trade-off law's
+    examples (McCandlish et al. 2018, arXiv 1812.06162). Its minimum is at B = √((c₀/c₁)·B_crit), here with the noise
+    scale as B_crit.
 
     Args:
         growth: Its knee is c₀/c₁.
@@ -31,20 +31,19 @@ def aim(growth: MeasuredGrowth, noise_scale: float) -> float:
 def decide(
     growth: MeasuredGrowth, noise_scale: Interval, *, batch_size: int, least: int, most: int, votes: int
 ) -> tuple[int, int]:
-    """The batch size to go on with after a measurement, and how the votes stand.
+    """Decide the next batch size after a measurement.
 
-    A measurement that calls for ``factor`` times the batch or more is a vote for a larger one; one that calls for a
-    ``factor``-th or less, for a smaller one. Votes count as long as they agree and each is followed by another; at
-    ``sustained`` of them the batch changes by one factor, within its bounds, and the count starts anew. What is not
-    resolved is no vote, and changes nothing.
+    A measurement whose optimal batch size is at least ``factor`` times the present one is a vote for a larger batch;
+    one whose optimum is at most the present one over ``factor``, for a smaller batch. After ``sustained`` equal votes
+    in a row the batch size changes by one factor, within its bounds. An unresolved measurement changes nothing.
 
     Args:
         growth: The rule.
-        noise_scale: What was measured.
-        batch_size: The present one.
-        least: The one that the run began with, which it never goes below.
-        most: The largest one.
-        votes: Votes in a row for larger batches, or below 0 for smaller ones.
+        noise_scale: The measurement.
+        batch_size: The present batch size.
+        least: The smallest batch size.
+        most: The largest batch size.
+        votes: Votes in a row for larger batches; negative for smaller ones.
 
     Returns:
         The batch size, and the votes.

@@ -1,4 +1,4 @@
-"""Schedules in which the batch grows by itself: linearly, exponentially, or with the measured noise scale."""
+"""Schedules in which the batch size grows linearly, exponentially or with the measured noise scale."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ MOST_STEPS = 10_000
 def linear_growth(
     batch_size: int, to: int, *, examples: int, increment: int | None = None, coupling: Coupling = "rule"
 ) -> Schedule:
-    """Grow the batch by a fixed number of examples at a time, at even distances.
+    """Grow the batch size by equal increments at equal intervals.
 
-    With n = ⌈(to − B)/increment⌉ steps over E examples the batch is B + k·increment from kE/n on, and ``to`` from E on:
-    what Megatron's ``--rampup-batch-size B increment E`` does.
+    With n = ⌈(to − B)/increment⌉ steps over E examples the batch size is B + k·increment from kE/n on, and ``to`` from
+    E on, as with Megatron's ``--rampup-batch-size B increment E``.
 
     Args:
-        batch_size: B, examples per update at first.
+        batch_size: The first batch size B.
         to: The last batch size, at least B.
-        examples: E: examples over which it grows.
-        increment: What it grows by at a time; None: by B, so that all sizes but the last are multiples of it.
-        coupling: "rule": the optimiser's settings follow by its own rule; "stated": they stay.
+        examples: Examples E over which it grows.
+        increment: The increment; None: B.
+        coupling: "rule": the optimiser's settings follow by its scaling rule; "stated": they stay.
 
     Returns:
         The schedule.
@@ -50,18 +50,18 @@ def exponential_growth(
     multiple_of: int = 1,
     coupling: Coupling = "rule",
 ) -> Schedule:
-    """Multiply the batch by a factor at even distances.
+    """Multiply the batch size by a factor at equal intervals.
 
-    With n = ⌈log(to/B)/log(factor)⌉ steps over E examples the batch is B·factor**k, to the nearest multiple, from kE/n
-    on, and ``to`` from E on.
+    With n = ⌈log(to/B)/log(factor)⌉ steps over E examples the batch size is B·factor**k, rounded to a multiple, from
+    kE/n on, and ``to`` from E on.
 
     Args:
-        batch_size: B, examples per update at first.
+        batch_size: The first batch size B.
         to: The last batch size, at least B.
-        examples: E: examples over which it grows.
-        factor: What it is multiplied by at a time.
-        multiple_of: Sizes between the first and the last are multiples of this.
-        coupling: "rule": the optimiser's settings follow by its own rule; "stated": they stay.
+        examples: Examples E over which it grows.
+        factor: The factor.
+        multiple_of: Batch sizes between the first and the last are multiples of this.
+        coupling: "rule": the optimiser's settings follow by its scaling rule; "stated": they stay.
 
     Returns:
         The schedule.
@@ -77,7 +77,7 @@ def exponential_growth(
         raise PlanError("factor must be above 1", got=factor)
     _check_steps(math.log(to / batch_size) / math.log(factor), f"a factor of {factor}")
     sizes, size = [batch_size], batch_size * factor
-    # A last step that is short by rounding alone is none.
+    # Avoid a last step that is due to rounding.
     while size < to * (1 - 1e-9):
         sizes.append(max(sizes[-1], min(to, round(size / multiple_of) * multiple_of)))
         size *= factor
@@ -93,18 +93,18 @@ def measured(
     sustained: int = 3,
     every: int = 200,
 ) -> Schedule:
-    """Let the batch follow √(knee × noise scale), measured while the run trains, and the optimiser follow the batch.
+    """Let the batch size follow √(knee × noise scale), measured during training, and the optimiser follow it.
 
     Args:
-        batch_size: Examples per update at first, and the least.
-        knee: Batch size at which an update's fixed cost equals that of its examples.
-        maximum: The largest batch; None: as many as there are training examples.
-        factor: What the batch is multiplied by at once.
+        batch_size: The first and smallest batch size.
+        knee: Batch size at which the fixed cost of an update equals that of its examples.
+        maximum: The largest batch size; None: the number of training examples.
+        factor: Factor of a change.
         sustained: Measurements in a row that have to agree.
-        every: Updates from one measurement to the next.
+        every: Updates between two measurements.
 
     Returns:
-        The schedule; how it comes out depends on the run.
+        The schedule.
 
     Examples:
         >>> measured(64, knee=200).measured.factor
@@ -116,7 +116,7 @@ def measured(
 
 def _check_steps(steps: float, by: str) -> None:
     if steps > MOST_STEPS:
-        raise PlanError(f"a batch must grow in at most {MOST_STEPS:,} steps", got=by, mend="make them larger")
+        raise PlanError(f"a batch size must grow in at most {MOST_STEPS:,} steps", got=by, mend="make them larger")
 
 
 def _check_ends(batch_size: int, to: int, examples: int) -> None:
@@ -126,7 +126,7 @@ def _check_ends(batch_size: int, to: int, examples: int) -> None:
 
 
 def _even(sizes: list[int], examples: int, coupling: Coupling) -> Schedule:
-    """Sizes at even distances, each from the nearest example on; of several at one place, or of one size, one."""
+    """Batch sizes at equal intervals, without repetitions."""
     steps = max(1, len(sizes) - 1)
     starts = {round(k * examples / steps): size for k, size in enumerate(sizes)}
     phases: list[Phase] = []

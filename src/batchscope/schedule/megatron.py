@@ -1,4 +1,4 @@
-"""A schedule in the words of Megatron-LM."""
+"""Export of a schedule to Megatron-LM."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from batchscope.records.schedule import Schedule, checked_count
 
 
 def to_megatron(schedule: Schedule, *, sequence_length: int | None = None) -> str:
-    """The value of Megatron-LM's ``--step-batch-size-schedule`` that makes updates of the same sizes.
+    """Convert a schedule to the value of Megatron-LM's ``--step-batch-size-schedule``.
 
-    Megatron takes ``"THRESHOLD:BATCH THRESHOLD:BATCH …"``, and changes at the first update that begins at or after a
-    threshold. Thresholds are therefore where the phases really begin, after rounding to whole updates, and so come out
-    exactly. Give it together with ``--train-samples``; the learning rate is the trainer's own affair there.
+    The format is ``"THRESHOLD:BATCH THRESHOLD:BATCH …"``. Megatron changes the batch size at the first update at or
+    after a threshold, so thresholds are the starts of phases after rounding to whole updates. Use it with
+    ``--train-samples``. Learning rates are not exported.
 
     Args:
         schedule: The schedule.
-        sequence_length: Tokens per example, where Megatron runs with ``--seq-length``: its thresholds are tokens then.
-            None: they are examples.
+        sequence_length: Tokens per example, for thresholds in tokens as with ``--seq-length``; None: thresholds in
+            examples.
 
     Returns:
-        The string.
+        The value.
 
     Raises:
-        PlanError: A schedule that is measured, and so not known beforehand.
+        PlanError: A measured schedule.
 
     Examples:
         >>> from batchscope.schedule import smith
@@ -33,16 +33,16 @@ def to_megatron(schedule: Schedule, *, sequence_length: int | None = None) -> st
     """
     if schedule.measured is not None:
         raise PlanError(
-            "only a schedule that is known beforehand can be exported",
+            "only a schedule with fixed phases can be exported",
             got="a measured one",
-            mend="export the phases that a run ended with",
+            mend="export the final phases of a run",
         )
     tokens = 1
     if sequence_length is not None:
         checked_count("sequence_length", sequence_length, 1)
         tokens = sequence_length
-    told: list[tuple[int, int]] = []
+    thresholds: list[tuple[int, int]] = []
     for segment in schedule.segments:
-        if not told or told[-1][1] != segment.phase.batch_size:
-            told.append((segment.first_example * tokens, segment.phase.batch_size))
-    return " ".join(f"{threshold}:{size}" for threshold, size in told)
+        if not thresholds or thresholds[-1][1] != segment.phase.batch_size:
+            thresholds.append((segment.first_example * tokens, segment.phase.batch_size))
+    return " ".join(f"{threshold}:{size}" for threshold, size in thresholds)

@@ -1,4 +1,4 @@
-"""Schedules with milestones: where a learning rate would be cut, the batch may grow instead."""
+"""Schedules with milestones at which the learning rate decays or the batch size grows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from batchscope.records.schedule import Phase, Schedule, checked_count, checked_
 
 
 def constant(batch_size: int) -> Schedule:
-    """One batch size and one rate throughout.
+    """A constant batch size and learning rate.
 
     Args:
         batch_size: Examples per update.
@@ -25,12 +25,12 @@ def constant(batch_size: int) -> Schedule:
 
 
 def stepped(batch_size: int, *, at: Sequence[int], factor: float) -> Schedule:
-    """Cut the learning rate by a factor at milestones, the usual step decay.
+    """Divide the learning rate by a factor at milestones (step decay).
 
     Args:
         batch_size: Examples per update.
         at: Milestones in examples, ascending.
-        factor: α: what the rate is divided by at each.
+        factor: The factor α.
 
     Returns:
         The schedule.
@@ -51,21 +51,20 @@ def smith(
     growths: int | None = None,
     momentum: float | None = None,
 ) -> Schedule:
-    """Grow the batch wherever the learning rate would be cut (Smith et al. 2017, arXiv 1711.00489).
+    """Grow the batch size at the milestones of step decay (Smith et al. 2017, arXiv 1711.00489).
 
-    At a milestone the batch is multiplied by α instead of the rate divided by it, which has the same effect on the
-    noise scale g ≈ εN/(B(1 − m)) in fewer updates. At the cap, and after so many growths as are asked for, the rate
-    falls instead, so that after k milestones ε/B = (ε₀/B₀)/α**k whatever was rounded or capped. Their hybrid, the batch
-    once and then the rate, is ``growths=1``. A larger first batch goes with a larger rate or momentum:
-    :func:`equal_noise_batch_size`.
+    Multiplying the batch size by α has the same effect on the noise scale g ≈ εN/(B(1 − m)) as dividing the learning
+    rate by α, in fewer updates. At the cap, and after ``growths`` milestones, the learning rate decays instead: after k
+    milestones ε/B = (ε₀/B₀)/α**k. The paper's hybrid is ``growths=1``. A larger first batch needs a larger learning
+    rate or momentum: see :func:`equal_noise_batch_size`.
 
     Args:
-        batch_size: B₀, examples per update at first.
+        batch_size: The first batch size B₀.
         at: Milestones in examples, ascending.
-        factor: α: what the rate would be divided by at each.
-        cap: The largest batch, about a tenth of the training examples in their work; None: there is none.
-        growths: Milestones at which the batch grows, from the first; None: at all of them.
-        momentum: Set from the start; None: the optimiser's own.
+        factor: The factor α.
+        cap: The largest batch size, in the paper a tenth of the training examples; None: no limit.
+        growths: Number of milestones at which the batch size grows; None: all.
+        momentum: Momentum throughout; None: the optimiser's own.
 
     Returns:
         The schedule.
@@ -83,16 +82,16 @@ def smith(
 
 
 def seesaw(batch_size: int, *, at: Sequence[int], factor: float, cap: int | None = None) -> Schedule:
-    """Where the rate would be cut by α, cut it by √α and grow the batch by α (Seesaw: Meterez et al. 2025, 2510.14717).
+    """Divide the learning rate by √α and multiply the batch size by α (Seesaw: Meterez et al. 2025, 2510.14717).
 
-    What counts is ε/√B then, as for an update that is normalised by the gradient's own noise; Adam and its kin. At the
-    cap the rate falls by all of α, so that after k milestones ε/√B = (ε₀/√B₀)/α**k whatever was rounded or capped.
+    For updates normalised by gradient noise, as those of Adam, ε/√B matters: after k milestones it is (ε₀/√B₀)/α**k. At
+    the cap, the learning rate is divided by α.
 
     Args:
-        batch_size: B₀, examples per update at first.
+        batch_size: The first batch size B₀.
         at: Milestones in examples, ascending.
-        factor: α: what the rate would be divided by at each.
-        cap: The largest batch; None: there is none.
+        factor: The factor α.
+        cap: The largest batch size; None: no limit.
 
     Returns:
         The schedule.

@@ -1,4 +1,4 @@
-"""The noise scale of stochastic gradient descent itself: the temperature made of rate, batch and momentum."""
+"""The noise scale of stochastic gradient descent from learning rate, batch size and momentum."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from batchscope.records.schedule import checked_count, checked_number
 def sgd_noise_scale(learning_rate: float, examples: int, batch_size: int, momentum: float = 0.0) -> float:
     """The noise scale g = εN/(B(1 − m)) of the updates (Smith et al. 2017, arXiv 1711.00489).
 
-    It is what they call the scale of the random fluctuations of the dynamics: settings of one g train alike, as long as
-    B ≪ N. Without that, it is g = ε(N/B − 1)/(1 − m).
+    Settings with the same g train alike as long as B ≪ N. In general, g = ε(N/B − 1)/(1 − m).
 
     Args:
         learning_rate: ε.
-        examples: N, examples in the training set.
-        batch_size: B, examples per update.
-        momentum: m, of heavy-ball or Nesterov's momentum; β₁ of Adam.
+        examples: N, the number of training examples.
+        batch_size: B.
+        momentum: m, also for Nesterov's momentum; β₁ of Adam.
 
     Returns:
         g.
 
     Raises:
-        PlanError: A number without sense.
+        PlanError: An invalid number.
 
     Examples:
         >>> round(sgd_noise_scale(0.1, 50_000, 128, 0.9), 1), round(sgd_noise_scale(0.5, 50_000, 3200, 0.98), 1)
@@ -41,7 +40,7 @@ def equal_noise_batch_size(
     learning_rates: tuple[float, float] = (1.0, 1.0),
     momenta: tuple[float, float] = (0.0, 0.0),
 ) -> int:
-    """The batch size that keeps g where it is at another rate or momentum: B ∝ ε/(1 − m).
+    """The batch size B ∝ ε/(1 − m) with the same g at another learning rate or momentum.
 
     Args:
         batch_size: B before.
@@ -52,7 +51,7 @@ def equal_noise_batch_size(
         B after, to the nearest example, at least 1.
 
     Raises:
-        PlanError: A number without sense.
+        PlanError: An invalid number.
 
     Examples:
         >>> equal_noise_batch_size(128, learning_rates=(0.1, 0.5))

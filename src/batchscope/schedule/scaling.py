@@ -1,4 +1,4 @@
-"""How an optimiser's settings follow the batch size, by the optimiser's own rule."""
+"""Scaling rules of optimisers for other batch sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from batchscope.errors import PlanError
 
-# The rules by class name, so that subclasses and optimisers of other packages with the same update can be added.
 # "linear": the update is proportional to the gradient, whose mean does not depend on B (Goyal et al. 2017).
 # "root":   the update is normalised by the gradient's own size, so its noise sets the scale (Malladi et al. 2022).
 _RULES: dict[type[torch.optim.Optimizer], str] = {
@@ -25,10 +24,10 @@ _RULES: dict[type[torch.optim.Optimizer], str] = {
 
 
 def learning_rate_exponent(optimizer: torch.optim.Optimizer) -> float:
-    """The x in "learning rate ∝ B**x" for this optimiser.
+    """The exponent x in "learning rate ∝ B**x" for an optimiser.
 
-    SGD with any momentum: 1 (Goyal et al. 2017, arXiv 1706.02677), while B is well below the critical batch size.
-    Adam and its kin: 1/2 (Malladi et al. 2022, arXiv 2205.10287). Neither is universal; a short search decides.
+    SGD with or without momentum: 1, below the critical batch size (Goyal et al. 2017, arXiv 1706.02677). Adam and its
+    variants: 1/2 (Malladi et al. 2022, arXiv 2205.10287). Neither is universal; a short search decides.
 
     Args:
         optimizer: A torch optimiser.
@@ -37,7 +36,7 @@ def learning_rate_exponent(optimizer: torch.optim.Optimizer) -> float:
         The exponent.
 
     Raises:
-        PlanError: There is no published rule for this optimiser.
+        PlanError: An optimiser without a published rule.
 
     Examples:
         >>> learning_rate_exponent(torch.optim.Adam([torch.zeros(1)], lr=0.1))
@@ -47,26 +46,26 @@ def learning_rate_exponent(optimizer: torch.optim.Optimizer) -> float:
         if isinstance(optimizer, kind):
             return 1.0 if rule == "linear" else 0.5
     raise PlanError(
-        f"there must be a published rule for the optimiser ({', '.join(kind.__name__ for kind in _RULES)})",
+        f"the optimiser must have a published scaling rule ({', '.join(kind.__name__ for kind in _RULES)})",
         got=type(optimizer).__name__,
         mend="search for the learning rate at each batch size instead",
     )
 
 
 def rescale(optimizer: torch.optim.Optimizer, *, from_batch_size: int, to_batch_size: int) -> None:
-    """Change an optimiser's settings in place for another batch size, by its own rule.
+    """Rescale an optimiser's settings in place for another batch size, by its scaling rule.
 
     With κ = to/from: SGD with or without momentum, ε → κ·ε. Adam, AdamW, NAdam, RAdam: ε → √κ·ε,
     β → β**κ, so that the averages forget at the same rate *per example* (the same as 1 − β → κ(1 − β) to first
-    order, and never outside 0 to 1), and the ε in the denominator → ε/√κ. RMSprop likewise with its ``alpha``.
-    Adagrad: ε → √κ·ε. Weight decay is left as it is: where it is coupled to the learning rate it follows it.
+    order, and never outside 0 to 1), and the ε in the denominator → ε/√κ. The same for ``alpha`` of RMSprop.
+    Adagrad: ε → √κ·ε. Weight decay is unchanged; if it is coupled to the learning rate, it follows it.
 
     Sources: Goyal et al. 2017 (1706.02677), Malladi et al. 2022 (2205.10287), Marek et al. 2025 (2507.07101).
 
     Args:
-        optimizer: A torch optimiser; its state is left alone.
+        optimizer: A torch optimiser, whose state is unchanged.
         from_batch_size: The batch size that its settings were chosen for.
-        to_batch_size: The batch size to come.
+        to_batch_size: The new batch size.
 
     Raises:
         PlanError: A batch size below 1, or an optimiser without a published rule.
@@ -99,10 +98,10 @@ def rescale(optimizer: torch.optim.Optimizer, *, from_batch_size: int, to_batch_
 
 
 def half_life(beta: float, per_update: float) -> float:
-    """After how many examples or tokens an exponential average with this decay has forgotten half.
+    """The half-life of an exponential average in examples or tokens.
 
-    t = n·ln ½ / ln β, with n of them in an update (Marek et al. 2025, arXiv 2507.07101, who keep that of Adam's β₂
-    fixed in tokens where the batch size changes).
+    t = n·ln ½ / ln β with n of them in an update. Marek et al. 2025 (arXiv 2507.07101) keep the half-life of Adam's β₂
+    in tokens constant over batch sizes.
 
     Args:
         beta: The decay per update, between 0 and 1.
@@ -126,13 +125,13 @@ def half_life(beta: float, per_update: float) -> float:
 
 
 def beta_of_half_life(half_life: float, per_update: float) -> float:
-    """The decay per update with which an exponential average forgets half after so many examples or tokens.
+    """The decay per update of an exponential average with a given half-life in examples or tokens.
 
     β = 2^(−n/t), the inverse of :func:`half_life`.
 
     Args:
         half_life: Examples or tokens.
-        per_update: Of those in an update.
+        per_update: Examples or tokens in an update.
 
     Raises:
         PlanError: A number that is not positive.

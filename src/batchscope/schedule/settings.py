@@ -1,4 +1,4 @@
-"""What a change of phase does to an optimiser: to its rate, its momentum, and what follows the batch size."""
+"""The settings of an optimiser in each phase of a schedule."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from batchscope.errors import PlanError
 from batchscope.records.schedule import Coupling, Phase, Schedule
 from batchscope.schedule.scaling import learning_rate_exponent, rescale, set_rate
 
-# What a phase or the optimiser's own rule may change.
+# Settings that a phase or a scaling rule may change.
 _KEYS = ("lr", "initial_lr", "momentum", "betas", "alpha", "eps")
 
 
 class OptimizerSettings:
-    """An optimiser's settings as they are made for the first phase, from which those of every phase follow.
+    """The first settings of an optimiser, from which those of every phase are computed.
 
-    Each phase is worked out from the first settings and never from those of the phase before, so that where a run
-    enters a phase, in its course or when it is resumed, does not matter.
+    They do not depend on the previous phase, so that a run can be resumed in any phase.
 
     Args:
-        optimizer: The optimiser, its settings those of the first batch size.
-        batch_size: That batch size.
+        optimizer: The optimiser, with its settings at the first batch size.
+        batch_size: The first batch size.
 
     Attributes:
-        full_rates: Each group's rate in this phase, before shape and warm-up.
+        full_rates: Learning rate of each group in this phase, before shape and warm-up.
 
     Examples:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
@@ -44,13 +43,10 @@ class OptimizerSettings:
         self.full_rates = [float(first["lr"]) for first in self._first]
 
     def check(self, schedule: Schedule) -> None:
-        """Refuse a schedule that asks of the optimiser what it has not.
-
-        Args:
-            schedule: The schedule.
+        """Refuse a schedule that the optimiser does not support.
 
         Raises:
-            PlanError: A momentum for an optimiser without one, or the rule of one that has none.
+            PlanError: A momentum for an optimiser without one, or a scaling rule that does not exist.
         """
         if schedule.coupling == "rule":
             learning_rate_exponent(self.optimizer)
@@ -59,11 +55,12 @@ class OptimizerSettings:
                 self._check_momentum()
 
     def enter(self, phase: Phase, *, coupling: Coupling = "stated") -> None:
-        """Give the optimiser the settings of a phase; its state is left alone.
+        """Set the optimiser's settings for a phase, but not its state.
 
-        The rate is the first one times the phase's factor. A momentum is set as ``momentum`` of SGD (with Nesterov's or
-        not) and RMSprop, as β₁ of Adam and its kin. With the coupling "rule", before that, everything is rescaled from
-        the first batch size to the phase's: the rate of SGD as B, that of Adam as √B, its β as β**κ, its ε as 1/√κ.
+        The learning rate is the first one times the phase's factor. A momentum is set as ``momentum`` of SGD and
+        RMSprop, and as β₁ of Adam and its variants. With the coupling "rule", settings are first rescaled from the
+        first batch size to that of the phase: the learning rate of SGD ∝ B, that of Adam ∝ √B, its β as β**κ, its ε as
+        1/√κ.
 
         Args:
             phase: The phase.
@@ -91,20 +88,12 @@ class OptimizerSettings:
         self.scale(1.0)
 
     def scale(self, factor: float) -> None:
-        """Set each group's rate to this phase's, times a factor.
-
-        Args:
-            factor: As :func:`rate_factor` gives it.
-        """
+        """Set each group's learning rate to that of this phase times a factor, as from :func:`rate_factor`."""
         for group, full_rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             set_rate(group, full_rate * factor)
 
     def multiply_rates(self, factor: float) -> None:
-        """From now on every rate, that of later phases too, is so many times what it was.
-
-        Args:
-            factor: A positive number.
-        """
+        """Multiply the learning rates of this and all later phases by a positive factor."""
         for first in self._first:
             first["lr"] = float(first["lr"]) * factor
         self.full_rates = [rate * factor for rate in self.full_rates]
@@ -112,27 +101,23 @@ class OptimizerSettings:
             set_rate(group, float(group["lr"]) * factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The first settings, as plain values."""
+        """The first settings as plain values."""
         return {"batch_size": self.batch_size, "first": [dict(first) for first in self._first]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the first settings of another run, whatever the optimiser's were when this was made.
-
-        Args:
-            state: From :meth:`state_dict`.
-        """
+        """Restore the first settings from :meth:`state_dict`."""
         self.batch_size = state["batch_size"]
         self._first = [dict(first) for first in state["first"]]
 
     def _check_momentum(self) -> None:
         if any("betas" not in group and "momentum" not in group for group in self.optimizer.param_groups):
             raise PlanError(
-                "the optimiser must have a momentum for a phase to set",
+                "a phase with a momentum needs an optimiser with momentum",
                 got=type(self.optimizer).__name__,
                 mend="leave momentum out of the schedule",
             )
 
 
 def _plain(value: Any) -> Any:
-    """A number in the place of a tensor that is going to be changed in place."""
+    """The value of a tensor, which may change in place."""
     return float(value) if isinstance(value, torch.Tensor) else value

@@ -1,4 +1,4 @@
-"""The learning rate over a budget, in examples."""
+"""Learning-rate shapes and warm-up over a budget of examples."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from batchscope.records import Plan
 
 
 def rate_factor(plan: Plan, examples: int, batch_size: int) -> float:
-    """What a plan's shape and warm-up multiply the learning rate by at an update.
+    """The factor of a plan's shape and warm-up on the learning rate of an update.
 
     With E the budget, W the examples of the warm-up, e the examples seen before the update, B those in it, and
     p = max(0, e − W)/(E − W):
 
     * constant: 1;
-    * linear: 1 − p, so that the first update after the warm-up has the whole rate, and none has a rate of zero;
+    * linear: 1 − p, which is 1 at the first update after the warm-up, and never 0;
     * cosine: (1 + cos πp)/2 (Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts);
     * cooldown, over the last share c of the budget: min(1, (1 − e/E)/c) (Hägele et al. 2024, arXiv 2405.18392).
 
-    The warm-up multiplies that by min(1, (e + B)/W). All of it is in examples, so that a change of the batch size
-    leaves the rate where it is.
+    The warm-up multiplies it by min(1, (e + B)/W). All quantities are in examples, so that the learning rate does not
+    depend on changes of the batch size.
 
     Args:
-        plan: The plan; a shape or a warm-up of None counts as constant and as none.
+        plan: The plan.
         examples: Examples seen before the update.
         batch_size: Examples in it.
 

@@ -1,4 +1,4 @@
-"""Schedules in a line of text, as the command takes them."""
+"""Schedules as a line of text, for the command line."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _FORMS: dict[str, tuple[Callable[..., Schedule], dict[str, Callable[[str], Any]]
 
 
 def parse_schedule(text: str, batch_size: int) -> Schedule:
-    """The schedule that a line of text names, as in ``smith:at=60000/120000,factor=5,cap=5120``.
+    """Parse a schedule from a line of text, for example ``smith:at=60000/120000,factor=5,cap=5120``.
 
-    A name and what its maker takes beside the batch size: constant, stepped (:func:`stepped`), smith, seesaw, linear
-    (:func:`linear_growth`), exponential or measured.
+    It consists of a name (constant, stepped, smith, seesaw, linear, exponential or measured) and the arguments of the
+    function of that name, except the batch size.
 
     Args:
         text: The line.
@@ -56,7 +56,7 @@ def parse_schedule(text: str, batch_size: int) -> Schedule:
         The schedule.
 
     Raises:
-        PlanError: No such schedule, or what it takes is missing or makes no sense.
+        PlanError: An unknown schedule, or missing or invalid arguments.
 
     Examples:
         >>> print(parse_schedule("smith:at=6400/12800,factor=2", 64))
@@ -81,7 +81,7 @@ def parse_schedule(text: str, batch_size: int) -> Schedule:
             raise _unlike(name, part, example) from error
     try:
         return maker(batch_size, **values)
-    except TypeError as error:  # something that it takes is not there
+    except TypeError as error:  # a missing argument
         raise _unlike(name, text, example) from error
 
 

@@ -1,4 +1,4 @@
-"""Batches as the loss sees them: taken from examples, moved to a device, measured, joined."""
+"""Operations on nested batches: gather, move to a device, measure, join."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Collate = Callable[[list[Any]], Batch]
 
 
 def as_tensors(examples: Examples) -> tuple[Tensor, ...] | None:
-    """The tensors behind the examples, where there are any: gathering from them needs no Python per example."""
+    """The tensors that hold the examples, if any: they are gathered without Python code per example."""
     if isinstance(examples, tuple):
         return examples
-    # A subclass may transform what it returns; only the class itself is known to be its tensors.
+    # A subclass may transform its tensors.
     return examples.tensors if type(examples) is TensorDataset else None
 
 
@@ -28,7 +28,7 @@ def take(examples: Examples, indices: Sequence[int], collate: Collate | None = N
     Args:
         examples: A tuple of tensors or a Dataset.
         indices: Positions of the examples.
-        collate: Makes a batch of a list of a Dataset's examples; None: torch's default.
+        collate: Collates a list of examples of a Dataset; None: torch's default.
 
     Returns:
         A tuple of tensors, or what ``collate`` returns.
@@ -48,7 +48,7 @@ def take(examples: Examples, indices: Sequence[int], collate: Collate | None = N
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move every tensor in a batch to a device, whatever it is nested in."""
+    """Move every tensor in a nested batch to a device."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
@@ -80,10 +80,10 @@ def nbytes(value: Any) -> int:
 
 
 def join(parts: list[Any]) -> Any:
-    """Join batches along their first dimension, whatever the tensors are nested in.
+    """Concatenate nested batches along their first dimension.
 
     Raises:
-        TypeError: Something in them is no tensor.
+        TypeError: A value is not a tensor.
         RuntimeError: Tensors differ beyond their first dimension.
 
     Examples:

@@ -1,11 +1,11 @@
-"""The built-in workloads: what each is, where its data come from, and whether they are here."""
+"""The built-in workloads, and the sources of their data."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,53 +15,39 @@ from batchscope.workload.workload import Workload
 
 
 @dataclass(frozen=True)
-class Builtin:
-    """One line of the catalogue.
+class _Facts:
+    """What is known of a built-in workload without its data.
 
     Attributes:
-        make: Returns the workload; takes the ``--data`` folder or file where ``takes_data``.
-        description: What it is, in one line.
-        source: Where its data come from.
-        training_examples: Number of examples to train on; None where it depends on this machine.
-        validation_examples: Number of examples to validate; None where it depends on this machine.
+        description: Description in one line.
+        source: Source of the data.
+        training_examples: Number of training examples; None if it depends on this machine.
+        validation_examples: Number of validation examples; None if it depends on this machine.
         parameters: Number of parameters of the model.
         optimizer: The optimiser, with the reference batch size and learning rate.
-        takes_data: Whether ``--data`` means anything.
     """
 
-    make: Callable[..., Workload]
     description: str
     source: str
     training_examples: int | None
     validation_examples: int | None
     parameters: int
     optimizer: str
+
+
+@dataclass(frozen=True)
+class Builtin(_Facts):
+    """A built-in workload: a function that makes it, with the ``--data`` folder or file if ``takes_data``."""
+
+    make: Callable[..., Workload]
     takes_data: bool
 
 
 @dataclass(frozen=True)
-class Description:
-    """What ``batchscope workloads`` shows of one built-in.
-
-    Attributes:
-        name: What to call it by.
-        description: What it is, in one line.
-        training_examples: Number of examples to train on; None where the data have to be read to know.
-        validation_examples: Number of examples to validate; None likewise.
-        parameters: Number of parameters of the model.
-        optimizer: The optimiser, with the reference batch size and learning rate.
-        source: Where its data come from.
-        available: Whether the data are on this machine now.
-        location: Where they are, or where they would be downloaded from.
-    """
+class Description(_Facts):
+    """A row of ``batchscope workloads``, with the folder of the data or the address to download them from."""
 
     name: str
-    description: str
-    training_examples: int | None
-    validation_examples: int | None
-    parameters: int
-    optimizer: str
-    source: str
     available: bool
     location: str
 
@@ -71,63 +57,63 @@ _FASHION = "Fashion-MNIST: --data, Debian's dataset-fashion-mnist, or a download
 BUILTINS: Mapping[str, Builtin] = MappingProxyType(
     {
         "digits": Builtin(
-            digits.digits,
             "handwritten digits of 8×8 pixels, perceptron 64-128-10",
             "shipped with scikit-learn",
             digits.TRAINING_EXAMPLES,
             digits.VALIDATION_EXAMPLES,
             9_610,
             "SGD with momentum, batch size 64, learning rate 0.2",
+            digits.digits,
             takes_data=False,
         ),
         "fashion": Builtin(
-            fashion.fashion,
             "clothes of 28×28 pixels, small convolutional network",
             _FASHION,
             fashion.TRAINING_EXAMPLES,
             fashion.VALIDATION_EXAMPLES,
             105_866,
             "SGD with momentum, batch size 64, learning rate 0.02",
+            fashion.fashion,
             takes_data=True,
         ),
         "fashion-mlp": Builtin(
-            fashion.fashion_mlp,
             "clothes of 28×28 pixels, perceptron 784-256-128-10",
             _FASHION,
             fashion.TRAINING_EXAMPLES,
             fashion.VALIDATION_EXAMPLES,
             235_146,
             "Adam, batch size 64, learning rate 0.001",
+            fashion.fashion_mlp,
             takes_data=True,
         ),
         "cifar10": Builtin(
-            cifar10.cifar10,
             "colour photographs of 32×32 pixels, residual network of 8 layers",
             "CIFAR-10, binary version: --data, or a download of 170 MB",
             cifar10.TRAINING_EXAMPLES,
             cifar10.VALIDATION_EXAMPLES,
             77_850,
             "SGD with momentum and weight decay, batch size 128, learning rate 0.1",
+            cifar10.cifar10,
             takes_data=True,
         ),
         "text": Builtin(
-            text.text,
             "the next character of text in windows of 64, transformer of 2 layers",
             "--data FILE or FOLDER, or the Python standard library's sources",
             None,
             None,
             116_705,
             "AdamW, batch size 32, learning rate 0.004",
+            text.text,
             takes_data=True,
         ),
         "quadratic": Builtin(
-            quadratic.quadratic,
             "noisy quadratic in 32 dimensions, every answer known in closed form",
             "drawn from a seed",
             quadratic.EXAMPLES,
             quadratic.VALIDATION_EXAMPLES,
             quadratic.DIMENSIONS,
             "SGD, batch size 32, learning rate 0.1",
+            quadratic.quadratic,
             takes_data=False,
         ),
     }
@@ -139,14 +125,14 @@ def load_builtin(name: str, data: str | os.PathLike[str] | None = None) -> Workl
 
     Args:
         name: One of ``BUILTINS``.
-        data: The folder or file of its data. None: where it looks by itself.
+        data: Folder or file of its data; None: the default one.
 
     Returns:
         The workload.
 
     Raises:
-        WorkloadError: There is no built-in of that name, or it takes no data.
-        DataError: Its data cannot be found, downloaded or read.
+        WorkloadError: An unknown name, or data for a workload that takes none.
+        DataError: Data that cannot be found, downloaded or read.
 
     Examples:
         >>> load_builtin("quadratic").title
@@ -168,10 +154,7 @@ def load_builtin(name: str, data: str | os.PathLike[str] | None = None) -> Workl
 
 
 def describe() -> tuple[Description, ...]:
-    """Describe every built-in, without loading or downloading anything.
-
-    Returns:
-        One description for each, in the order of ``BUILTINS``.
+    """Describe every built-in workload, without loading or downloading data.
 
     Examples:
         >>> [description.name for description in describe()]
@@ -182,17 +165,8 @@ def describe() -> tuple[Description, ...]:
 
 def _describe(name: str, builtin: Builtin) -> Description:
     available, location = _LOCATIONS[name]()
-    return Description(
-        name=name,
-        description=builtin.description,
-        training_examples=builtin.training_examples,
-        validation_examples=builtin.validation_examples,
-        parameters=builtin.parameters,
-        optimizer=builtin.optimizer,
-        source=builtin.source,
-        available=available,
-        location=location,
-    )
+    facts = {field.name: getattr(builtin, field.name) for field in fields(_Facts)}
+    return Description(**facts, name=name, available=available, location=location)
 
 
 def _published(*wanted: files.PublishedFile) -> tuple[bool, str]:
@@ -223,5 +197,5 @@ _LOCATIONS: Mapping[str, Callable[[], tuple[bool, str]]] = {
     "fashion-mlp": lambda: _published(*fashion.FILES),
     "cifar10": lambda: _published(cifar10.ARCHIVE),
     "text": _standard_library,
-    "quadratic": lambda: (True, "made when it is asked for"),
+    "quadratic": lambda: (True, "generated"),
 }

@@ -1,4 +1,4 @@
-"""Refuse a workload that cannot be trained, when it is made rather than an hour later."""
+"""Checks of a workload when it is made, rather than an hour later."""
 
 from __future__ import annotations
 
@@ -25,13 +25,10 @@ CHECK_EXAMPLES = 8
 
 
 def check(workload: Workload) -> None:
-    """Check everything that can be known from a few examples.
-
-    Args:
-        workload: The workload, as its author filled it in.
+    """Check a workload with a forward and backward pass over a few examples.
 
     Raises:
-        WorkloadError: Something that cannot be trained, said with the value found and the mend.
+        WorkloadError: A part that cannot be trained.
     """
     for name in ("model", "loss", "optimizer"):
         _callable(name, getattr(workload, name))
@@ -63,7 +60,7 @@ def _callable(name: str, value: object) -> None:
     if isinstance(value, nn.Module) and name == "model":
         raise WorkloadError(
             "model must be a function that returns a fresh module at each call",
-            got=f"a {type(value).__name__} that is already made",
+            got=f"an instance of {type(value).__name__}",
             mend="give model=lambda: MyModel(...), so that every run starts from its own weights",
         )
     if not callable(value):
@@ -106,7 +103,7 @@ def _examples(name: str, examples: Examples) -> None:
         count = length(examples)
     except Exception as error:
         raise WorkloadError(
-            f"{name} must say how many examples it holds",
+            f"{name} must have a length",
             got=first_line(error),
             mend="give it a __len__ that returns a number",
         ) from error
@@ -117,7 +114,9 @@ def _examples(name: str, examples: Examples) -> None:
 def _reference(workload: Workload) -> None:
     rate, size = workload.learning_rate, workload.batch_size
     if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not math.isfinite(rate) or rate <= 0:
-        raise WorkloadError("learning_rate must be a finite number above 0", got=rate, mend="give the rate used today")
+        raise WorkloadError(
+            "learning_rate must be a finite number above 0", got=rate, mend="give the present learning rate"
+        )
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise WorkloadError("batch_size must be a whole number of at least 1", got=size)
     if size > workload.training_examples:
@@ -145,7 +144,7 @@ def _fresh_models(workload: Workload) -> nn.Module:
         raise WorkloadError(
             "every parameter must have its shape when model() returns",
             got=f"{', '.join(lazy[:3])}{' …' if len(lazy) > 3 else ''} without one",
-            mend="give its size instead of a lazy module's guess",
+            mend="give sizes explicitly instead of using lazy modules",
         )
     parameters = {id(parameter) for parameter in model.parameters()}
     if model is again or any(id(parameter) in parameters for parameter in again.parameters()):
@@ -163,7 +162,7 @@ def _fresh_models(workload: Workload) -> nn.Module:
         raise WorkloadError(
             "model() must return the same weights under the same seed",
             got="weights that differ after torch.manual_seed(0)",
-            mend="draw them from torch's global generator, and from nothing else",
+            mend="draw them only from torch's global generator",
         )
     return model
 
@@ -198,7 +197,7 @@ def _optimizer(workload: Workload, model: nn.Module) -> None:
         raise WorkloadError(
             "the optimiser must step without a closure",
             got=type(optimizer).__name__,
-            mend="use SGD, Adam or another optimiser that takes one gradient for each step",
+            mend="use SGD, Adam or another optimiser with one gradient per step",
         )
 
 
@@ -245,8 +244,8 @@ def _validation_pass(workload: Workload, model: nn.Module) -> None:
     if abs(float(loss)) > 1e-12 and math.isclose(doubled, 2 * float(loss), rel_tol=1e-3):
         raise WorkloadError(
             "the loss must be the mean over the batch",
-            got=f"{float(loss):.4g}, and twice that when every example is there twice: a sum",
-            mend="use reduction='mean', so that one learning rate means the same at every batch size",
+            got=f"{float(loss):.4g}, and twice that if every example occurs twice, as with a sum",
+            mend="use reduction='mean', so that the learning rate has the same meaning at every batch size",
         )
 
 
@@ -256,9 +255,9 @@ def _few(workload: Workload, model: nn.Module, which: str) -> Batch:
         batch = take(examples, range(min(CHECK_EXAMPLES, length(examples))), workload.collate)
     except Exception as error:
         raise WorkloadError(
-            f"{which} must yield examples that can be made a batch",
+            f"examples of {which} must collate to a batch",
             got=first_line(error),
-            mend="give collate=, if the examples differ in size",
+            mend="give collate= if the examples differ in size",
         ) from error
     return to_device(batch, _device(model))
 
@@ -299,6 +298,6 @@ def _loss(workload: Workload, output: Any, target: Any, which: str) -> Tensor:
         raise WorkloadError(
             "the loss must be finite with fresh weights",
             got=f"{float(loss.detach())} on {which}",
-            mend="look for a logarithm of zero, a division by zero or data that are not finite",
+            mend="look for logarithms of zero, divisions by zero or data that are not finite",
         )
     return loss

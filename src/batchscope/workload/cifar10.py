@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
 class ResNet8(nn.Module):
     """The residual network of He et al. (2016, section 4.2) with n = 1: 77,850 parameters.
 
-    Pixels come in as uint8 and are standardised here, so that the data stay a quarter of their size.
+    It standardises uint8 pixels itself, so that the data need a quarter of the memory.
     """
 
     mean: Tensor
@@ -66,7 +66,7 @@ class ResNet8(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Constants, not weights: left out of the state so that checkpoints hold what was learned and nothing else.
+        # Constants, which do not belong in checkpoints.
         self.register_buffer("mean", 255 * torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", 255 * torch.tensor(_DEVIATION).view(3, 1, 1), persistent=False)
         self.convolution = nn.Conv2d(3, 16, 3, padding=1, bias=False)
@@ -90,14 +90,14 @@ def cifar10(data: str | os.PathLike[str] | None = None) -> Workload:
     random crops and flips.
 
     Args:
-        data: The archive cifar-10-binary.tar.gz, or a folder that holds it or its .bin files; a set of the same
-            format will do, and is then named after its folder. None: the cache, or a download of 170 MB.
+        data: The archive cifar-10-binary.tar.gz, or a folder with it or its .bin files, also of another data set in
+            this format; None: the cache, or a download of 170 MB.
 
     Returns:
         The workload, named "cifar10", with accuracy as its score.
 
     Raises:
-        DataError: The data cannot be found, downloaded or read.
+        DataError: Data that cannot be found, downloaded or read.
     """
     name = "cifar10"
     if data is None:
@@ -122,7 +122,7 @@ def cifar10(data: str | os.PathLike[str] | None = None) -> Workload:
 
 
 def _named(path: Path) -> Path:
-    """The archive, or the folder of .bin files, that a person meant by ``--data``."""
+    """The archive or the folder of .bin files at a path."""
     if path.is_file():
         return path
     for folder in (path, path / "cifar-10-batches-bin"):
@@ -148,7 +148,7 @@ def _folder_members(folder: Path) -> dict[str, bytes]:
 
 
 def _archive_members(path: Path) -> dict[str, bytes]:
-    """The six files in the archive, by their last name, read into memory: where they claim to lie never matters."""
+    """Read the six files in the archive into memory, by their base names."""
     wanted = set(TRAINING_MEMBERS + VALIDATION_MEMBERS)
     found: dict[str, bytes] = {}
     try:

@@ -63,7 +63,7 @@ FILES = (
 class FashionCNN(nn.Module):
     """Two 3×3 convolutions (16 and 32 channels), each with max pooling, and a hidden layer of 64: 105,866 parameters.
 
-    Pixels come in as uint8 and are standardised here, so that the data stay a quarter of their size.
+    It standardises uint8 pixels itself, so that the data need a quarter of the memory.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class FashionCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits N×10 of pixels N×1×28×28 from 0 to 255."""
         h = _standardised(x, self.output.weight)
-        # ReLU after pooling gives what ReLU before it gives, on a quarter of the values.
+        # ReLU commutes with max pooling, and is cheaper after it.
         h = F.relu(F.max_pool2d(self.convolution1(h), 2))
         h = F.relu(F.max_pool2d(self.convolution2(h), 2))
         out: Tensor = self.output(F.relu(self.hidden(h.flatten(1))))
@@ -112,16 +112,16 @@ def fashion(data: str | os.PathLike[str] | None = None, model: Literal["cnn", "m
     is).
 
     Args:
-        data: A folder of the four IDX files, with or without .gz; a set of the same format (MNIST, say) will do, and
-            is then named after its folder. None: Debian's folder, the cache, or a download of 31 MB.
+        data: Folder of the four IDX files, with or without .gz, also of another data set in this format, such as MNIST;
+            None: Debian's folder, the cache, or a download of 31 MB.
         model: "cnn" or "mlp".
 
     Returns:
         The workload, named "fashion" or "fashion-mlp", with accuracy as its score.
 
     Raises:
-        WorkloadError: There is no such model.
-        DataError: The files cannot be found, downloaded or read.
+        WorkloadError: An unknown model.
+        DataError: Files that cannot be found, downloaded or read.
     """
     if model not in ("cnn", "mlp"):
         raise WorkloadError("model must be 'cnn' or 'mlp'", got=model, mend="leave it out for the CNN")
@@ -144,14 +144,7 @@ def fashion(data: str | os.PathLike[str] | None = None, model: Literal["cnn", "m
 
 
 def fashion_mlp(data: str | os.PathLike[str] | None = None) -> Workload:
-    """``fashion(data, model="mlp")``, as a function of its own for the catalogue.
-
-    Args:
-        data: As for :func:`fashion`.
-
-    Returns:
-        The workload.
-    """
+    """``fashion(data, model="mlp")``."""
     return fashion(data, model="mlp")
 
 

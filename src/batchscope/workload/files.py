@@ -1,7 +1,7 @@
-"""Where data files are: a folder that was named, the system's, the user's cache, and last their publisher's site.
+"""Data files from a given folder, the system's folders, the cache or their publisher's site.
 
-Nothing is trusted unseen: a file from the system, the cache or the network is used only if its checksum is the
-published one. A folder that the person names is their own word, and is held to the format alone.
+The checksum of a file from the system, the cache or the network is verified; files in a given folder are only checked
+for their format.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ class PublishedFile:
     """A file of a data set, as its authors publish it.
 
     Attributes:
-        name: Its name, in any folder.
-        url: Where it is published.
-        md5: Published checksum of the file as downloaded, in hexadecimal.
-        size: Its size in bytes, roughly: it bounds the download, and is said before one.
-        content_sha256: Checksum of what is inside the gzip, which a copy that was compressed anew shares. None: the
-            file itself is held to ``md5``.
-        system_folders: Folders where a distribution installs it.
+        name: File name.
+        url: Address.
+        md5: Published MD5 checksum of the file.
+        size: Approximate size in bytes, which bounds the download.
+        content_sha256: SHA-256 of the decompressed content, to accept files compressed again; None: ``md5`` only.
+        system_folders: Folders where distributions install it.
     """
 
     name: str
@@ -48,16 +47,13 @@ class PublishedFile:
 
 
 def cache_folder() -> Path:
-    """The folder where downloads are kept: ``$XDG_CACHE_HOME/batchscope``, or ``~/.cache/batchscope``.
-
-    Returns:
-        The path, whether it exists or not.
+    """The folder of downloads: ``$XDG_CACHE_HOME/batchscope``, or ``~/.cache/batchscope``.
 
     Raises:
-        DataError: There is no such variable and no home folder either.
+        DataError: Neither the variable nor a home folder exists.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # the XDG specification has relative paths ignored
+    if os.path.isabs(base):  # the XDG specification ignores relative paths
         return Path(base) / "batchscope"
     try:
         return Path.home() / ".cache" / "batchscope"
@@ -70,17 +66,10 @@ def cache_folder() -> Path:
 
 
 def in_folder(file: PublishedFile, folder: str | os.PathLike[str]) -> Path:
-    """Find a file in a folder that the person named.
-
-    Args:
-        file: What to look for; a name ending in .gz is found without that ending too.
-        folder: Where to look, and nowhere else.
-
-    Returns:
-        Its path.
+    """Find a file, with or without its ending .gz, in a given folder.
 
     Raises:
-        DataError: The folder is missing, is no folder, or does not hold the file.
+        DataError: The folder cannot be read, or does not hold the file.
     """
     folder = Path(folder).expanduser()
     try:
@@ -103,29 +92,15 @@ def in_folder(file: PublishedFile, folder: str | os.PathLike[str]) -> Path:
 
 
 def locate(file: PublishedFile) -> Path | None:
-    """Find a file in the system's folders or the cache, without reading it.
-
-    Args:
-        file: What to look for.
-
-    Returns:
-        The first place where there is one, None where there is none.
-    """
+    """Find a file in the system's folders or the cache, without reading it; None if there is none."""
     return next(_places(file), None)
 
 
 def obtain(file: PublishedFile, folder: str | os.PathLike[str] | None = None) -> Path:
-    """Find a file, or download it.
-
-    Args:
-        file: What to look for.
-        folder: Look here, and nowhere else. None: the system's folders, the cache, then the network.
-
-    Returns:
-        Its path. Unless it came from ``folder``, its checksum was verified.
+    """Find a file in ``folder``, or without one in the system's folders or the cache, or download it.
 
     Raises:
-        DataError: It is in none of these places, or cannot be downloaded whole and unchanged into the cache.
+        DataError: It is not there, or cannot be downloaded.
     """
     if folder is not None:
         return in_folder(file, folder)
@@ -136,15 +111,7 @@ def obtain(file: PublishedFile, folder: str | os.PathLike[str] | None = None) ->
 
 
 def is_genuine(file: PublishedFile, path: str | os.PathLike[str]) -> bool:
-    """Whether a local copy has the published content.
-
-    Args:
-        file: What it should be.
-        path: The copy.
-
-    Returns:
-        True where its content's SHA-256, or without one its MD5, is the published one.
-    """
+    """Whether a local copy has the published SHA-256 of its content, or without one the published MD5."""
     try:
         if file.content_sha256 is not None:
             return hashlib.sha256(read_content(path)).hexdigest() == file.content_sha256
@@ -158,16 +125,13 @@ def is_genuine(file: PublishedFile, path: str | os.PathLike[str]) -> bool:
 
 
 def download(file: PublishedFile) -> Path:
-    """Download a file into the cache: whole and verified, or not at all.
-
-    Args:
-        file: What to download.
+    """Download a file into the cache and verify its checksum.
 
     Returns:
         Its path in the cache.
 
     Raises:
-        DataError: The network or the site fails, the checksum is another one, or the cache cannot be written.
+        DataError: The download fails, the checksum differs, or the cache cannot be written.
     """
     folder = cache_folder()
     target = folder / file.name
@@ -175,7 +139,7 @@ def download(file: PublishedFile) -> Path:
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Beside the target, since a rename is atomic within one file system only.
+            # A rename is atomic only within one file system.
             descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{file.name}.")
             stream = os.fdopen(descriptor, "wb")
         except OSError as error:
@@ -185,7 +149,7 @@ def download(file: PublishedFile) -> Path:
             raise DataError(
                 f"a download must have its published checksum, MD5 {file.md5}",
                 got=f"{file.url} with {md5}",
-                mend="try again later, and through another network if it stays so; nothing was kept",
+                mend="try again later or from another network; the download was discarded",
             )
         try:
             os.replace(temporary, target)
@@ -199,7 +163,7 @@ def download(file: PublishedFile) -> Path:
 
 def _places(file: PublishedFile) -> Iterator[Path]:
     folders = [Path(folder) for folder in file.system_folders]
-    with contextlib.suppress(DataError):  # without a cache there are still the system's folders
+    with contextlib.suppress(DataError):
         folders.append(cache_folder())
     for folder in folders:
         if (folder / file.name).is_file():
@@ -252,7 +216,7 @@ def _failed(file: PublishedFile, what: str) -> DataError:
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
     return DataError(
-        "a download needs a cache folder with room that this user may write",
+        "a download needs a writable cache folder with free space",
         got=f"{folder} ({error.strerror or error})",
-        mend="free some room, set XDG_CACHE_HOME to another place, or name a folder of the data with --data",
+        mend="free some space, set XDG_CACHE_HOME to another folder, or name a folder of the data with --data",
     )

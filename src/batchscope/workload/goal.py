@@ -1,7 +1,4 @@
-"""Whether a target score can be meant: decided by scores that were seen, and by what perfect predictions would score.
-
-No score function says where its scores end, so a target is refused by evidence alone.
-"""
+"""Plausibility of a target score, given the scores seen and the score of perfect predictions."""
 
 from __future__ import annotations
 
@@ -21,15 +18,15 @@ from batchscope.workload.batches import take
 if TYPE_CHECKING:
     from batchscope.workload.workload import Workload
 
-# Validation examples that perfect predictions are made up for.
+# Validation examples for perfect predictions.
 PERFECT_EXAMPLES = 8
-# What a perfect score is believed to be: the bound of a loss or error, of a fraction, of a percentage. Another value
-# says that the predictions made up were not what this score takes for perfect.
+# Accepted perfect scores: of a loss or an error, of a fraction, of a percentage. Any other value means that this score
+# expects predictions in another form.
 BOUNDS = (0.0, 1.0, 100.0)
-# A logit this far above the others: the cross-entropy of 10,000 classes is then below 1e-17.
+# With a logit this far above the others, the cross-entropy of 10,000 classes is below 1e-17.
 CERTAIN_LOGIT = 50.0
-# Where nothing is known of perfect predictions, a score seen between this and 1 is taken for a fraction. Percentages of
-# networks that have hardly been trained lie below: BLEU, say, begins at 0.0 of 100.
+# If the perfect score is unknown, scores between this and 1 are taken for fractions. Percentages can be lower after a
+# few updates: BLEU, for example, starts at 0.0 of 100.
 LEAST_FRACTION = 0.05
 
 
@@ -41,20 +38,20 @@ def check_target(
     perfect: float | None = None,
     minus_loss: bool = False,
 ) -> None:
-    """Refuse a target that was hardly meant so.
+    """Refuse an implausible target.
 
-    A target at or below the score of fresh weights, one that even perfect predictions do not reach, a percentage where
-    scores are fractions or the reverse, and a loss where scores are minus the loss.
+    That is a target at or below the score of fresh weights, above the score of perfect predictions, a percentage if
+    scores are fractions or vice versa, or a loss if scores are minus the loss.
 
     Args:
         target: The validation score to reach, higher is better.
-        scores: Scores seen, in the order of training; those that are not finite say nothing.
+        scores: Scores seen, in the order of training.
         fresh: Whether the first score is that of fresh weights.
-        perfect: What perfect predictions score, as :func:`perfect_score` finds it; None: unknown.
-        minus_loss: Whether the score is minus the loss, since the workload has none of its own.
+        perfect: Score of perfect predictions, from :func:`perfect_score`; None: unknown.
+        minus_loss: Whether the score is minus the loss.
 
     Raises:
-        ArgumentError: Such a target; it says the scores seen, and what may have been meant.
+        ArgumentError: An implausible target.
 
     Examples:
         >>> check_target(0.97, [0.1])
@@ -74,7 +71,7 @@ got 97, with 0.1 for fresh weights and 0.4 after a few updates. Did you mean 0.9
     if minus_loss and target > 0 and (most < 0 or perfect == 0):
         as_loss = f"give {-target:.6g} for a loss of {target:.6g}" if target < -min(seen) else "give a negative number"
         raise ArgumentError(
-            "target must be minus a loss where the workload has no score of its own",
+            "target must be minus a loss for a workload without a score",
             got=got,
             mend=f"{as_loss}, or a workload with score=",
         )
@@ -82,7 +79,7 @@ got 97, with 0.1 for fresh weights and 0.4 after a few updates. Did you mean 0.9
         percent = perfect == 100 and scores[0] < 100 * target <= 100
         higher = "give a higher one" if perfect is None else f"give one above that, up to {perfect:.6g}"
         raise ArgumentError(
-            "target must be above the score of fresh weights, or there is nothing to train for",
+            "target must be above the score of fresh weights",
             got=got,
             mend=f"did you mean {100 * target:.6g}?" if percent else higher,
         )
@@ -102,16 +99,12 @@ got 97, with 0.1 for fresh weights and 0.4 after a few updates. Did you mean 0.9
 
 
 def perfect_score(workload: Workload) -> float | None:
-    """What a workload's score is for predictions that equal their targets.
+    """Compute the score of predictions that equal the targets of a few validation examples.
 
-    Predictions are made up from the targets of a few validation examples: certain logits for classes, the targets
-    themselves or certain logits for numbers of the output's shape.
-
-    Args:
-        workload: Whose score; minus the loss where it has none.
+    For classes, the predictions are logits; for numbers of the output's shape, the targets themselves or logits.
 
     Returns:
-        0, 1 or 100; None where no such predictions can be made up, or where they score something else.
+        0, 1 or 100; None if such predictions cannot be made, or have another score.
 
     Examples:
         >>> from batchscope.workload.digits import digits
@@ -120,7 +113,7 @@ def perfect_score(workload: Workload) -> float | None:
     """
     score = workload.score or (lambda output, target: -workload.loss(output, target))
     found: list[float] = []
-    # Whatever a person's functions raise at predictions that are not a model's, nothing is known then.
+    # The user's functions may raise for predictions that do not come from a model.
     with contextlib.suppress(Exception), isolated(0, current_device()), torch.no_grad():
         count = min(PERFECT_EXAMPLES, workload.validation_examples)
         model = workload.model().eval()
@@ -132,7 +125,7 @@ def perfect_score(workload: Workload) -> float | None:
 
 
 def _perfect(output: Any, target: Any) -> list[Tensor]:
-    """Predictions of the output's shape that equal their targets, in the forms that a score may take."""
+    """Predictions of the output's shape that equal their targets, in the forms that a score may expect."""
     if not (isinstance(output, Tensor) and isinstance(target, Tensor) and output.is_floating_point()):
         return []
     if output.shape == target.shape:
@@ -150,7 +143,6 @@ def _perfect(output: Any, target: Any) -> list[Tensor]:
 
 
 def _seen(seen: Sequence[float], *, fresh: bool) -> str:
-    """Scores seen, in words."""
     if not fresh or len(seen) == 1:
         least, most = f"{min(seen):.4g}", f"{max(seen):.4g}"
         lie = f"scores of {least}" + ("" if least == most else f" to {most}")

@@ -24,18 +24,18 @@ _MEND = "copy or download the file again, or name another folder"
 
 
 def read(path: str | os.PathLike[str], *, dimensions: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Read an IDX file, plain or gzip-compressed (told apart by content, not by name).
+    """Read an IDX file, plain or gzip-compressed.
 
     Args:
         path: The file.
-        dimensions: The number of dimensions it must have. None: any.
-        dtype: The type that its values must have. None: any.
+        dimensions: Required number of dimensions; None: any.
+        dtype: Required type of the values; None: any.
 
     Returns:
-        The values, in the shape and the type that the file states, in the machine's byte order.
+        The values, in the shape and type that the file declares.
 
     Raises:
-        DataError: The file cannot be read, is not IDX, is cut short or too long, or is not what was asked for.
+        DataError: A file that cannot be read, is not valid IDX, or has another shape or type.
 
     Examples:
         >>> import pathlib, tempfile
@@ -96,7 +96,7 @@ def read_images(images: str | os.PathLike[str], labels: str | os.PathLike[str]) 
         Images, uint8 of N×1×height×width, and classes, int64 of N.
 
     Raises:
-        DataError: Either file is malformed, there are none, or the counts differ.
+        DataError: A malformed file, no images, or counts that differ.
     """
     x = read(images, dimensions=3, dtype=torch.uint8)
     y = read(labels, dimensions=1, dtype=torch.uint8)
@@ -110,16 +110,10 @@ def read_images(images: str | os.PathLike[str], labels: str | os.PathLike[str]) 
 
 
 def read_content(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file, decompressed where it is gzip.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
+    """Read a file, and decompress it if it is gzip.
 
     Raises:
-        DataError: It cannot be read, or its compressed content is damaged or cut short.
+        DataError: It cannot be read, or is damaged.
     """
     try:
         raw = Path(path).read_bytes()

@@ -24,10 +24,10 @@ from batchscope.workload.workload import Workload
 T = TypeVar("T")
 
 LOAD_SECONDS = 30.0
-# Longer than anybody waits; past some size the system's timer refuses.
+# The system's timer has an upper limit.
 MOST_SECONDS = 1e6
 
-# Code that is nobody's workload: this package, the standard library, and where packages are installed.
+# Code of packages, which error locations skip.
 _PACKAGE = str(Path(__file__).parents[1])
 _PACKAGES = tuple(sysconfig.get_path(key) for key in ("purelib", "platlib"))
 _INSTALLED = (*_PACKAGES, *(sysconfig.get_path(key) for key in ("stdlib", "platstdlib")))
@@ -39,15 +39,15 @@ def load_workload(name: str, *, data: str | None = None, timeout_seconds: float 
     Args:
         name: A built-in's name, ``path/to/file.py:name`` or ``package.module:name``, where the name is that of a
             Workload or of a function without arguments that returns one.
-        data: The folder or file that a built-in reads; None: where it looks by itself.
-        timeout_seconds: How long importing and making it may take (not limited outside the main thread).
+        data: Folder or file that a built-in workload reads; None: the default one.
+        timeout_seconds: Time limit of the import (in the main thread only).
 
     Returns:
         The workload.
 
     Raises:
-        WorkloadError: There is no such thing, it raised, it took too long, or it is no Workload.
-        ArgumentError: The time limit is no number of seconds.
+        WorkloadError: It does not exist, raises an error, exceeds the time limit, or is not a Workload.
+        ArgumentError: An invalid time limit.
 
     Examples:
         >>> load_workload("digits").training_examples
@@ -91,7 +91,7 @@ def _module(where: str) -> ModuleType:
         path = Path(where).resolve()
         if not path.is_file():
             raise WorkloadError("the workload's file must exist", got=where, mend="check the path")
-        # Two files of one name must not meet in sys.modules, and classes in them must be found there by pickle.
+        # A unique name in sys.modules, where pickle looks for classes.
         unique = f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
         spec = importlib.util.spec_from_file_location(unique, path)
         if spec is None or spec.loader is None:
@@ -110,7 +110,7 @@ def _module(where: str) -> ModuleType:
             mend = "install what it imports, or check the name"
             raise WorkloadError(rule, got=f"{error}{_place(error)}", mend=mend) from error
         if isinstance(error, (Exception, SystemExit)):
-            raise WorkloadError(f"{where} must import without an error", got=_said(error)) from error
+            raise WorkloadError(f"{where} must import without an error", got=_described(error)) from error
         raise
     return module
 
@@ -130,7 +130,7 @@ def _workload(module: ModuleType, attribute: str, name: str) -> Workload:
         except BatchscopeError as error:
             raise _located(error) from error
         except (Exception, SystemExit) as error:
-            raise WorkloadError(f"{name}() must return a Workload", got=_said(error)) from error
+            raise WorkloadError(f"{name}() must return a Workload", got=_described(error)) from error
     if not isinstance(found_value, Workload):
         raise WorkloadError(
             f"{name} must be a Workload, or a function without arguments that returns one",
@@ -139,7 +139,7 @@ def _workload(module: ModuleType, attribute: str, name: str) -> Workload:
     return found_value
 
 
-def _said(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """The exception's first line, and the line of the person's own code that it came from."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"

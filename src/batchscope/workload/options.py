@@ -1,4 +1,4 @@
-"""What a person's own loop does besides forward, backward and step, checked when the workload is made."""
+"""Options of a workload's training loop: clipping, precision, compilation, warm-up and shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Precision = Literal["bf16", "fp16"]
 LoopShape = Literal["constant", "linear", "cosine"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# The options and what each is when the person leaves it out.
+# The options and their defaults.
 DEFAULTS: dict[str, Any] = {
     "clip_norm": None,
     "clip_value": None,
@@ -27,18 +27,15 @@ DEFAULTS: dict[str, Any] = {
     "warmup_examples": 0,
     "shape": "constant",
 }
-# The name of an optimiser factory's first parameter, and what it is given.
+# Names of the first parameter of an optimiser factory, and the argument that they select.
 FORMS = {"model": "model", "named_parameters": "named_parameters", "named_params": "named_parameters"}
 
 
 def check_options(workload: Workload) -> None:
     """Check clipping, precision, compilation, warm-up and shape.
 
-    Args:
-        workload: The workload, as its author filled it in.
-
     Raises:
-        WorkloadError: An option that makes no sense.
+        WorkloadError: An invalid option.
     """
     for name in ("clip_norm", "clip_value"):
         value = getattr(workload, name)
@@ -49,7 +46,7 @@ def check_options(workload: Workload) -> None:
             )
     if workload.clip_norm is not None and workload.clip_value is not None:
         raise WorkloadError(
-            "gradients are clipped by norm or by value",
+            "gradients can be clipped by norm or by value, not both",
             got=f"clip_norm={workload.clip_norm}, clip_value={workload.clip_value}",
             mend="leave one of them out",
         )
@@ -73,14 +70,10 @@ def check_options(workload: Workload) -> None:
 
 
 def check_precision(workload: Workload, device: torch.device) -> None:
-    """Refuse a precision that torch has no autocast for on a device.
-
-    Args:
-        workload: With its ``precision``.
-        device: Where it is to be trained.
+    """Refuse a precision that torch's autocast does not support on a device.
 
     Raises:
-        WorkloadError: There is none.
+        WorkloadError: An unsupported precision.
     """
     if workload.precision is None:
         return
@@ -88,22 +81,19 @@ def check_precision(workload: Workload, device: torch.device) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns, and computes in single precision
             with workload.autocast(device):
-                said = None if torch.is_autocast_enabled(device.type) else "no autocast of that type"
+                problem = None if torch.is_autocast_enabled(device.type) else "no autocast of that type"
     except RuntimeError as error:
-        said = first_line(error)
-    if said is not None:
+        problem = first_line(error)
+    if problem is not None:
         raise WorkloadError(
             f"precision='{workload.precision}' must be supported by torch {torch.__version__} on {device.type}",
-            got=said,
+            got=problem,
             mend="use the other precision, another device, or leave precision out",
         )
 
 
 def form_of(factory: Callable[..., Any]) -> str:
-    """What an optimiser factory takes first, by the name of its first parameter.
-
-    Args:
-        factory: The workload's ``optimizer``.
+    """The first argument of an optimiser factory, by the name of its first parameter.
 
     Returns:
         "model", "named_parameters", or "parameters" for any other name.

@@ -1,4 +1,4 @@
-"""Sequences of unequal length, several to a row, so that hardly any of a batch is padding."""
+"""Packing of sequences of unequal length into rows, to reduce padding."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from torch.utils.data import Dataset
 
 from batchscope.errors import ArgumentError, WorkloadError
 
-# The label of a token that nothing is to be predicted of, as torch's cross_entropy has it.
+# The label that torch's cross_entropy ignores.
 IGNORED = -100
-# Of which sequence of its row a padding token is.
+# The sequence number of padding.
 PADDING = -1
 
 
 def fill_rows(lengths: Sequence[int], length: int) -> list[list[int]]:
-    """Divide sequences among as few rows as a quick rule finds: the longest first, each where it leaves the least room.
+    """Pack sequences into few rows by best fit decreasing.
 
-    Best fit decreasing needs at most 11/9 of the least number of rows, and 4 (Johnson et al. 1974, SIAM Journal on
-    Computing 3).
+    It needs at most 11/9·OPT + 4 rows (Johnson et al. 1974, SIAM Journal on Computing 3).
 
     Args:
-        lengths: Of the sequences, none above ``length``.
-        length: Of a row.
+        lengths: Lengths of the sequences, at most ``length``.
+        length: Length of a row.
 
     Returns:
-        Positions of the sequences of each row.
+        Indices of the sequences in each row.
 
     Examples:
         >>> fill_rows([3, 7, 5, 2, 4], 10)
@@ -51,22 +50,20 @@ def fill_rows(lengths: Sequence[int], length: int) -> list[list[int]]:
 
 
 class PackedSequences(Dataset[dict[str, Tensor]]):
-    """Rows of one length, each of several whole sequences, as a Dataset for language models.
+    """A Dataset of rows of equal length, each with several whole sequences, for language models.
 
     A row is a dict of four tensors of ``length`` numbers: ``input_ids``; ``labels``, which are ``ignored`` at padding
-    and at each sequence's first token, since nothing in its own sequence foretells it; ``position_ids``, which begin
-    anew with each sequence; and ``sequence_ids``, -1 at padding, from which :func:`attention_within` makes the mask
-    that keeps sequences apart. A sequence longer than a row is cut. Which sequences share a row is settled once; rows
-    are drawn in random order as any examples are.
+    and at the first token of each sequence; ``position_ids``, which start at 0 in each sequence; and ``sequence_ids``,
+    -1 at padding, from which :func:`attention_within` makes the attention mask. Sequences longer than a row are split.
 
     Args:
-        sequences: Token numbers, or mappings with ``input_ids`` and, where some are not to be predicted, ``labels``.
+        sequences: Token numbers, or mappings with ``input_ids`` and optional ``labels``.
         length: Tokens of a row.
-        padding: The token that fills what is left.
-        ignored: The label of what is not to be predicted.
+        padding: The padding token.
+        ignored: The label of tokens that are not predicted.
 
     Raises:
-        ArgumentError: A row of no tokens.
+        ArgumentError: A length below 1.
         WorkloadError: No sequences, or labels of another length.
 
     Examples:
@@ -116,7 +113,7 @@ class PackedSequences(Dataset[dict[str, Tensor]]):
 
     @property
     def share_filled(self) -> float:
-        """The share of all rows that is not padding."""
+        """Share of tokens that are not padding."""
         return sum(len(tokens) for tokens, _ in self._pieces) / (self.length * len(self._rows))
 
     def _read(self, sequence: Any, number: int) -> tuple[Tensor, Tensor]:
@@ -132,15 +129,15 @@ class PackedSequences(Dataset[dict[str, Tensor]]):
 
 
 def attention_within(sequence_ids: Tensor, *, causal: bool = True) -> Tensor:
-    """Which tokens may look at which: those of their own sequence, and with ``causal`` none that come later.
+    """Make an attention mask that keeps packed sequences apart.
 
     Args:
-        sequence_ids: N×L, of rows of :class:`PackedSequences`.
-        causal: Whether a token looks back only.
+        sequence_ids: N×L, from rows of :class:`PackedSequences`.
+        causal: Whether tokens attend to earlier tokens only.
 
     Returns:
-        N×1×L×L, true where the second may be looked at by the first: the ``attn_mask`` of torch's
-        ``scaled_dot_product_attention``. A padding token looks at padding, so that no row of it is empty.
+        N×1×L×L booleans, the ``attn_mask`` of torch's ``scaled_dot_product_attention``. Padding attends to padding, so
+        that no row is empty.
 
     Examples:
         >>> attention_within(torch.tensor([[0, 0, 1]]))[0, 0].int().tolist()
@@ -151,9 +148,5 @@ def attention_within(sequence_ids: Tensor, *, causal: bool = True) -> Tensor:
 
 
 def tokens_filled(batch: Mapping[str, Tensor]) -> int:
-    """Tokens of a batch of packed rows without padding: for a Workload's ``tokens_per_example``.
-
-    Args:
-        batch: With ``sequence_ids``.
-    """
+    """Count the tokens in a batch of packed rows without padding, for ``tokens_per_example`` of a Workload."""
     return int((batch["sequence_ids"] != PADDING).sum())

@@ -1,4 +1,4 @@
-"""What was trained, in the few facts that a record keeps of it."""
+"""The description of a workload in a record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens in place of examples, where a workload says what an example has of them."""
+"""Counts of tokens, for workloads with ``tokens_per_example``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,15 @@ from batchscope.workload.workload import Batch, length
 if TYPE_CHECKING:
     from batchscope.workload.workload import Workload
 
-# Drawn training examples that a mean is taken over, and how many are collated at once.
+# Number of examples in a mean, and in a batch.
 EXAMPLES, AT_ONCE = 1024, 32
 
 
 def tokens_in(workload: Workload, batch: Batch, examples: int) -> float:
-    """Tokens in a batch, padding excluded where the workload counts so.
-
-    Args:
-        workload: Whose ``tokens_per_example`` is a number or a function.
-        batch: What a data source yields.
-        examples: How many there are in it.
-
-    Returns:
-        The count; as many as examples, where the workload has no tokens.
+    """Count the tokens in a batch; without ``tokens_per_example``, its examples.
 
     Raises:
-        WorkloadError: The function returned something that is no count.
+        WorkloadError: ``tokens_per_example`` did not return a count.
     """
     per_example = workload.tokens_per_example
     if per_example is None:
@@ -48,28 +40,19 @@ def tokens_in(workload: Workload, batch: Batch, examples: int) -> float:
             mend="return a whole number, as in int(batch['attention_mask'].sum())",
         ) from error
     if not (math.isfinite(count) and count > 0):
-        raise WorkloadError("a batch must have a token at least", got=f"{count:g}")
+        raise WorkloadError("a batch must have at least one token", got=f"{count:g}")
     return count
 
 
 def tokens_of(workload: Workload, index: int) -> float:
-    """Tokens of one training example; what a Dataset draws for it leaves the person's random state alone.
-
-    Args:
-        workload: Whose training set.
-        index: Position of the example.
-    """
+    """Count the tokens of one training example, without changing the random state."""
     with isolated(index):
         batch = take(workload.train, [index], workload.collate)
     return tokens_in(workload, batch, 1)
 
 
 def mean_tokens(workload: Workload, seed: int = 0) -> float | None:
-    """Tokens of a training example in the mean, over 1,024 of them; None where the workload has none.
-
-    Args:
-        workload: Whose training set.
-        seed: Of the draw.
+    """Mean number of tokens over 1,024 random training examples; None without ``tokens_per_example``.
 
     Examples:
         >>> import batchscope as bs

@@ -1,4 +1,4 @@
-"""The Workload: a model, its data, its loss and its optimiser, as a person uses them today."""
+"""The Workload: a model, its data, its loss and its optimiser, with the present settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OptimizerFactory: TypeAlias = Callable[[Any, float], torch.optim.Optimizer]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workload:
-    """What is trained, with the batch size and the learning rate that the person uses today.
+    """A model, its data, its loss and its optimiser, with the present batch size and learning rate.
 
     Everything is checked when the workload is made: one forward and backward pass over a few training examples, on
     a model of its own, with the random state put back afterwards.
@@ -38,19 +38,19 @@ class Workload:
         optimizer: ``optimizer(params, lr)`` returns a torch optimiser over all parameters. A factory whose first
             parameter is named ``named_parameters`` (or ``named_params``) gets ``model.named_parameters()``; one whose
             first parameter is named ``model`` gets the model.
-        learning_rate: What the person uses today: the point of reference.
-        batch_size: What the person uses today.
+        learning_rate: The present learning rate, as a reference.
+        batch_size: The present batch size.
         score: ``score(output, target)`` returns a number, higher is better, computed on the whole validation set at
             once (set by set of about 8 MiB where outputs are larger than that). None: minus the loss.
         forward: ``forward(model, batch)`` returns ``(output, target)``, for batches that are not ``(x, y)``: dicts,
             text and the like. None: ``(model(x), y)``.
-        collate: Makes a batch of a list of examples of a Dataset. None: torch's default.
-        name: A name for tables and pages. None: "workload".
-        augment: ``augment(batch)`` returns the batch as training is to see it, drawn anew each time from torch's global
-            generator; nothing but training calls it. None: as it comes.
+        collate: Collates a list of examples of a Dataset. None: torch's default.
+        name: Name for tables and reports. None: "workload".
+        augment: ``augment(batch)`` returns an augmented batch for training, drawn from torch's global generator. None:
+            no augmentation.
         tokens_per_example: Tokens of an example, for language models: a number, or ``tokens_per_example(batch)``, which
-            returns those of a batch with padding left out. None: examples are the only unit.
-        clip_norm: The gradient of each update is scaled down to this norm where it is longer. None: no clipping.
+            returns those of a batch without padding. None: no count in tokens.
+        clip_norm: Largest norm of the gradient. None: no clipping.
         clip_value: Each number of the gradient is clipped to [-clip_value, clip_value]. None: no clipping.
         precision: Forward pass and loss under ``torch.autocast``: "bf16", or "fp16" with a ``GradScaler``. None: in
             the precision of the weights.
@@ -60,7 +60,7 @@ class Workload:
             which fall to zero.
 
     Raises:
-        WorkloadError: Something that cannot be trained, said with the value found and the mend.
+        WorkloadError: A part that cannot be trained.
 
     Examples:
         >>> import torch, batchscope as bs

@@ -1,4 +1,4 @@
-"""Papers about batch size, each as an experiment that this machine can run, beside what they report."""
+"""Reproductions of papers about batch size, at a size that this machine can run."""
 
 from batchscope.folklore.papers.study import PAPERS, paper
 

@@ -1,7 +1,6 @@
 """Keskar et al. 2016, On large-batch training for deep learning: generalisation gap and sharp minima, arXiv 1609.04836.
 
-Tables 2 and 3 and figure 3: test accuracy and sharpness of small and large batches, and the line between where they
-end.
+Tables 2 and 3 and figure 3: test accuracy and sharpness of small and large batches, and the line between solutions.
 """
 
 from __future__ import annotations
@@ -77,12 +76,12 @@ class C1(nn.Module):
 
 
 def networks_of(bench: Bench) -> dict[str, Callable[[], nn.Module]]:
-    """The two networks by name; in the larger form C1 is as wide as the paper's."""
+    """The two networks by name; on a GPU, C1 is as wide as in the paper."""
     return {"F1": F1, "C1": functools.partial(C1, THEIR_WIDTH) if bench.large else C1}
 
 
 def workload_of(name: str, network: Callable[[], nn.Module], bench: Bench) -> Workload:
-    """The network on part of Fashion-MNIST, with Adam as the paper has it."""
+    """The network on part of Fashion-MNIST, with Adam as in the paper."""
     return dataclasses.replace(
         bench.fashion(load_workload, EXAMPLES),
         model=network,
@@ -94,7 +93,7 @@ def workload_of(name: str, network: Callable[[], nn.Module], bench: Bench) -> Wo
 
 
 def reproduce(bench: Bench) -> Findings:
-    """Train both networks with batch 256 and a tenth of the data, at the same rate, for as long as the budget has."""
+    """Train both networks with batch size 256 and with a tenth of the data, at the same learning rate."""
     findings = Findings()
     signs: list[Interval] = []
     networks = networks_of(bench)
@@ -107,13 +106,13 @@ def reproduce(bench: Bench) -> Findings:
             size: bench.train(workload, Plan(size, RATE, examples=epochs * workload.training_examples))
             for size in (SMALL, large)
         }
-        scores = {size: [100 * (run.final_score or 0.0) for run, _ in own] for size, own in trained.items()}
+        scores = {size: [100 * (run.result.final_score or 0.0) for run in own] for size, own in trained.items()}
         phi: dict[int, list[float | None]] = {}
         inside: dict[int, list[float | None]] = {}
         eigenvalues: dict[int, list[float | None]] = {}
         for size, own in trained.items():
-            bench.tell(f"{name}: sharpness where batch {size:,} ends")
-            states = [state for _, state in own]
+            bench.notify(f"{name}: sharpness after batch size {size:,}")
+            states = [run.state for run in own]
             phi[size] = [_phi(bench, workload, state, None) for state in states]
             inside[size] = [_phi(bench, workload, state, SUBSPACE) for state in states]
             eigenvalues[size] = [_eigenvalue(bench, workload, state) for state in states]
@@ -134,9 +133,9 @@ def reproduce(bench: Bench) -> Findings:
         sharper, steeper = paired_ratio(phi[large], phi[SMALL]), paired_ratio(eigenvalues[large], eigenvalues[SMALL])
         signs += [gap, log_of(sharper), log_of(steeper)]
         findings.effects += [
-            Finding(f"{name}: accuracy of the small batch minus the large, points", gap),
-            Finding(f"{name}: φ of the large batch over the small", sharper),
-            Finding(f"{name}: largest eigenvalue, large over small", steeper),
+            Finding(f"{name}: accuracy of the small minus the large batch, points", gap),
+            Finding(f"{name}: φ, large over small batch", sharper),
+            Finding(f"{name}: largest eigenvalue, large over small batch", steeper),
         ]
         findings.pictures.append(
             Picture(
@@ -153,21 +152,21 @@ def reproduce(bench: Bench) -> Findings:
             f"stops improving"
         )
         if findings.line is None:
-            bench.tell(f"{name}: the line between the two")
-            ends = [trained[size][0][1] for size in (SMALL, large)]
+            bench.notify(f"{name}: the line between the two")
+            ends = [trained[size][0].state for size in (SMALL, large)]
             labels = [f"batch {SMALL}", f"batch {large:,}"]
             findings.line = landscape(workload, ends, labels=labels, examples=2048, device=bench.device)
     findings.deviations += [
         f"Fashion-MNIST, {workload.training_examples:,} of its 60,000 training "
         f"images, in place of MNIST (F1) and CIFAR-10 (C1)",
         f"C1 has one input channel{'' if bench.large else ', and a quarter of the paper’s width'}",
-        f"sharpness and eigenvalues over {HESSIAN_EXAMPLES:,} training images; φ by one search for each seed",
+        f"sharpness and eigenvalues over {HESSIAN_EXAMPLES:,} training images; one search of φ for each seed",
     ]
     findings.lead = tally(signs)
     findings.against = [
-        "Dinh et al. 2017: φ changes when layers are rescaled, and the function does not",
-        "Hoffer et al. 2017: tuned rates and as many updates close the gap",
-        "Andriushchenko et al. 2023: sharpness hardly goes with generalisation",
+        "Dinh et al. 2017: rescaling layers changes φ, but not the function",
+        "Hoffer et al. 2017: tuned learning rates and the same number of updates close the gap",
+        "Andriushchenko et al. 2023: sharpness hardly correlates with generalisation",
     ]
     return findings
 

@@ -1,6 +1,6 @@
 """McCandlish et al. 2018, An empirical model of large-batch training, arXiv 1812.06162.
 
-Table 1: the gradient noise scale, averaged over a run, beside the critical batch size fitted to updates to a target.
+Table 1: the mean gradient noise scale of a run, and the critical batch size fitted to updates to a target.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REFERENCE = (
     "S. McCandlish, J. Kaplan, D. Amodei, OpenAI Dota Team: An Empirical Model of Large-Batch Training. 2018, arXiv "
     "1812.06162"
 )
-# Critical batch size and noise scale, averages over a run.
+# Critical batch size and noise scale, means over a run.
 PUBLISHED = {
     "MNIST": (200.0, 900.0),
     "SVHN": (500.0, 4000.0),
@@ -33,7 +33,7 @@ PLACES, EXAMPLES = 8, 1024
 
 
 def reproduce(bench: Bench) -> Findings:
-    """Measure both on digits."""
+    """Measure the noise scale and the critical batch size on digits."""
     found = swept(bench)
     lines = updates_of(found)
     findings = Findings()
@@ -59,7 +59,7 @@ def reproduce(bench: Bench) -> Findings:
         )
     ratio = None if not noise.value or not critical.value else critical.value / noise.value
     findings.rows += [
-        PaperRow("here, digits", "noise scale, its mean and range along the run", None, noise),
+        PaperRow("here, digits", "noise scale, mean and range along the run", None, noise),
         PaperRow("here, digits", "critical batch size", None, critical),
         PaperRow("here, digits", "critical batch size over noise scale", None, Interval(ratio, None, None)),
     ]
@@ -67,13 +67,13 @@ def reproduce(bench: Bench) -> Findings:
     findings.pictures = [picture_of(lines)] if lines else []
     findings.deviations = [
         f"a perceptron with SGD on scikit-learn's digits to {TARGET:g}; the paper has tasks from MNIST to Dota",
-        "the noise scale is the geometric mean over eight places of one run of batch 32",
+        "the noise scale is the geometric mean over eight points of one run with batch size 32",
     ]
     return findings
 
 
 def _along(bench: Bench, learning_rate: float, examples: int) -> list[float]:
-    """Noise scales at places of a run."""
+    """Noise scales along a run."""
     workload = load_workload("digits")
     run = Run(
         Prepared(workload, bench.device),
@@ -87,7 +87,7 @@ def _along(bench: Bench, learning_rate: float, examples: int) -> list[float]:
     result = None
     while result is None:
         result = run.advance()
-        bench.tell("gradient noise along a run")
+        bench.notify("gradient noise along a run")
         scale = gradient_noise(
             workload, run.state(), examples=EXAMPLES, seed=bench.seeds[0], device=bench.device
         ).noise_scale

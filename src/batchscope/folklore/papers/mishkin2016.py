@@ -16,7 +16,7 @@ REFERENCE = (
     "D. Mishkin, N. Sergievskiy, J. Matas: Systematic Evaluation of Convolution Neural Network Advances on the "
     "ImageNet. Computer Vision and Image Understanding 2017, arXiv 1606.02228"
 )
-# Accuracy at the rate 0.01 for all, and at rates ∝ B that are 0.01 at 256.
+# Accuracy at learning rate 0.01 for all, and at learning rates ∝ B that are 0.01 at 256.
 PUBLISHED: dict[int, tuple[float | None, float | None]] = {
     1024: (0.419, 0.465),
     512: (0.455, 0.469),
@@ -46,20 +46,23 @@ def reproduce(bench: Bench) -> Findings:
                 scores[size, scaled] = scores[size, False]
                 continue
             found = bench.train(workload, Plan(size, rate, examples=examples, shape="linear"))
-            scores[size, scaled] = [run.final_score for run, _ in found]
+            scores[size, scaled] = [run.result.final_score for run in found]
     for size in sizes:
-        for scaled, how in ((False, "one rate"), (True, "rate ∝ B")):
+        for scaled, how in ((False, "one learning rate"), (True, "learning rate ∝ B")):
             published = PUBLISHED[size][scaled]
             findings.rows.append(
                 PaperRow(f"batch {size:,}, {how}", "accuracy", published, over_seeds(scores[size, scaled]))
             )
     small, large = sizes[0], sizes[-1]
-    for scaled, how in ((False, "at one rate"), (True, "with rates ∝ B")):
+    for scaled, how in ((False, "one learning rate"), (True, "learning rates ∝ B")):
         findings.effects.append(
             Finding(f"accuracy of {small} minus {large:,}, {how}", paired(scores[small, scaled], scores[large, scaled]))
         )
     findings.effects.append(
-        Finding(f"what the larger rate gains at {large:,}", paired(scores[large, True], scores[large, False]))
+        Finding(
+            f"gain from the larger learning rate at batch size {large:,}",
+            paired(scores[large, True], scores[large, False]),
+        )
     )
     findings.lead = tally([effect.value for effect in findings.effects])
     across = tuple(map(float, sizes))
@@ -69,7 +72,7 @@ def reproduce(bench: Bench) -> Findings:
             "accuracy here",
             tuple(
                 Series(how, across, tuple(over_seeds(scores[size, scaled]) for size in sizes))
-                for scaled, how in ((False, "one rate"), (True, "rate ∝ B"))
+                for scaled, how in ((False, "one learning rate"), (True, "learning rate ∝ B"))
             ),
         ),
         Picture(
@@ -77,14 +80,14 @@ def reproduce(bench: Bench) -> Findings:
             "accuracy in the paper",
             tuple(
                 Series(how, tuple(float(s) for s, _ in known), tuple(Interval(v, None, None) for _, v in known))
-                for scaled, how in ((0, "one rate"), (1, "rate ∝ B"))
+                for scaled, how in ((0, "one learning rate"), (1, "learning rate ∝ B"))
                 if (known := [(s, v) for s in sizes if (v := PUBLISHED[s][scaled]) is not None])
             ),
         ),
     ]
     findings.deviations = [
         f"a small convolutional network on {here:,} images of Fashion-MNIST, not CaffeNet on ImageNet",
-        f"{examples:,} examples a run, not 81.92 million; the rate falls linearly to zero",
-        "batch 1, which the paper has with a rate of 4e-5, is left out",
+        f"{examples:,} examples per run, not 81.92 million, with linear learning-rate decay",
+        "without the paper's batch size 1 at learning rate 4e-5",
     ]
     return findings

@@ -1,6 +1,6 @@
 """Shallue et al. 2019, Measuring the effects of data parallelism on neural network training, arXiv 1811.03600.
 
-Figure 1: steps to a target against the batch size, in three regimes: perfect scaling, diminishing returns, none at all.
+Figure 1: steps to a target against the batch size, in three regimes: perfect scaling, diminishing returns, no benefit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REFERENCE = (
 
 
 def reproduce(bench: Bench) -> Findings:
-    """Sweep digits over batch sizes and rates, and read the slopes at both ends."""
+    """Sweep digits over batch sizes and learning rates, and compute the slopes at both ends."""
     found = swept(bench)
     lines = updates_of(found)
     findings = Findings()
@@ -38,6 +38,6 @@ def reproduce(bench: Bench) -> Findings:
     findings.deviations = [
         f"a perceptron with SGD on scikit-learn's digits, batch {SIZES[0]} to {SIZES[-1]:,}; the paper has networks "
         f"from MNIST to ImageNet and LM1B, and batches up to 2¹⁶",
-        "only the learning rate is searched for, not momentum and its schedule",
+        "only the learning rate is tuned, not momentum and its schedule",
     ]
     return findings

@@ -1,4 +1,4 @@
-"""One paper's table, measured again."""
+"""The reproduction of a paper's results."""
 
 from __future__ import annotations
 
@@ -9,29 +9,23 @@ from dataclasses import dataclass
 import torch
 
 from batchscope.errors import ArgumentError
-from batchscope.folklore.lab import StoppedError
 from batchscope.folklore.papers import keskar2016, mccandlish2018, mishkin2016, shallue2019, smith2017
 from batchscope.folklore.papers.bench import Bench, Findings
+from batchscope.folklore.runner import StoppedError, checked_design
 from batchscope.progress import Reporter, reporter
 from batchscope.provenance import provenance
 from batchscope.records.claims import Finding
 from batchscope.records.paper import PaperStudy
-from batchscope.study.arguments import checked_seeds
 from batchscope.training.interruption import stop_requests
-from batchscope.training.train import checked_seed, chosen_device
+from batchscope.training.train import chosen_device
 from batchscope.workload import load_workload
 
-BUDGET_SECONDS, LEAST_BUDGET = 600.0, 5.0
+BUDGET_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper.
-
-    Attributes:
-        reference: Its authors, title and place.
-        reproduce: The experiment.
-    """
+    """The reference of a paper, and the experiments that reproduce it."""
 
     reference: str
     reproduce: Callable[[Bench], Findings]
@@ -57,36 +51,31 @@ def paper(
     device: str | torch.device | None = None,
     progress: bool | Reporter = False,
 ) -> PaperStudy:
-    """Measure what a paper reports, at a size that this machine can run.
+    """Reproduce the results of a paper at a size that this machine can run.
 
     Args:
         name: One of :data:`PAPERS`.
-        seeds: How many, or which: at least two.
-        budget_seconds: What training may take, about; it decides how many passes over the data there are.
-        data: Folder of the data set; None: where it usually lies.
-        seed: The first seed, where ``seeds`` is a number.
-        device: "cpu", "cuda" …; None: CUDA where there is one.
-        progress: True shows progress on stderr; or a function that is told of every step.
+        seeds: The number of seeds, or the seeds; at least two.
+        budget_seconds: Approximate time for training, which decides the number of epochs.
+        data: Folder of the data set; None: the default one.
+        seed: The first seed if ``seeds`` is a number.
+        device: "cpu", "cuda" …; None: CUDA if it is available.
+        progress: True shows progress on stderr; a function is called with every event.
 
     Returns:
-        The paper's numbers beside ours, its effects with intervals, and in what the set-ups differ.
+        Published and measured numbers, effects with intervals, and the differences between the set-ups.
 
     Raises:
-        ArgumentError: There is no such paper, or a setting that makes no sense.
-        DataError: The data set is not there.
+        ArgumentError: An unknown paper, or an invalid setting.
+        DataError: The data set is missing.
 
     Examples:
-        >>> found = paper("shallue2019", seeds=2)
-        >>> [row.published for row in found.rows[:2]]
-        [-1.0, 0.0]
+        >>> PAPERS["shallue2019"].reference[:17]
+        'C. J. Shallue, J.'
     """
     if name not in PAPERS:
         raise ArgumentError(f"a paper is one of {', '.join(PAPERS)}", got=name)
-    chosen_seeds = checked_seeds(seeds, checked_seed(seed))
-    if len(chosen_seeds) < 2:
-        raise ArgumentError("an interval needs at least two seeds", got=len(chosen_seeds), mend="five are usual")
-    if not isinstance(budget_seconds, (int, float)) or not budget_seconds >= LEAST_BUDGET:
-        raise ArgumentError(f"a budget must be at least {LEAST_BUDGET:g} seconds", got=budget_seconds)
+    chosen_seeds = checked_design(seeds, seed, budget_seconds)
     began = time.perf_counter()
     chosen = chosen_device(device)
     interrupted = False
@@ -97,8 +86,8 @@ def paper(
             seeds=chosen_seeds,
             budget_seconds=float(budget_seconds),
             data=data,
-            tell=lambda label: report.update(label=label, done=0, total=None),
-            stopped=lambda: stop.requested,
+            notify=lambda label: report.update(label=label, done=0, total=None),
+            should_stop=lambda: stop.requested,
         )
         try:
             found = PAPERS[name].reproduce(bench)
@@ -107,7 +96,9 @@ def paper(
     return PaperStudy(
         paper=name,
         reference=PAPERS[name].reference,
-        conclusion="It was stopped before its end." if interrupted else conclude(found.effects, found.lead),
+        conclusion="The reproduction was stopped before its end."
+        if interrupted
+        else conclude(found.effects, found.lead),
         rows=tuple(found.rows),
         effects=tuple(found.effects),
         deviations=tuple(found.deviations),
@@ -122,12 +113,12 @@ def paper(
 
 
 def conclude(effects: Sequence[Finding], lead: str = "") -> str:
-    """The effects in words, each with its sign as far as that can be told.
+    """State the effects with their intervals.
 
     Examples:
         >>> from batchscope.records import Interval
         >>> conclude([Finding("small minus large", Interval(2.0, 1.0, 3.0))])
         'Small minus large: 2 (1 to 3).'
     """
-    said = [f"{effect.what[0].upper()}{effect.what[1:]}: {effect.value}" for effect in effects]
-    return " ".join([*([lead] if lead else []), ". ".join(said) + "."]) if said else "Nothing was measured."
+    stated = [f"{effect.what[0].upper()}{effect.what[1:]}: {effect.value}" for effect in effects]
+    return " ".join([*([lead] if lead else []), ". ".join(stated) + "."]) if stated else "Nothing was measured."

@@ -1,11 +1,11 @@
-"""What two papers have in common: updates to a target against the batch size, at the best rate of each."""
+"""Updates to a target against the batch size, at the best learning rate of each."""
 
 from __future__ import annotations
 
 import math
 
-from batchscope.folklore.lab import StoppedError
 from batchscope.folklore.papers.bench import Bench
+from batchscope.folklore.runner import StoppedError
 from batchscope.records import Interval, Sweep
 from batchscope.records.claims import Picture, Series
 from batchscope.study import sweep
@@ -15,20 +15,20 @@ SIZES, TARGET = (4, 8, 16, 32, 64, 128, 256, 512, 1024), 0.95
 
 
 def swept(bench: Bench) -> Sweep:
-    """Digits at nine batch sizes, rates searched for at each.
+    """Sweep digits over nine batch sizes, and search for the learning rate of each.
 
     Raises:
-        StoppedError: The person asked to stop.
+        StoppedError: The user asked to stop.
     """
-    bench.tell("updates to a target at nine batch sizes")
+    bench.notify("updates to a target at nine batch sizes")
     found = sweep(load_workload("digits"), SIZES, target=TARGET, seeds=bench.seeds, device=bench.device)
-    if found.interrupted or bench.stopped():
-        raise StoppedError("the person must let it finish", got="a request to stop")
+    if found.interrupted or bench.should_stop():
+        raise StoppedError("a sweep must finish", got="a request to stop")
     return found
 
 
 def updates_of(found: Sweep) -> list[tuple[int, Interval]]:
-    """Updates to the target at each batch size where it was reached."""
+    """Updates to the target at each batch size that reached it."""
     lines = []
     for line in found.best:
         examples = line.examples_to_target
@@ -41,7 +41,7 @@ def updates_of(found: Sweep) -> list[tuple[int, Interval]]:
 
 
 def slope_of(lines: list[tuple[int, Interval]], first: int, last: int) -> float | None:
-    """Of log updates over log B between two places of the list."""
+    """Slope of log updates over log B between two points."""
     (small, many), (large, few) = lines[first], lines[last]
     if not many.value or not few.value:
         return None
@@ -49,7 +49,7 @@ def slope_of(lines: list[tuple[int, Interval]], first: int, last: int) -> float 
 
 
 def picture_of(lines: list[tuple[int, Interval]]) -> Picture:
-    """Updates against the batch size, and what perfect scaling would need."""
+    """Chart of updates against the batch size, beside perfect scaling."""
     across = tuple(float(size) for size, _ in lines)
     first_size, first = lines[0]
     perfect = tuple(Interval((first.value or 0.0) * first_size / size, None, None) for size, _ in lines)
