@@ -191,7 +191,7 @@ DROPOUT, MEASURED = "interrupted, with dropout", "interrupted, as measured"
 # What the case "interrupted" trains.
 COMMAND = [
     *("train", f"{__file__}:signalling", "--batch-size", "7", "--learning-rate", "0.05", "--iterations", "80"),
-    *("--evaluate-every", "50"),
+    *("--evaluate-every", "90"),
 ]
 
 
@@ -206,8 +206,8 @@ class Case:
     def train(self, checkpoint: Path, **options: Any) -> bs.TrainResult:
         place = checkpoint if self.saved else None
         if self.noise:
-            return train(self.workload(), self.plan, evaluate_every=50, observer=partial(SharedNoise, every=1))
-        return bs.train(self.workload(), self.plan, evaluate_every=50, checkpoint=place, **options)
+            return train(self.workload(), self.plan, evaluate_every=90, observer=partial(SharedNoise, every=1))
+        return bs.train(self.workload(), self.plan, evaluate_every=90, checkpoint=place, **options)
 
 
 def plan(batch_size: int = 7, **changes: Any) -> bs.Plan:

@@ -59,15 +59,6 @@ class DataParallelStep(MicroBatchingStep):
     the backward pass of the last one. Then one small all-reduce through gloo, which waits for no device, has all ranks
     do the same: stop, fail, or repeat the update in smaller pieces where memory ran out on one of them.
 
-    Args:
-        workload: What is trained.
-        model: Its model, on the device.
-        optimizer: Its optimiser.
-        ranks: Who shares the batches.
-        asked: What asks this rank to stop.
-        observer: What wants to see some of the updates; None: nothing does.
-        **options: As for :class:`batchscope.training.micro_batching.MicroBatchingStep`.
-
     Attributes:
         agreed: Set, on all ranks at the same update, once one was asked to stop.
     """
@@ -84,7 +75,7 @@ class DataParallelStep(MicroBatchingStep):
         **options: Any,
     ) -> None:
         shared = _Shared(model, self.loss)
-        self.parallel = DistributedDataParallel(shared, process_group=ranks.group)
+        self.parallel = DistributedDataParallel(shared, process_group=ranks.group)  # overwrites weights with rank 0's
         super().__init__(workload, model, optimizer, **options)
         self.ranks, self.asked, self.agreed, self.observer = ranks, asked, StopRequest(), observer
         self._numbers = shared.numbers
@@ -209,12 +200,6 @@ class DataParallelRun(Run):
     tells the others; it alone writes. Buffers that a forward pass changes, as batch norm's running averages, are rank
     0's at each evaluation. What training draws, as dropout does, each rank draws for itself. Any number of ranks can go
     on from a checkpoint, at the same place in the stream of examples.
-
-    Args:
-        ranks: Who shares the batches.
-        prepared: As for :class:`batchscope.training.loop.Run`.
-        plan: Its ``micro_batch_size`` is each rank's.
-        **options: As for :class:`batchscope.training.loop.Run`, the same on all ranks.
 
     Raises:
         PlanError: A plan that this workload cannot follow on so many ranks.

@@ -223,8 +223,18 @@ class Ranks:
 
     def first(self, function: Callable[[], T]) -> T:
         """Call a function on rank 0 alone; what it returns or raises there is returned or raised on all."""
-        result: Any = self.exchange(self.alike(function if self.rank == 0 else lambda: None))[0]
-        return result  # type: ignore[no-any-return]
+        value: T | None = None
+        error: Exception | None = None
+        if self.rank == 0:
+            try:
+                value = function()
+            except Exception as raised:
+                error = raised
+        value, found = self.exchange((value, None if error is None else _portable(error, 0)))[0]
+        if found is not None:
+            self._shared = error or found
+            raise self._shared
+        return value  # type: ignore[return-value]
 
     def alike(self, function: Callable[[], T]) -> T:
         """Call a function on every rank, which calls no other; what it raises on one is raised on all."""
