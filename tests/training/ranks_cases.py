@@ -190,7 +190,7 @@ signalling = workload(lambda: Signalling(mlp), name="signalling")
 DROPOUT, MEASURED = "interrupted, with dropout", "interrupted, as measured"
 # What the case "interrupted" trains.
 COMMAND = [
-    *("train", f"{__file__}:signalling", "--batch-size", "7", "--learning-rate", "0.05", "--iterations", "80"),
+    *("train", f"{__file__}:signalling", "--batch-size", "7", "--learning-rate", "0.05", "--iterations", "40"),
     *("--evaluate-every", "90"),
 ]
 
@@ -211,14 +211,14 @@ class Case:
 
 
 def plan(batch_size: int = 7, **changes: Any) -> bs.Plan:
-    return bs.Plan(**({"batch_size": batch_size, "learning_rate": 0.05, "iterations": 80} | changes))
+    return bs.Plan(**({"batch_size": batch_size, "learning_rate": 0.05, "iterations": 40} | changes))
 
 
 GROWING = Schedule((Phase(0, 4), Phase(200, 8, 1.0, 0.8), Phase(500, 32, 0.5)))
 
 CASES = {
     # The last batch of two leaves nothing for the third rank.
-    "momentum": Case(workload, plan(iterations=None, examples=562, shape="linear")),
+    "momentum": Case(workload, plan(iterations=None, examples=282, shape="linear")),
     "adam, fewer than ranks": Case(lambda: workload(optimizer=adam), plan(2, learning_rate=0.01)),
     "growing, in micro-batches": Case(
         workload, plan(4, iterations=None, examples=900, schedule=GROWING, micro_batch_size=3, warmup_examples=40)

@@ -53,7 +53,7 @@ def first_start() -> None:
         refused(name)
     for name in CASES:
         if name.startswith("interrupted"):
-            signal_at(61, rank=1, number=signal.SIGINT)
+            signal_at(31, rank=1, number=signal.SIGINT)
         train(name)
         os.environ["AT"] = ""
     train("interrupted", FOLDER / "from one")
@@ -62,7 +62,7 @@ def first_start() -> None:
         go_on(name)
     law = all_reduce_law(message_bytes=(1 << 10, 1 << 22), seconds=0.05)
     (FOLDER / f"law-{RANK}.txt").write_text(repr(law))
-    signal_at(61, rank=0, number=signal.SIGKILL)
+    signal_at(31, rank=0, number=signal.SIGKILL)
 
 
 def fail_alone() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,13 @@ class DataParallelStep(MicroBatchingStep):
         self._used_by_any: set[int] = set()
         self._arrived: set[Tensor] = set()
         for parameter in self._summed:
-            parameter.register_post_accumulate_grad_hook(self._arrived.add)
+            parameter.register_post_accumulate_grad_hook(self._arrived.add)  # type: ignore[no-untyped-call]
+        # After its first pass DistributedDataParallel lays out its buckets anew, in the order in which gradients came,
+        # and last bits depend on that. This is the first pass, so that a resumed run sums as the unbroken one did.
+        self.parallel(None)
+        for parameter in reversed(self._summed):
+            parameter.backward(torch.zeros_like(parameter))  # type: ignore[no-untyped-call]
+        self._sum(torch.zeros_like(self._numbers))
 
     def __call__(self, micro_batches: list[Batch], examples: int) -> Tensor:
         """Make one update of a batch of so many examples, from this rank's share; returns the batch's mean loss.
@@ -181,8 +187,9 @@ class DataParallelStep(MicroBatchingStep):
         zeros = [torch.zeros_like(p) for p in missing]
         with self.ranks.connected():
             torch.autograd.backward([self._numbers, *missing], [numbers, *zeros])
-        mean, self._numbers.grad = self._numbers.grad, None
-        return mean * self.ranks.size  # type: ignore[operator,no-any-return]
+        sums = cast(Tensor, self._numbers.grad) * self.ranks.size
+        self._numbers.grad = None
+        return sums
 
     def _norm_squared(self) -> Tensor:
         """The squared length of the gradients that the parameters hold, the scale of the loss taken out."""

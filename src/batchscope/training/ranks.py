@@ -137,18 +137,20 @@ class Ranks:
 
     def __init__(self, rank: int, size: int) -> None:
         import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         self.rank, self.size, self.open = rank, size, False
         self.lost: RankLost | None = None
         self.group: Any = None
-        self._dist, self._place = dist, None
+        self._dist = dist
+        self._place: torch.device | None = None
         self._shared: BaseException | None = None
         self._began_here = not dist.is_initialized()
         try:
             store, *_ = next(iter(rendezvous("env://", timeout=CONNECT_TIMEOUT)))
             # torchrun's store outlives the ranks: those that it starts once more must not find what the last ones left.
-            store = dist.PrefixStore(f"batchscope/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            store = PrefixStore(f"batchscope/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
             if self._began_here:
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
             self._control: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
@@ -156,7 +158,7 @@ class Ranks:
             raise RankLost(
                 "the ranks of a run must find each other", got=first_line(error), mend="start them with torchrun"
             ) from error
-        self._notes = dist.PrefixStore("notes", store)
+        self._notes = PrefixStore("notes", store)
 
     def device(self) -> torch.device:
         """The CUDA device of this rank's number on its machine, where there are any; an ArgumentError for too few."""
