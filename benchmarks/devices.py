@@ -4,9 +4,9 @@ python benchmarks/devices.py [--rounds 40]
 
 Two ranks with a thread each, on gloo over this machine's own loopback. In every round, at every size in an order drawn
 anew, five blocks of single timed updates take turns: rank 0 alone while the other waits, both at once without talking,
-both together with their gradients summed (:class:`batchscope.training.ranked_step.RankedStep`), and all-reduces of
-several sizes. What a rank does by itself includes packing its gradients for the sum, and unpacking them: the same step
-with the sum itself left out. The law of step times is fitted to rank 0 alone, that of the network to the all-reduces;
+both together with their gradients summed (:class:`batchscope.training.data_parallel.DataParallelStep`), and all-reduces
+of several sizes. What a rank does by itself includes packing its gradients for the sum, and unpacking them: the same
+step in a process group of one. The law of step times is fitted to rank 0 alone, that of the network to the all-reduces;
 what both say of two ranks is compared with the updates made together, also at shares that the law was not fitted to.
 
 A machine that does other things too lengthens all of these, and those of two ranks that wait for each other most. So
@@ -52,9 +52,14 @@ Samples = dict[str, list[float]]
 
 
 class Silent:
-    """In the place of two ranks: they sum nothing."""
+    """In the place of two ranks: each sums its gradients in a group of its own."""
 
     rank, size = 0, 2
+
+    def __init__(self, rank: int) -> None:
+        import torch.distributed as dist
+
+        self.group = [dist.new_group([r], backend="gloo") for r in range(self.size)][rank]
 
     def add_up(self, tensor: torch.Tensor) -> None:
         """Leave it as it is."""
@@ -74,9 +79,9 @@ def timed(act: Callable[[], object], into: list[float]) -> None:
 def measure(rounds: int) -> dict[str, Samples]:
     """One of two ranks: seconds of every update and all-reduce, by what was done."""
     from batchscope.measure.step_time import Timer
+    from batchscope.training.data_parallel import DataParallelStep
     from batchscope.training.interruption import StopRequest
     from batchscope.training.loop import Prepared
-    from batchscope.training.ranked_step import RankedStep
     from batchscope.training.ranks import together
 
     torch.set_num_threads(1)
@@ -88,17 +93,18 @@ def measure(rounds: int) -> dict[str, Samples]:
         ranks.use(cpu)
         steps: dict[str, tuple[Callable[[], object], ...]] = {}
         for name, shares in SHARES.items():
-            timer = Timer(Prepared(TASKS[name].make(), cpu, workers=0), 0)
+            prepared = Prepared(TASKS[name].make(), cpu, workers=0)
+            timer = Timer(prepared, 0)
             silent, shared = (
-                RankedStep(
-                    timer.prepared.workload,
-                    timer.model,
-                    timer.step.optimizer,
+                DataParallelStep(
+                    prepared.workload,
+                    own.model,
+                    own.step.optimizer,
                     ranks=between,  # type: ignore[arg-type]
                     asked=StopRequest(),
                     micro_batch_size=None,
                 )
-                for between in (Silent(), ranks)
+                for own, between in ((Timer(prepared, 0), Silent(ranks.rank)), (Timer(prepared, 0), ranks))
             )
             for share in sorted({*shares, *ASKED[name]}):
                 [own_size] = timer.grid([share], math.inf, None)
@@ -115,18 +121,18 @@ def measure(rounds: int) -> dict[str, Samples]:
             for i in order.permutation(len(steps)):
                 key = list(steps)[i]
                 plain, own, both = steps[key]
-                ranks.wait()
+                ranks.exchange(None)
                 if ranks.rank == 0:
                     timed(plain, found["plain"].setdefault(key, []))
-                ranks.wait()
+                ranks.exchange(None)
                 if ranks.rank == 0:
                     timed(own, found["alone"].setdefault(key, []))
-                ranks.wait()
+                ranks.exchange(None)
                 timed(own, found["apart"].setdefault(key, []))
-                ranks.wait()
+                ranks.exchange(None)
                 timed(both, found["together"].setdefault(key, []))
             for size, message in messages.items():
-                ranks.wait()
+                ranks.exchange(None)
                 timed(lambda message=message: ranks.add_up(message), found["sums"].setdefault(size, []))  # type: ignore[misc]
         found["other"] = ranks.exchange(found["apart"])[1]
     return found

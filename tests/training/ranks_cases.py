@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import batchscope as bs
+from batchscope.measure.shared_noise import SharedNoise
 from batchscope.records import Phase, Schedule
 from batchscope.schedule import measured
+from batchscope.training.train import train
 
 EXAMPLES, FEATURES, CLASSES = 45, 6, 3
 
@@ -73,6 +76,16 @@ class Hungry(nn.Module):
         return out
 
 
+class Failing(Hungry):
+    """Fails on one rank, from some update on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return super().forward(x)
+        except RuntimeError:
+            raise ValueError("not on this rank") from None
+
+
 class Complex(nn.Module):
     """Complex weights."""
 
@@ -82,6 +95,18 @@ class Complex(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.to(self.weight.dtype) @ self.weight).abs()
+
+
+class Sparse(nn.Module):
+    """An embedding whose gradient is sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(2, CLASSES, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.embedding((x[:, 0] > 0).long())
+        return out
 
 
 def thirty_fold(output: Tensor, target: Tensor) -> Tensor:
@@ -162,6 +187,12 @@ def no_score(output: Tensor, target: Tensor) -> float:
 
 
 signalling = workload(lambda: Signalling(mlp), name="signalling")
+DROPOUT, MEASURED = "interrupted, with dropout", "interrupted, as measured"
+# What the case "interrupted" trains.
+COMMAND = [
+    *("train", f"{__file__}:signalling", "--batch-size", "7", "--learning-rate", "0.05", "--iterations", "40"),
+    *("--evaluate-every", "90"),
+]
 
 
 @dataclass(frozen=True)
@@ -174,23 +205,23 @@ class Case:
 
     def train(self, checkpoint: Path, **options: Any) -> bs.TrainResult:
         place = checkpoint if self.saved else None
-        return bs.train(
-            self.workload(), self.plan, evaluate_every=50, checkpoint=place, **{"noise": self.noise, **options}
-        )
+        if self.noise:
+            return train(self.workload(), self.plan, evaluate_every=90, observer=partial(SharedNoise, every=1))
+        return bs.train(self.workload(), self.plan, evaluate_every=90, checkpoint=place, **options)
 
 
 def plan(batch_size: int = 7, **changes: Any) -> bs.Plan:
-    return bs.Plan(**({"batch_size": batch_size, "learning_rate": 0.05, "iterations": 120} | changes))
+    return bs.Plan(**({"batch_size": batch_size, "learning_rate": 0.05, "iterations": 40} | changes))
 
 
 GROWING = Schedule((Phase(0, 4), Phase(200, 8, 1.0, 0.8), Phase(500, 32, 0.5)))
 
 CASES = {
-    # The last batch of two leaves nothing for a third rank.
-    "momentum": Case(workload, plan(iterations=None, examples=842, shape="linear")),
-    "adam, fewer than ranks": Case(lambda: workload(optimizer=adam), plan(2, learning_rate=0.01, iterations=150)),
+    # The last batch of two leaves nothing for the third rank.
+    "momentum": Case(workload, plan(iterations=None, examples=282, shape="linear")),
+    "adam, fewer than ranks": Case(lambda: workload(optimizer=adam), plan(2, learning_rate=0.01)),
     "growing, in micro-batches": Case(
-        workload, plan(4, iterations=None, examples=1700, schedule=GROWING, micro_batch_size=3, warmup_examples=40)
+        workload, plan(4, iterations=None, examples=900, schedule=GROWING, micro_batch_size=3, warmup_examples=40)
     ),
     "branches": Case(lambda: workload(Branching), plan(5)),
     "stratified, read one by one": Case(lambda: workload(items=True), plan(order="stratified", micro_batch_size=2)),
@@ -217,22 +248,24 @@ CASES = {
     "memory that can be saved": Case(lambda: workload(lambda: Hungry(most=1)), plan(8)),
     "interrupted": Case(lambda: signalling, plan()),
     # Weights that hardly move, so that the noise scale is that of the first ones.
-    "noise": Case(workload, plan(learning_rate=1e-9, iterations=3000), same=False, saved=False, noise=True),
+    "noise": Case(workload, plan(learning_rate=1e-9, iterations=200), same=False, saved=False, noise=True),
     # With so large a knee the batch grows as soon as the noise scale is resolved.
-    "interrupted, as measured": Case(
+    MEASURED: Case(
         lambda: workload(lambda: Signalling(mlp), batch_size=6),
         plan(
-            6, learning_rate=1e-3, iterations=None, examples=4000, schedule=measured(6, knee=1e6, maximum=24, every=5)
+            6, learning_rate=1e-3, iterations=None, examples=2000, schedule=measured(6, knee=1e6, maximum=24, every=5)
         ),
         same=False,
     ),
-    "interrupted, with dropout": Case(lambda: workload(lambda: Signalling(dropout)), plan(), same=False),
+    DROPOUT: Case(lambda: workload(lambda: Signalling(dropout)), plan(), same=False),
     "memory that cannot": Case(lambda: workload(lambda: Hungry(most=0)), plan(8), same=False),
 }
 
-# What ends before it has begun, on all ranks alike.
+# What ends on all ranks alike.
 REFUSED = {
     "unlike": Case(lambda: workload(learning_rate=0.05 + float(os.environ.get("RANK", "0"))), plan()),
     "a score that fails": Case(lambda: workload(score=no_score), plan()),
+    "a model that fails": Case(lambda: workload(lambda: Failing(most=0)), plan()),
+    "sparse": Case(lambda: workload(Sparse), plan()),
     "too few for batch norm": Case(lambda: workload(batch_norm), plan(16, iterations=None, examples=161)),
 }

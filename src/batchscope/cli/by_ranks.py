@@ -23,8 +23,7 @@ def by_ranks(verb: Callable[..., int | None]) -> Callable[..., int | None]:
     def run(**options: Any) -> int | None:
         if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
             return verb(**options)
-        from batchscope.training.rank_places import RankLost, rank_here
-        from batchscope.training.ranks import together
+        from batchscope.training.ranks import RankLost, rank_here, together
 
         rank = rank_here()
         if rank:

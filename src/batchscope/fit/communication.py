@@ -114,8 +114,8 @@ def data_parallel_step_seconds(
 ) -> float | None:
     """Time of an update of a global batch on several devices: τ(⌈B/N⌉) and the sum of the gradients after it.
 
-    The two are added, since gradients are summed when all of them are there (:mod:`batchscope.training.ranked_step`);
-    a loop that overlaps them takes less, down to the longer of both.
+    The two are added. A loop that sums gradients during the backward pass, as ``DistributedDataParallel`` does, takes
+    less, down to the longer of both.
 
     Args:
         step_time: τ, the time of an update on one device.

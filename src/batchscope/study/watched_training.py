@@ -17,7 +17,7 @@ from batchscope.records import CurvePoint, Plan, TrainResult
 from batchscope.seeding import derive
 from batchscope.training.goal import GoalWatch
 from batchscope.training.observer import MakeObserver
-from batchscope.training.rank_places import places_here, rank_here
+from batchscope.training.ranks import places_here, rank_here
 from batchscope.training.tracking import Tracker, tracked
 from batchscope.training.train import checked_seed
 from batchscope.training.train import train as train_observed

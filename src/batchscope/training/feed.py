@@ -18,7 +18,7 @@ from batchscope.provenance import available_cores
 from batchscope.records import Plan, Schedule
 from batchscope.seeding import derive, isolated
 from batchscope.training.order import ExampleOrder
-from batchscope.training.rank_places import share
+from batchscope.training.ranks import share
 from batchscope.workload.batches import as_tensors, describe, nbytes, take, to_device
 from batchscope.workload.tokens import tokens_of
 from batchscope.workload.workload import Batch, Examples, Workload, length

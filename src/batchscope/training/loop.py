@@ -532,7 +532,7 @@ class Run:
             "evaluate_every": self.course.evaluate_every,
         }
 
-    # What ranks do otherwise (training/ranked_run.py)
+    # What ranks do otherwise (training/data_parallel.py)
 
     part = (0, 1)
 

@@ -113,10 +113,14 @@ class TrainingStep:
             parts.append(self._backward(micro_batch, size / examples, first=not parts))
         return torch.stack(parts).sum()
 
-    def _backward(self, batch: Batch, weight: float, *, first: bool) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss of a micro-batch, in the workload's precision."""
         with self.workload.autocast(self.device):
             output, target = self.workload.output_and_target(self.model, batch)
-            loss = self.workload.loss(output, target)
+            return self.workload.loss(output, target)
+
+    def _backward(self, batch: Batch, weight: float, *, first: bool) -> Tensor:
+        loss = self.loss(batch)
         if weight != 1.0:
             loss = loss * weight
         if first:

@@ -12,11 +12,10 @@ import torch
 from batchscope.errors import ArgumentError
 from batchscope.progress import Reporter, reporter
 from batchscope.records import CurvePoint, Plan, TrainResult
+from batchscope.training.data_parallel import DataParallelRun
 from batchscope.training.loop import Prepared, Run
 from batchscope.training.observer import MakeObserver
-from batchscope.training.rank_places import rank_here
-from batchscope.training.ranked_run import RankedRun
-from batchscope.training.ranks import together
+from batchscope.training.ranks import rank_here, together
 from batchscope.training.start import Start
 from batchscope.workload.workload import Workload
 
@@ -39,7 +38,7 @@ def train(
     """Train a workload with a plan; :func:`batchscope.train` is this, and can measure the noise scale besides.
 
     In a program that torchrun started, all ranks call it alike and share every batch: the result is that of one process
-    (:class:`batchscope.training.ranked_run.RankedRun`).
+    (:class:`batchscope.training.data_parallel.DataParallelRun`).
 
     Args:
         workload: What to train.
@@ -97,33 +96,19 @@ def train(
             if told is not None and rank_here() == 0:
                 told(point)
 
-        file = None if checkpoint is None else Path(checkpoint)
-        begin = None if start is None else Start(dict(start), {})
+        options: dict[str, Any] = {
+            "seed": seed,
+            "evaluate_every": evaluate_every,
+            "checkpoint": None if checkpoint is None else Path(checkpoint),
+            "checkpoint_every_seconds": checkpoint_every_seconds,
+            "on_evaluation": on_evaluation,
+            "observer": observer,
+            "start": None if start is None else Start(dict(start), {}),
+        }
         if ranks is None:
-            return Run(
-                prepared,
-                plan,
-                seed=seed,
-                evaluate_every=evaluate_every,
-                checkpoint=file,
-                checkpoint_every_seconds=checkpoint_every_seconds,
-                on_evaluation=on_evaluation,
-                observer=observer,
-                start=begin,
-            )()
+            return Run(prepared, plan, **options)()
         ranks.use(prepared.device)
-        return RankedRun(
-            ranks,
-            prepared,
-            plan,
-            seed=seed,
-            evaluate_every=evaluate_every,
-            checkpoint=file,
-            checkpoint_every_seconds=checkpoint_every_seconds,
-            on_evaluation=on_evaluation,
-            observer=observer,
-            start=begin,
-        )()
+        return DataParallelRun(ranks, prepared, plan, **options)()
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:
