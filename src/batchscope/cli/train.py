@@ -189,7 +189,7 @@ def train(
         )
     show(result, json, report, quiet=quiet)
     if advice is not None and not quiet:
-        from batchscope.report.advice_sheets import held
+        from batchscope.report.views.advice import held
 
         print(held(advice, result))
     if weights is not None and result.state is not None:

@@ -1,4 +1,4 @@
-"""The frontier at other targets and budgets than the one asked: the stops of the page's slider."""
+"""Goals of an advice in words, and the frontier at other goals than the one asked: the stops of the page's slider."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from batchscope.records import Advice, ForecastPoint, FrontierRow, Goal, Interval
 from batchscope.report import formatting as f
 
+ADVISED, TODAY = "advised", "today"
 MOST_STOPS = 60
 """Places of the slider, at most about so many."""
 
@@ -40,8 +41,8 @@ class Stop:
         goal: What is asked for there.
         standings: Every batch size, in the frontier's order.
         best: The batch size to take there; None where none is known to get there.
-        close: Others that the forecasts don't tell from it: their interval, or what is known of it, holds what the best
-            one is predicted to do.
+        close: Others that the forecasts do not distinguish from it: their interval, or what is known of it, holds what
+            the best one is predicted to do.
     """
 
     goal: Goal
@@ -133,6 +134,105 @@ def reached(row: FrontierRow, budget: float, of: Callable[[ForecastPoint], float
 
     low, high = between(lambda score: score.low), between(lambda score: score.high)
     return Interval(between(lambda score: score.value), low, high, after.score.level)
+
+
+# In words
+
+
+def question(goal: Goal) -> str:
+    """What was asked, as a question."""
+    if goal.kind == "target":
+        return f"Which setting reaches a score of {f.number(goal.value)} soonest?"
+    if goal.kind == "examples":
+        return f"Which setting reaches the best score with {f.count(goal.value)} examples?"
+    return f"Which setting reaches the best score in {f.seconds(goal.value)}?"
+
+
+def goal_text(goal: Goal) -> str:
+    """The goal by itself, as in "score of 0.89"."""
+    return f"score of {value_text(goal)}" if goal.kind == "target" else value_text(goal)
+
+
+def value_text(goal: Goal) -> str:
+    """The target or budget in its unit."""
+    if goal.kind == "target":
+        return f.number(goal.value)
+    return f"{f.count(goal.value)} examples" if goal.kind == "examples" else f.seconds(goal.value)
+
+
+def at_stop(stop: Stop) -> str:
+    """The best batch size for one goal with its prediction, and those that the forecasts do not distinguish from it."""
+    best, goal = stop.of(stop.best), stop.goal
+    if best is None:
+        return "No batch size is forecast to get there." if goal.kind == "target" else "The forecasts end before that."
+    first = spoken_seconds(best.seconds) if goal.kind == "target" else f"a score of {spoken_score(best.score)}"
+    then = spoken_seconds(best.seconds) if goal.kind == "examples" else spoken_count(best.examples)
+    said = f"Batch size {f.count(best.batch_size)}: {first}, {then}."
+    if stop.close:
+        said += f" The forecasts do not distinguish it from {f.listed([f.count(size) for size in stop.close], 'or')}."
+    return said
+
+
+def spoken_seconds(interval: Interval) -> str:
+    """A time with its interval in a sentence.
+
+    Examples:
+        >>> spoken_seconds(Interval(41.2, 35.0, 49.1)), spoken_seconds(Interval.unresolved(low=600.0))
+        ('41.2 s (35–49.1)', 'more than 10 min')
+    """
+    unit = f.time_unit([known_of(interval)])
+    return _spoken(interval, lambda value: f.number(value / unit.size, 3), f" {unit.name}")
+
+
+def spoken_count(interval: Interval) -> str:
+    """Examples with their interval in a sentence."""
+    return _spoken(interval, lambda value: f.number(value, 3), " examples")
+
+
+def spoken_score(interval: Interval) -> str:
+    """A score with its interval."""
+    return f.estimate(interval, f.places_for([interval]))
+
+
+def reaching(interval: Interval, unit: f.Unit) -> str:
+    """A quantity that a goal takes, in a column: with both ends, or a bound where the goal may be out of reach.
+
+    Args:
+        interval: Seconds or a count; an end at infinity is one that isn't known.
+        unit: The column's unit.
+
+    Returns:
+        The text.
+
+    Examples:
+        >>> seconds, unknown = f.Unit("s", 1.0), float("inf")
+        >>> reaching(Interval(41.2, 35.0, 49.1), seconds), reaching(Interval(41.2, 35.0, unknown), seconds)
+        ('41.2 (35.0–49.1)', '41.2 (35.0 or more)')
+        >>> reaching(Interval.unresolved(low=120.0), seconds), reaching(Interval.unresolved(), seconds)
+        ('> 120', 'out of reach')
+    """
+    return _spoken(interval, unit.of, "", ("> ", "< "))
+
+
+def known_of(interval: Interval) -> float | None:
+    """What there is to choose a unit by: the value, or the bound that stands in its place."""
+    ends = (interval.value, interval.low, interval.high)
+    return next((end for end in ends if f.known(end) and end > 0), None)
+
+
+def _spoken(
+    interval: Interval, text: Callable[[float], str], unit: str, beyond: tuple[str, str] = ("more than ", "less than ")
+) -> str:
+    value = interval.value
+    low = text(interval.low) if f.known(interval.low) and interval.low > 0 else ""
+    high = text(interval.high) if f.known(interval.high) else ""
+    if value is None:
+        return f"{beyond[0]}{low}{unit}" if low else f"{beyond[1]}{high}{unit}" if high else "out of reach"
+    ends = f" ({low}–{high})" if low and high else f" ({low} or more)" if low else f" ({high} or less)" if high else ""
+    return f"{text(value)}{unit}{ends}"
+
+
+# Away from the goal asked
 
 
 def _asked(record: Advice) -> Stop:
