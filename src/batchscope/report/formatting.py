@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -303,6 +304,16 @@ def share(part: float, whole: float) -> str:
         return UNKNOWN
     percent = 100 * part / whole
     return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%"
+
+
+def plain(text: str) -> str:
+    r"""A text without what a terminal would obey and an image cannot hold: control characters become visible.
+
+    Examples:
+        >>> plain("a\x1b[31mb\nc")
+        'a�[31mb\nc'
+    """
+    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def shape(name: Shape | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from batchscope.errors import ArgumentError, require
 from batchscope.records import Record
+from batchscope.report import formatting as f
 from batchscope.report.charts import palette
 from batchscope.report.charts.axes import Spec
 from batchscope.report.view import View
@@ -95,7 +96,7 @@ def _image(shown: View, name: str, theme: palette.Theme, width: int) -> tuple[Sp
     wanted = ("final_scores", "trade_off") if name == OVERVIEW else (name,)
     each = (width - 60) // 2 if name == OVERVIEW else width
     parts = [
-        {**figure.spec, "width": each, "title": figure.title}
+        {**_plain(figure.spec), "width": each, "title": f.plain(figure.title)}
         for part in wanted
         if (figure := found.get(part)) is not None and figure.spec is not None
     ]
@@ -108,3 +109,12 @@ def _image(shown: View, name: str, theme: palette.Theme, width: int) -> tuple[Sp
     padding = {"left": 16, "right": 16, "top": 14, "bottom": 12}
     whole = {"hconcat": parts, "spacing": 40} if len(parts) > 1 else parts[0]
     return {**whole, "padding": padding}, palette.vega_config(shown.colours, theme, palette.IMAGE_FONT)
+
+
+def _plain(value: Any) -> Any:
+    """The same with text that an image can hold: the converter ends the process at a control character."""
+    if isinstance(value, str):
+        return f.plain(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

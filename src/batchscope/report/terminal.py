@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.measure import Measurement
+from rich.cells import cell_len
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -27,16 +26,6 @@ ROOM_FOR_ONE = 145
 def render(record: Record) -> RenderableType:
     """The record as rich tables and text, laid out when the width is known."""
     return _Drawn(view(record))
-
-
-def plain(text: str) -> str:
-    r"""A text without what a terminal would obey: control characters become visible.
-
-    Examples:
-        >>> plain("a\x1b[31mb\nc")
-        'a�[31mb\nc'
-    """
-    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 class _Drawn:
@@ -59,13 +48,13 @@ class _Drawn:
             yield _text(f"! {warning}", "yellow")
         for section in shown.sections:
             if section.on != "page":
-                yield from _section(section, console, options)
+                yield from _section(section, options.max_width)
         if shown.origin is not None:
             yield Text()
             yield _text(_made_on(shown.origin), "dim")
 
 
-def _section(section: Section, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+def _section(section: Section, width: int) -> Iterator[RenderableType]:
     """What a terminal shows of a section, with an empty line before each part."""
     if section.sentences and section.title:
         yield Text()
@@ -76,11 +65,11 @@ def _section(section: Section, console: Console, options: ConsoleOptions) -> Ite
     for sentence in section.sentences:
         yield Padding(_text(sentence), (0, 0, 0, 2))
     tables = section.tables
-    if len(tables) == 2 and options.max_width >= ROOM_FOR_ONE and tables[0].rows and tables[0].rows == tables[1].rows:
+    if len(tables) == 2 and width >= ROOM_FOR_ONE and tables[0].rows and tables[0].rows == tables[1].rows:
         tables = (_beside(*tables),)
     for each in tables:
         yield Text()
-        yield _fitted(each, console, options)
+        yield _fitted(each, width)
         if each.note:
             yield _text(each.note, "dim")
     for title, pairs in section.facts:
@@ -88,36 +77,39 @@ def _section(section: Section, console: Console, options: ConsoleOptions) -> Ite
         yield _pairs(title, pairs)
 
 
-def _fitted(table: Table, console: Console, options: ConsoleOptions) -> Grid:
-    """The table without its minor columns, the last first, where they do not fit; then with cells of several lines."""
-    wide = options.update(max_width=10_000)
-    kept = list(range(len(table.columns)))
-    minor = [i for i in reversed(kept) if table.columns[i].minor]
-    grid = _grid(table, kept, ())
-    while Measurement.get(console, wide, grid).maximum > options.max_width and minor:
-        kept.remove(minor.pop(0))
-        grid = _grid(table, kept, ())
-    if Measurement.get(console, wide, grid).maximum > options.max_width:
-        texts = [i for i in kept if table.columns[i].align == "left"]
-        grid = _grid(table, kept, texts)
-        if Measurement.get(console, wide, grid).minimum > options.max_width:
-            grid = _grid(table, kept, kept)
-    return grid
+def _fitted(table: Table, width: int) -> Grid:
+    """The table without its minor columns, the last first, where they do not fit; then with cells of several lines.
 
-
-def _grid(table: Table, kept: list[int], wrapped: list[int] | tuple[()]) -> Grid:
+    Rich would crop cells, or break them anywhere: here a word is broken only where no spaces are left to break at.
+    """
+    texts = [
+        [column.heading, column.detail, *cells] for column, cells in zip(table.columns, _cells(table), strict=True)
+    ]
+    widths = {i: max(map(cell_len, each)) for i, each in enumerate(texts)}
+    longest = [max((cell_len(word) for text in each for word in text.split()), default=1) for each in texts]
+    minor = [i for i in reversed(widths) if table.columns[i].minor]
+    while sum(widths.values()) + 2 * len(widths) > width and minor:
+        del widths[minor.pop(0)]
+    while sum(widths.values()) + 2 * len(widths) > max(width, 3 * len(widths)):
+        breakable = [i for i in widths if widths[i] > longest[i]] or list(widths)
+        widths[max(breakable, key=lambda i: widths[i])] -= 1
     title = _text(table.title, "bold")
     grid = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    detailed = any(table.columns[i].detail for i in kept)
-    for i in kept:
+    detailed = any(table.columns[i].detail for i in widths)
+    for i, own in widths.items():
         column = table.columns[i]
         heading = _text(column.heading)
         if detailed:
-            heading.append(f"\n{plain(column.detail)}", style="dim")
-        grid.add_column(heading, justify=column.align, no_wrap=i not in wrapped, overflow="fold")
+            heading.append(f"\n{f.plain(column.detail)}", style="dim")
+        grid.add_column(heading, justify=column.align, width=own, overflow="fold")
     for line in table.lines:
-        grid.add_row(*(_text(line[i]) for i in kept))
+        grid.add_row(*(_text(line[i]) for i in widths))
     return grid
+
+
+def _cells(table: Table) -> list[tuple[str, ...]]:
+    """The cells of each column."""
+    return [tuple(f.plain(line[i]) for line in table.lines) for i in range(len(table.columns))]
 
 
 def _pairs(title: str, pairs: Facts) -> Grid:
@@ -145,4 +137,4 @@ def _made_on(origin: Provenance) -> str:
 
 
 def _text(text: str, style: str = "") -> Text:
-    return Text(plain(text), style=style)
+    return Text(f.plain(text), style=style)

@@ -241,30 +241,31 @@ class Plot:
             The chart.
         """
         first, last = self.along["scale"]["domain"]
-        shown = [(mark, mark.where) for mark in marks if f.known(mark.where) and mark.where > 0]
-        points: list[Point] = []
-        for mark, where in shown:
-            inside = first <= where <= last
-            text = mark.text if inside else f"← {mark.text}" if where < first else f"{mark.text} →"
-            point: Point = {"x": min(max(where, first), last), "text": text, "inside": inside}
+        found: list[tuple[Mark, list[Point]]] = []
+        for mark in marks:
+            if not f.known(mark.where) or mark.where <= 0:
+                continue
+            inside = first <= mark.where <= last
+            text = mark.text if inside else f"← {mark.text}" if mark.where < first else f"{mark.text} →"
+            point: Point = {"x": min(max(mark.where, first), last), "text": text, "inside": inside}
             if mark.colour is not None:
                 point["kind"] = names[mark.colour]
             if mark.interval is not None and (ends := cut(mark.interval, [first, last])):
                 point |= {"low": ends["low"], "high": ends["high"]}
-            points.append(point)
-        for point in points:
-            if point.get("high", 0) > point.get("low", 0):
-                self.add(
-                    "rect", [point], along="low", along_to="high", value=False, opacity=0.11, colour="kind" in point
-                )
-        for (mark, _), point in zip(shown, points, strict=True):
-            if point["inside"]:
+            found.append((mark, [point]))
+        for mark, data in found:
+            if data[0].get("high", 0) > data[0].get("low", 0):
+                coloured = mark.colour is not None
+                self.add("rect", data, along="low", along_to="high", value=False, opacity=0.11, colour=coloured)
+        for mark, data in found:
+            if data[0]["inside"]:
                 dash = Spec(strokeDash=[5, 4]) if mark.dashed else Spec()
-                self.add("rule", [point], along="x", value=False, colour="kind" in point, strokeWidth=1.5, **dash)
-        for i, ((mark, _), point) in enumerate(zip(shown, points, strict=True)):
-            left = math.log(point["x"] / first) >= 0.5 * math.log(last / first) if mark.left is None else mark.left
+                self.add("rule", data, along="x", value=False, colour=mark.colour is not None, strokeWidth=1.5, **dash)
+        for i, (mark, data) in enumerate(found):
+            share = math.log(data[0]["x"] / first) / math.log(last / first)
+            left = share >= 0.5 if mark.left is None else mark.left
             look = Spec(align="right" if left else "left", dx=-6 if left else 6, baseline="middle")
-            self.text([point], along="x", value=6 + LABEL_HEIGHT * i, **look)
+            self.text(data, along="x", value=6 + LABEL_HEIGHT * i, **look)
         return self
 
     def done(self, **more: Any) -> Spec:

@@ -64,6 +64,7 @@ def rows(record: DevicePlan) -> Table:
     update = f.time_unit(row.step_seconds.value for row in asked)
     space = f.memory_unit(None if row.memory is None else row.memory.at(record.zero_stage) for row in asked)
     whole = not record.relative
+    priced = whole and record.price_per_hour is not None
 
     def micro(row: DeviceRow) -> str:
         split = "" if (row.accumulation_steps or 1) == 1 else f" × {row.accumulation_steps}"
@@ -94,10 +95,8 @@ def rows(record: DevicePlan) -> Table:
             f"{time.name}, 95%" if whole else "of the first, 95%",
         ),
         Column("efficiency", lambda row: percent(row.efficiency), "95%"),
-        Column("device", hours, "hours" if whole else "time, ratio"),
-        whole
-        and record.price_per_hour is not None
-        and Column("cost", lambda row: f.number(None if row.cost is None else row.cost.value, 3)),
+        Column("device", hours, "hours" if whole else "time, ratio", minor=priced),
+        priced and Column("cost", lambda row: f.number(None if row.cost is None else row.cost.value, 3)),
         whole and record.power_watts is not None and Column("energy", energy, "kWh"),
         Column("update", lambda row: update.of(row.step_seconds.value), update.name, minor=True),
         Column("waits", waits, "for gradients", minor=True),
