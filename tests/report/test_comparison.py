@@ -17,6 +17,7 @@ from batchscope.report import images, page
 from batchscope.report.charts import learning_curves as curves
 from batchscope.report.charts import palette
 from batchscope.report.views import comparison, training, view
+from batchscope.report.views.comparison_charts import row_labels
 
 
 def squeezed(text: str) -> str:
@@ -93,7 +94,7 @@ def test_many_pairs_are_cut_down_to_those_of_the_best_row(records: dict[str, Rec
 
 def test_rows_with_one_label_get_numbers(makers: ModuleType) -> None:
     record = makers.comparison((64, 64))
-    assert comparison.row_labels(record) == ("64 × 512 (1)", "64 × 512 (2)")
+    assert row_labels(record) == ("64 × 512 (1)", "64 × 512 (2)")
 
 
 @pytest.mark.parametrize(

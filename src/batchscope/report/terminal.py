@@ -83,7 +83,8 @@ def _fitted(table: Table, width: int) -> Grid:
     Rich would crop cells, or break them anywhere: here a word is broken only where no spaces are left to break at.
     """
     texts = [
-        [column.heading, column.detail, *cells] for column, cells in zip(table.columns, _cells(table), strict=True)
+        [column.heading, column.detail, *(f.plain(line[i]) for line in table.lines)]
+        for i, column in enumerate(table.columns)
     ]
     widths = {i: max(map(cell_len, each)) for i, each in enumerate(texts)}
     longest = [max((cell_len(word) for text in each for word in text.split()), default=1) for each in texts]
@@ -105,11 +106,6 @@ def _fitted(table: Table, width: int) -> Grid:
     for line in table.lines:
         grid.add_row(*(_text(line[i]) for i in widths))
     return grid
-
-
-def _cells(table: Table) -> list[tuple[str, ...]]:
-    """The cells of each column."""
-    return [tuple(f.plain(line[i]) for line in table.lines) for i in range(len(table.columns))]
 
 
 def _pairs(title: str, pairs: Facts) -> Grid:
