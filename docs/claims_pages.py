@@ -10,9 +10,9 @@ from pathlib import Path
 
 from batchscope.folklore import CLAIMS
 from batchscope.records import Claims, TestedClaim, load
-from batchscope.report import charts
 from batchscope.report import formatting as f
-from batchscope.report.claims_content import PREFIX, in_words
+from batchscope.report import images
+from batchscope.report.views.claims import PREFIX, in_words
 
 DOCS = Path(__file__).parent
 RECORD = DOCS.parent / "benchmarks" / "results" / "claims-digits.json"
@@ -25,7 +25,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     record = saved()
     wanted = pages(record)
-    drawn = {name.removeprefix(PREFIX): charts.svg(record, name) for name in charts.names(record)}
+    drawn = {name.removeprefix(PREFIX): images.svg(record, name) for name in images.names(record)}
     for path in folder.iterdir():
         if path.stem not in {"index", *drawn} or path.suffix not in (".md", ".svg"):
             path.unlink()

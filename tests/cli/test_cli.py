@@ -206,6 +206,18 @@ def test_a_saved_training_run_is_shown_again(command: Command, file: Path, tmp_p
     assert not (tmp_path / "r.html").exists()
 
 
+def test_report_replaces_its_own_page_and_no_other_file(command: Command, tmp_path: Path, refused: Refused) -> None:
+    record, page = Plan(batch_size=8, learning_rate=1.0, iterations=3).to_json(tmp_path / "r.json"), tmp_path / "r.html"
+    assert command("report", record, "--quiet").status == 0
+    assert command("report", record, "--quiet").status == 0  # its own
+    page.write_text("<html>Mine.</html>", encoding="utf-8")
+    refused(command("report", record), "no file that batchscope did not make", "--force")
+    assert page.read_text(encoding="utf-8") == "<html>Mine.</html>"
+    assert command("report", record, "--report", tmp_path / "other.html", "--quiet").status == 0
+    assert command("report", record, "--force", "--quiet").status == 0
+    assert "generator" in page.read_text(encoding="utf-8")
+
+
 def test_the_program_is_the_module_and_the_module_the_program(program: Command, tmp_path: Path) -> None:
     """One real run from outside: progress is plain lines where stderr is no terminal."""
     import importlib.metadata

@@ -28,7 +28,7 @@ IMPORTED = (
     "batchscope.cli",
     "batchscope.folklore",
     "batchscope.measure",
-    "batchscope.report.charts",
+    "batchscope.report.images",
     "batchscope.search",
     "batchscope.study",
 )

@@ -24,7 +24,7 @@ from batchscope.folklore.rows import gradient_rows
 from batchscope.folklore.runner import ExperimentRunner
 from batchscope.progress import ProgressEvent
 from batchscope.records.claims import Claims
-from batchscope.report import charts
+from batchscope.report import images
 from batchscope.training.loop import Prepared
 
 Make = Callable[..., Workload]
@@ -74,11 +74,11 @@ def test_they_are_saved_shown_and_drawn(found: Claims, tmp_path: Path) -> None:
     page = found.report(tmp_path / "claims.html").read_text(encoding="utf-8")
     for claim in found.claims:
         assert claim.said.split(",")[0].split("'")[0] in page
-    names = charts.names(found)
+    names = images.names(found)
     assert set(names) == {f"claim-{claim.name}" for claim in found.claims if claim.picture is not None}
-    assert charts.svg(found, names[0]).startswith("<svg")
-    with pytest.raises(ArgumentError, match="a chart of these claims"):
-        charts.specification(found, "learning_curves")
+    assert images.svg(found, names[0]).startswith("<svg")
+    with pytest.raises(ArgumentError, match="a chart must be one that this record has"):
+        images.svg(found, "learning_curves")
 
 
 def test_runs_are_made_once_and_shared(few_digits: Workload) -> None:

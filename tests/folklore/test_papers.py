@@ -21,7 +21,7 @@ from batchscope.folklore.papers.tradeoff import slope_of
 from batchscope.measure.child import in_child
 from batchscope.progress import ProgressEvent
 from batchscope.records import Interval, PaperStudy
-from batchscope.report import charts
+from batchscope.report import images
 
 
 class Narrow(torch.nn.Module):
@@ -107,7 +107,7 @@ def test_papers_on_fashion_come_to_their_tables(
     assert len(found.rows) == rows
     assert found.effects
     assert found.deviations
-    assert charts.names(found)[:2] == ("picture-1", "picture-2")
+    assert images.names(found)[:2] == ("picture-1", "picture-2")
     assert (found.line is not None) == (module is keskar2016)
     for row in found.rows:
         assert row.measured.value is not None, row
@@ -134,9 +134,9 @@ def test_the_trade_off_on_digits_is_measured_beside_the_paper_s(found: PaperStud
     assert bs.load(found.to_json(tmp_path / "paper.json")) == found
     page = found.report(tmp_path / "paper.html").read_text(encoding="utf-8")
     assert "McCandlish" in page
-    assert charts.names(found) == ("picture-1",)
-    with pytest.raises(ArgumentError, match="a chart of this paper"):
-        charts.specification(found, "race")
+    assert images.names(found) == ("picture-1",)
+    with pytest.raises(ArgumentError, match="a chart must be one that this record has"):
+        images.svg(found, "race")
 
 
 def test_what_was_asked_for_is_checked() -> None:

@@ -48,7 +48,7 @@ CPU = Provenance(
     workload_fingerprint="5f1c0c9d2ab4",
 )
 GPU = replace(CPU, device="cuda (NVIDIA H100 80GB HBM3)", memory_bytes=512 * 2**30, cores=26, threads=26)
-HOSTILE = "<script>alert(1)</script></script><!-- & \"quoted\" 'single' \u2028 {{ 7*7 }} [bold]x[/bold]"
+HOSTILE = "<script>alert(1)</script></script><!-- & \"quoted\" 'single' \u2028 {{ 7*7 }} [bold]x[/bold] \x1b[2J\x07"
 
 
 def around(value: float, spread: float, skew: float = 1.0) -> Interval:

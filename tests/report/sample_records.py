@@ -199,7 +199,7 @@ def comparison(
 
 def awkward() -> dict[str, Comparison]:
     """The records that break a careless page, by name."""
-    hostile = "<script>alert(1)</script></script><!-- & \"quoted\" 'single' \u2028 {{ 7*7 }} [bold]x[/bold]"
+    hostile = "<script>alert(1)</script></script><!-- & \"quoted\" 'single' \u2028 {{ 7*7 }} [bold]x[/bold] \x1b[2J\x07"
     lonely = comparison((32,), seeds=1, search=False)
     nothing = comparison((64, 256), seeds=2, diverged={64: 2, 256: 2})
     return {

@@ -43,13 +43,10 @@ return Array.from(document.querySelectorAll('.chart'), (place) => {
 def folder(
     tmp_path_factory: pytest.TempPathFactory,
     pages: dict[str, str],
-    sweep_pages: dict[str, str],
-    advice_pages: dict[str, str],
 ) -> Path:
     folder = tmp_path_factory.mktemp("pages")
-    every = pages | sweep_pages | advice_pages
     for name in (*NAMES, *RUNS, *PROBES, *PARTS, *SWEEPS, *ADVICES):
-        (folder / f"{name}.html").write_text(every[name], encoding="utf-8")
+        (folder / f"{name}.html").write_text(pages[name], encoding="utf-8")
     return folder
 
 
@@ -269,7 +266,7 @@ def test_the_record_is_downloaded_whole(browser: Any, folder: Path, records: dic
 
 
 def test_a_long_record_is_unpacked_as_it_is_downloaded(
-    browser: Any, folder: Path, sweeps: dict[str, Record], tmp_path: Path
+    browser: Any, folder: Path, records: dict[str, Record], tmp_path: Path
 ) -> None:
     from selenium.webdriver.common.by import By
 
@@ -279,5 +276,5 @@ def test_a_long_record_is_unpacked_as_it_is_downloaded(
     browser.find_element(By.ID, "download").click()
     path = tmp_path / "batchscope-sweep.json"
     until(path.exists, "the download")
-    assert load(path) == sweeps["sweep large"]
+    assert load(path) == records["sweep large"]
     assert complaints(browser) == []

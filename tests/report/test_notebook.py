@@ -13,21 +13,16 @@ import pytest
 
 import batchscope as bs
 from batchscope.records import Record
-from batchscope.report import charts, notebook, page
-from batchscope.report.sheets import headline
+from batchscope.report import notebook
+from batchscope.report.views import view
 
 CHOSEN = ("plain", "run finished", "law")
 HOSTILE = ("hostile", "advice hostile")
 
 
 @pytest.fixture(scope="module")
-def every(records: dict[str, Record], sweeps: dict[str, Record], advices: dict[str, Record]) -> dict[str, Record]:
-    return records | sweeps | advices
-
-
-@pytest.fixture(scope="module")
-def shown(every: dict[str, Record]) -> dict[str, str]:
-    return {name: str(every[name]._repr_html_()) for name in (*CHOSEN, *HOSTILE)}
+def shown(records: dict[str, Record]) -> dict[str, str]:
+    return {name: str(records[name]._repr_html_()) for name in (*CHOSEN, *HOSTILE)}
 
 
 def without_images(html: str) -> str:
@@ -63,17 +58,16 @@ def test_every_rule_of_style_stands_inside_the_box(shown: dict[str, str]) -> Non
 
 
 @pytest.mark.parametrize("name", CHOSEN)
-def test_it_says_what_the_page_says(shown: dict[str, str], every: dict[str, Record], name: str) -> None:
-    record = every[name]
-    content = page.content_of(record, charts.every(record))
+def test_it_says_what_the_page_says(shown: dict[str, str], records: dict[str, Record], name: str) -> None:
+    content = view(records[name])
     said = unescape(without_images(shown[name]))
-    for text in (content.title, headline(content.answer)[0], *(section.title for section in content.sections)):
+    for text in (content.title, content.headline[0], *(section.title for section in content.on_page)):
         assert text in said
 
 
-def test_the_text_beside_it_is_the_table_and_short(every: dict[str, Record]) -> None:
-    text = every["sweep large"]._repr_mimebundle_()["text/plain"]
-    assert len(text) < 20_000 < len(repr(every["sweep large"]))
+def test_the_text_beside_it_is_the_table_and_short(records: dict[str, Record]) -> None:
+    text = records["sweep large"]._repr_mimebundle_()["text/plain"]
+    assert len(text) < 20_000 < len(repr(records["sweep large"]))
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= notebook.COLUMNS
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import io
 import itertools
-import json
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
+from tests.report import samples
+from tests.report.reading import Page, domain, drawn, layers, printed
+from tests.report.reading import points as data
 
 from batchscope.fit.tradeoff_band import tradeoff_band
 from batchscope.records import Interval, Record, Sweep, TradeoffLaw, load
-from batchscope.report import charts, marks, page, sweep_rate_charts, sweep_sheets, tradeoff_charts, tradeoff_sheets
 from batchscope.report import formatting as f
+from batchscope.report import images, page
+from batchscope.report.views import sweep as sweep_view
+from batchscope.report.views import sweep_charts
 
 ENDS = st.one_of(st.none(), st.floats(1e-3, 1e12), st.just(math.inf), st.just(0.0))
+
+
+@pytest.fixture(scope="module")
+def sweeps() -> dict[str, Record]:
+    return samples.group("sweeps")
 
 
 def of(sweeps: dict[str, Record], name: str) -> Sweep:
@@ -38,77 +42,11 @@ def law_of(sweeps: dict[str, Record], name: str) -> TradeoffLaw:
     return found
 
 
-def drawn(record: Record, name: str) -> dict[str, Any]:
-    spec = charts.specification(record, name)
-    assert spec is not None
-    return spec
-
-
-def layers(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    return [inner for layer in spec["layer"] for inner in (layers(layer) if "layer" in layer else [layer])]
-
-
-def data(spec: dict[str, Any], *fields: str) -> list[dict[str, Any]]:
-    """Every point of a chart that has these fields, each data set once."""
-    sets = {json.dumps(s): s for layer in layers(spec) if (s := layer.get("data", spec.get("data")))}
-    named = spec.get("datasets", {})
-    points = [p for s in sets.values() for p in (s["values"] if "values" in s else named.get(s.get("name"), []))]
-    return [point for point in points if set(fields) <= set(point)]
-
-
-def axis(spec: dict[str, Any], channel: str) -> list[float]:
-    found: list[float] = next(
-        layer["encoding"][channel]["scale"]["domain"]
-        for layer in layers(spec)
-        if "scale" in layer["encoding"].get(channel, {})
-    )
-    return found
-
-
-def printed(record: Record, width: int = 110) -> str:
-    stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None).print(record.table())
-    return stream.getvalue()
-
-
-def words(text: str) -> str:
-    body = re.sub(r"<(script|style)\b.*?</\1>", " ", text, flags=re.S)
-    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
-
-
-def embedded(text: str) -> str:
-    """The record's JSON in a page, unpacked where it is packed."""
-    found = re.search(r'<script type="[^"]*" id="record"( data-packed="gzip")?>(.*?)</script>', text, flags=re.S)
-    assert found is not None
-    return gzip.decompress(base64.b64decode(found[2])).decode() if found[1] else found[2]
-
-
 # Every state
 
 
-Specs = dict[str, dict[str, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def specs(sweeps: dict[str, Record]) -> Specs:
-    """Every chart of every state."""
-    return {name: charts.every(record) for name, record in sweeps.items()}
-
-
-def test_every_chart_of_every_state_is_finite(sweeps: dict[str, Record], specs: Specs) -> None:
-    for name, found in specs.items():
-        json.dumps(found, allow_nan=False)
-        assert charts.rows_to_colour(sweeps[name]) == marks.COLOURS
-        assert set(found) <= set(charts.TITLES), name
-        for chart, spec in found.items():
-            for channel in ("x", "y"):
-                scales = [enc["scale"] for la in layers(spec) if "scale" in (enc := la["encoding"].get(channel, {}))]
-                for low, high in (scale["domain"] for scale in scales if "domain" in scale):
-                    assert low < high, (name, chart, channel)
-
-
-def test_what_there_is_to_show(specs: Specs) -> None:
-    shown = {name: tuple(found) for name, found in specs.items()}
+def test_what_there_is_to_show(sweeps: dict[str, Record]) -> None:
+    shown = {name: images.names(record) for name, record in sweeps.items()}
     law = ("updates_to_target", "examples_to_target")
     rates = ("best_rate", "best_curves", "rate_map")
     assert shown["sweep"] == (*law, "seconds_to_target", "front", *rates)
@@ -121,45 +59,13 @@ def test_what_there_is_to_show(specs: Specs) -> None:
     assert shown["law nothing"] == ()
 
 
-def test_charts_are_valid(specs: Specs) -> None:
-    import altair
-
-    for chart, spec in {**specs["sweep some"], "score_by_size": specs["sweep scores"]["score_by_size"]}.items():
-        altair.Chart.from_dict(spec, validate=True)
-        assert spec["width"] == "container", chart
-
-
-def test_images(sweeps: dict[str, Record]) -> None:
-    for chart in charts.names(sweeps["law"]):
-        assert charts.TITLES[chart] in charts.svg(sweeps["law"], chart, theme="dark")
-    assert charts.png(sweeps["sweep"], "rate_map", scale=1).startswith(b"\x89PNG")
-
-
-def test_every_table_fits_its_terminal(sweeps: dict[str, Record]) -> None:
-    for width in (60, 110):
-        for name, record in sweeps.items():
-            for line in printed(record, width).splitlines():
-                assert len(line) <= width, (name, width)
-
-
-def test_every_page_is_whole_and_small(sweep_pages: dict[str, str]) -> None:
-    for name, text in sweep_pages.items():
-        assert text.rstrip().endswith("</html>")
-        assert len(text.encode()) < 3_000_000, name
-        said = words(text)
-        assert "None" not in said, name
-        assert "nan" not in said.lower().split(), name
-
-
-def test_the_record_in_the_page_is_the_record(
-    sweep_pages: dict[str, str], sweeps: dict[str, Record], tmp_path: Path
-) -> None:
+def test_the_record_in_the_page_is_the_record(pages: dict[str, str], sweeps: dict[str, Record], tmp_path: Path) -> None:
     for name in ("sweep", "sweep large", "sweep hostile", "law missed"):
         path = tmp_path / "record.json"
-        path.write_text(embedded(sweep_pages[name]), encoding="utf-8")
+        path.write_text(Page(pages[name]).record, encoding="utf-8")
         assert load(path) == sweeps[name], name
-    assert 'data-packed="gzip"' in sweep_pages["sweep large"]
-    assert "holds the whole record" in words(sweep_pages["sweep large"])
+    assert 'data-packed="gzip"' in pages["sweep large"]
+    assert "holds the whole record" in Page(pages["sweep large"]).words
 
 
 def test_a_record_too_long_for_a_page_keeps_the_curves_of_the_best_rates(
@@ -170,21 +76,13 @@ def test_a_record_too_long_for_a_page_keeps_the_curves_of_the_best_rates(
     monkeypatch.setattr(page, "MOST_PACKED", 1000)
     text = page.render(record)
     path = tmp_path / "record.json"
-    path.write_text(embedded(text), encoding="utf-8")
+    path.write_text(Page(text).record, encoding="utf-8")
     kept = load(path)
     assert isinstance(kept, Sweep)
     best = {(line.batch_size, line.learning_rate) for line in record.best}
     for was, found in zip(record.trials, kept.trials, strict=True):
         assert found == (was if (was.batch_size, was.learning_rate) in best else replace(was, curve=()))
-    assert "without the curves of trials away from the best rates" in words(text)
-
-
-def test_hostile_names_are_text(sweep_pages: dict[str, str], sweeps: dict[str, Record]) -> None:
-    text = sweep_pages["sweep hostile"]
-    assert "<script>alert" not in text
-    assert text.count("<script") == sweep_pages["sweep"].count("<script")
-    assert "{{ 7*7 }}" in words(text)
-    assert "[bold]x[/bold]" in printed(sweeps["sweep hostile"], 200)
+    assert "without the curves of trials away from the best rates" in Page(text).words
 
 
 # The trade-off law
@@ -217,7 +115,7 @@ def test_the_regimes_meet_at_a_third_and_three_times_the_critical_size(sweeps: d
     assert record.law is not None
     spec = drawn(record, "updates_to_target")
     critical = record.law.critical_batch_size.value or math.nan
-    low, high = axis(spec, "x")
+    low, high = domain(spec, "x")
     regimes = data(spec, "name")
     assert [regime["kind"] for regime in regimes] == ["perfect scaling", "diminishing returns", "flat"]
     borders = [regimes[0]["low"], *(regime["high"] for regime in regimes)]
@@ -236,7 +134,7 @@ def test_missed_runs_are_told_by_their_shape(sweeps: dict[str, Record]) -> None:
     assert points[512]["runs"] == "3, 1 missed the target"
     assert "value" not in points[1024]
     assert points[1024]["low"] == pytest.approx(250_000)
-    marks = [layer["mark"] for layer in layers(spec) if isinstance(layer["mark"], dict)]
+    marks = [layer["mark"] for layer in layers(spec)]
     shapes = [(mark.get("filled"), mark.get("shape")) for mark in marks if mark["type"] == "point"]
     assert {(True, None), (False, None), (False, "triangle-up")} <= set(shapes)
     # Where nothing is known of a size but that all its runs missed, it has no mark.
@@ -252,11 +150,12 @@ def test_an_open_critical_size_is_named_at_the_edge(sweeps: dict[str, Record]) -
     assert data(spec, "name") == []
 
 
-def test_every_measured_size_is_inside_the_plot(specs: Specs) -> None:
-    for name, found in specs.items():
+def test_every_measured_size_is_inside_the_plot(sweeps: dict[str, Record]) -> None:
+    for name, record in sweeps.items():
+        found = images.every(record)
         for chart in {"updates_to_target", "examples_to_target"} & set(found):
             spec = found[chart]
-            (left, right), (low, high) = axis(spec, "x"), axis(spec, "y")
+            (left, right), (low, high) = domain(spec, "x"), domain(spec, "y")
             for point in data(spec, "missed"):
                 assert left < point["batch"] < right, name
                 assert low <= point.get("value", point["low"]) <= high, name
@@ -270,7 +169,7 @@ def test_the_table_of_the_law(sweeps: dict[str, Record]) -> None:
     assert "> 250,000" in said
     assert "1 of 3" in said
     assert "diminishing returns" in said
-    rows = tradeoff_sheets.points(law_of(sweeps, "law two"))
+    rows = sweep_view.law_points(law_of(sweeps, "law two"))
     assert [column.heading for column in rows.columns] == ["batch", "examples", "updates", "law", "residual", "runs"]
     assert "not reached" in printed(sweeps["law nothing"])
     assert "(B/B_crit)^p" in printed(sweeps["law general"])
@@ -280,7 +179,7 @@ def test_the_table_of_the_law(sweeps: dict[str, Record]) -> None:
 def test_no_interval_is_printed_with_what_is_not_a_number(
     value: float | None, low: float | None, high: float | None
 ) -> None:
-    said = tradeoff_sheets.needs(Interval(value, low, high, resolved=value is not None))
+    said = sweep_view.needs(Interval(value, low, high, resolved=value is not None))
     assert said
     assert not re.search(r"None|nan|inf|∞", said)
 
@@ -356,7 +255,7 @@ def test_cells_of_the_map_tile_each_column(sweeps: dict[str, Record]) -> None:
 def test_cells_say_what_became_of_their_trials(sweeps: dict[str, Record]) -> None:
     record = of(sweeps, "sweep failing")
     cells = data(drawn(record, "rate_map"), "rate")
-    assert {cell["state"] for cell in cells} == {"", *sweep_rate_charts.SHAPES}
+    assert {cell["state"] for cell in cells} == {"", *sweep_charts.SHAPES}
     for cell in cells:
         own = [t for t in record.trials if (t.batch_size, t.learning_rate) == (cell["batch"], cell["rate"])]
         reached = [t.examples_to_target for t in own if t.examples_to_target is not None]
@@ -367,8 +266,8 @@ def test_cells_say_what_became_of_their_trials(sweeps: dict[str, Record]) -> Non
     shape = next(
         layer["encoding"]["shape"] for layer in layers(drawn(record, "rate_map")) if "shape" in layer["encoding"]
     )
-    assert set(shape["legend"]["values"]) == set(sweep_rate_charts.SHAPES)
-    assert len(set(shape["scale"]["range"])) == len(sweep_rate_charts.SHAPES)
+    assert set(shape["legend"]["values"]) == set(sweep_charts.SHAPES)
+    assert len(set(shape["scale"]["range"])) == len(sweep_charts.SHAPES)
 
 
 def test_without_a_target_the_map_is_of_scores(sweeps: dict[str, Record]) -> None:
@@ -382,7 +281,7 @@ def test_without_a_target_the_map_is_of_scores(sweeps: dict[str, Record]) -> Non
 
 @given(rates=st.lists(st.floats(1e-8, 1e3), min_size=1, max_size=12, unique=True).map(sorted))
 def test_extents_hold_their_rate_and_meet(rates: list[float]) -> None:
-    extents = sweep_rate_charts._extents(rates)
+    extents = sweep_charts.extents(rates)
     assert all(low <= rate <= high for rate, (low, high) in zip(rates, extents, strict=True))
     assert [high for _, high in extents[:-1]] == pytest.approx([low for low, _ in extents[1:]])
 
@@ -396,8 +295,8 @@ def test_scores_stand_with_their_intervals(sweeps: dict[str, Record]) -> None:
     assert {p["batch"]: p["value"] for p in points} == {line.batch_size: line.score.value for line in record.best}
     [highest] = [p["batch"] for p in points if p["kind"] == "highest"]
     assert highest == max(record.best, key=lambda line: line.score.value or 0.0).batch_size
-    target = data(drawn(sweeps["sweep nothing"], "score_by_size"), "at")
-    assert [point["at"] for point in target] == [0.95]
+    target = [p for p in data(drawn(sweeps["sweep nothing"], "score_by_size"), "text") if "batch" not in p]
+    assert target == [{"value": 0.95, "text": "target 0.95"}]
 
 
 def test_curves_are_those_of_the_best_rates(sweeps: dict[str, Record]) -> None:
@@ -412,8 +311,8 @@ def test_curves_are_those_of_the_best_rates(sweeps: dict[str, Record]) -> None:
 # Words
 
 
-def test_the_answer_comes_first_and_trials_last(sweep_pages: dict[str, str], sweeps: dict[str, Record]) -> None:
-    said = words(sweep_pages["sweep"])
+def test_the_answer_comes_first_and_trials_last(pages: dict[str, str], sweeps: dict[str, Record]) -> None:
+    said = Page(pages["sweep"]).words
     order = [
         "Which batch size reaches a score of 0.95 soonest?",
         "fewest examples.",
@@ -431,7 +330,7 @@ def test_the_answer_comes_first_and_trials_last(sweep_pages: dict[str, str], swe
         places.append(said.index(part, places[-1] if places else 0))
     assert places == sorted(places)
     assert "After 400,000" not in said
-    assert "best score after 400,000 examples?" in words(sweep_pages["sweep scores"])
+    assert "best score after 400,000 examples?" in Page(pages["sweep scores"]).words
     assert len(of(sweeps, "sweep").trials) == 117
 
 
@@ -442,14 +341,14 @@ def test_the_table_says_what_each_batch_size_needs(sweeps: dict[str, Record]) ->
     for line in record.best:
         row = next(text for text in said.splitlines() if text.split()[:1] == [f"{line.batch_size:,}"])
         assert f.number(line.learning_rate, 3) in row
-        assert tradeoff_sheets.needs(line.examples_to_target) in row
-    assert "117 trials" in said
+        assert sweep_view.needs(line.examples_to_target) in row
+    assert "trials: 117, 80 reached" in said
     assert "AMD EPYC 7763" in " ".join(said.split())
 
 
 def test_what_to_know_before_trusting_the_numbers(sweeps: dict[str, Record]) -> None:
-    assert sweep_sheets.warnings(of(sweeps, "sweep")) == ()
-    said = {name: " ".join(sweep_sheets.warnings(of(sweeps, name))) for name in sweeps if name.startswith("sweep")}
+    assert sweep_view.warnings(of(sweeps, "sweep")) == ()
+    said = {name: " ".join(sweep_view.warnings(of(sweeps, name))) for name in sweeps if name.startswith("sweep")}
     assert "Interrupted before the sweep was done" in said["sweep interrupted"]
     assert "the disk is full" in said["sweep stopped"]
     assert "One seed" in said["sweep single seed"]
@@ -459,14 +358,14 @@ def test_what_to_know_before_trusting_the_numbers(sweeps: dict[str, Record]) -> 
 
 
 def test_settings_name_what_trained_the_trials(sweeps: dict[str, Record]) -> None:
-    facts = dict(sweep_sheets.settings(of(sweeps, "sweep")))
+    facts = dict(sweep_view.settings(of(sweeps, "sweep")))
     assert facts["trained as"] == "replicas at 6 sizes, separate runs at 3 sizes"
     assert facts["engine"] == "local, 2 processes"
     assert facts["trials"].startswith("80 reached")
-    assert dict(sweep_sheets.settings(of(sweeps, "sweep scores")))["target"] == "none: scores at the budget"
+    assert dict(sweep_view.settings(of(sweeps, "sweep scores")))["target"] == "none: scores at the budget"
 
 
 def test_needed_is_measured_with_what_missed(sweeps: dict[str, Record]) -> None:
-    found = tradeoff_charts.needed(of(sweeps, "sweep failing"))
-    assert {n.batch_size: n.missed for n in found if n.missed}
-    assert all(n.examples.value is None for n in found if n.missed == n.runs)
+    found = sweep_charts.needed(of(sweeps, "sweep failing"))
+    assert [size for size, _, _, missed in found if missed]
+    assert all(examples.value is None for _, examples, runs, missed in found if missed == runs)

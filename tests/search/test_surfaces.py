@@ -13,8 +13,9 @@ import pytest
 
 import batchscope as bs
 from batchscope.records import Advice, FrontierRow, PresentSetting
-from batchscope.report import advice_content, advice_sheets, advice_stops, charts
-from batchscope.report.content import Card
+from batchscope.report.view import Card
+from batchscope.report.views import advice as advice_view
+from batchscope.report.views import goals, view
 
 UNITS = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 TIME = r"([\d.,]+(?:e[+-]\d+)?) (µs|ms|s|min|h)\b"
@@ -49,8 +50,7 @@ def row(advice: Advice) -> FrontierRow:
 
 @pytest.fixture
 def cards(advice: Advice) -> dict[str, Card]:
-    content = advice_content.of_advice(advice, charts.every(advice))
-    return {card.title: card for section in content.sections for card in section.cards}
+    return {card.title: card for section in view(advice).sections for card in section.cards}
 
 
 def test_the_row_is_what_is_predicted(advice: Advice, row: FrontierRow) -> None:
@@ -155,18 +155,18 @@ def test_the_cards_say_the_same(advice: Advice, row: FrontierRow, cards: dict[st
 
 
 def test_the_table_and_the_slider_say_the_same(advice: Advice, row: FrontierRow) -> None:
-    sheet = advice_sheets.frontier(advice)
+    sheet = advice_view.frontier(advice)
     names = [column.heading for column in sheet.columns]
-    [line] = [line for line in sheet.lines if "advised" in line.cells[0]]
-    cells = dict(zip(names, line.cells, strict=True))
+    [line] = [line for line in sheet.lines if "advised" in line[0]]
+    cells = dict(zip(names, line, strict=True))
     assert cells["updates"] == f"{advice.iterations:,}"
     assert float(cells["rate"]) == pytest.approx(advice.learning_rate, rel=ROUNDED)
     if "time" in cells:
         unit = next(c.detail for c in sheet.columns if c.heading == "time").split(",")[0].split(" ")[0]
         shown = float(cells["time"].split(" ")[0].replace(",", ""))
         assert shown * UNITS[unit] == pytest.approx(row.seconds.value, rel=ROUNDED)
-    found = advice_stops.stops(advice)
-    stop = found[advice_stops.asked(advice, found)]
+    found = goals.stops(advice)
+    stop = found[goals.asked(advice, found)]
     standing = stop.of(advice.batch_size)
     assert standing is not None
     assert (standing.seconds, standing.examples, standing.score) == (row.seconds, row.examples, row.score)
@@ -175,7 +175,7 @@ def test_the_table_and_the_slider_say_the_same(advice: Advice, row: FrontierRow)
 def test_the_forecast_leads_to_the_prediction(advice: Advice, row: FrontierRow) -> None:
     if not row.forecast or row.seconds.value is None or row.score.value is None:
         pytest.skip("too few scores were seen for a curve")
-    at_goal = advice_stops.reached(row, row.seconds.value, lambda point: point.seconds)
+    at_goal = goals.reached(row, row.seconds.value, lambda point: point.seconds)
     assert at_goal.value is not None
     spread = (at_goal.high or 0) - (at_goal.low or 0)
     assert at_goal.value == pytest.approx(row.score.value, abs=max(0.03, spread))

@@ -23,7 +23,7 @@ from batchscope.errors import ArgumentError, PlanError
 from batchscope.fit import holm
 from batchscope.progress import ProgressEvent
 from batchscope.records import Comparison, Interval, TrainResult, load
-from batchscope.report import sheets
+from batchscope.report.views import comparison
 from batchscope.study import compare
 from batchscope.study.compare import EXPECTED_TRIALS, checked_pairs, search_seeds
 from batchscope.study.conclusion import conclude
@@ -456,7 +456,7 @@ def test_a_busy_machine_is_said(make_run: MakeRun, make_comparison: Callable[...
     assert "busy" not in record.conclusion
     record = replace(record, contention=0.4)
     assert "other programs took 40% of the processor time that training needed" in conclude(record)
-    assert any("took 40%" in said for said in sheets.warnings(record))
+    assert any("took 40%" in said for said in comparison.warnings(record))
 
 
 @pytest.mark.parametrize("worthless", [math.nan, math.inf, -math.inf])
@@ -643,8 +643,8 @@ def test_a_record_from_before_the_search_said_so_much_is_read_and_shown(workload
     assert isinstance(old, Comparison)
     assert [old.search_of(row) for row in old.rows] == list(old.searches)
     assert old.runs[0].contention is None
-    assert [line.cells[0] for line in sheets.searches(old).lines] == ["16 × 8", "64 × 2"]
-    assert "searched for each row" in sheets.search_cost(old)
+    assert [line[0] for line in comparison.searches(old).lines] == ["16 × 8", "64 × 2"]
+    assert "searched for each row" in comparison.search_cost(old)
     assert old.report(tmp_path / "old.html").stat().st_size > 10_000
 
 

@@ -22,7 +22,7 @@ from batchscope.fit.time_to_target import time_to_target
 from batchscope.measure.child import can_fork
 from batchscope.progress import ProgressEvent
 from batchscope.records import Plan, Sweep, load
-from batchscope.report import sweep_sheets
+from batchscope.report.views import sweep as sweep_view
 from batchscope.study import sweep
 from batchscope.study.sweep import checked_batch_sizes
 from batchscope.study.trial_store import TrialStore
@@ -148,7 +148,7 @@ def test_a_busy_machine_is_said_and_leaves_the_fastest_batch_size_open(
     busy = sweep(small, [4, 16, 64], learning_rates=RATES, seeds=2, target=0.9, examples=20_000, processes=2)
     assert busy.warnings == (warning,)
     assert warning in busy.conclusion
-    assert warning in sweep_sheets.warnings(busy)
+    assert warning in sweep_view.warnings(busy)
     for line, before in zip(busy.best, found.best, strict=True):
         assert line.examples_to_target == before.examples_to_target
     assert busy.time is not None

@@ -10,6 +10,7 @@ import typer
 from batchscope.cli.options import Debug, Quiet
 from batchscope.cli.parsing import check_writable
 from batchscope.cli.showing import show
+from batchscope.errors import ArgumentError
 
 
 def report(
@@ -17,6 +18,9 @@ def report(
     report: Annotated[
         Path | None, typer.Option("--report", help="File of the HTML report; by default next to the record.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file beside the record that batchscope did not make.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -26,4 +30,18 @@ def report(
     loaded = load(record)
     page = record.with_suffix(".html") if report is None else report
     check_writable(page, reads=record)
+    if report is None and not force:
+        _check_ours(page)
     show(loaded, None, page, quiet=quiet)
+
+
+def _check_ours(page: Path) -> None:
+    """Refuse to replace a file that nobody named, unless it is a page that batchscope made."""
+    from batchscope.report.page import is_made_here
+
+    if page.exists() and not is_made_here(page.read_text(encoding="utf-8", errors="replace")):
+        raise ArgumentError(
+            "a page replaces no file that batchscope did not make",
+            got=f"{page}, which exists",
+            mend="name another with --report, or replace it with --force",
+        )

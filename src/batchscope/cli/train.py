@@ -167,7 +167,7 @@ def train(
         )
     common.show(result)
     if advice is not None and not common.quiet:
-        from batchscope.report.advice_sheets import held
+        from batchscope.report.views.advice import held
 
         print(held(advice, result))
     if weights is not None and result.state is not None:

@@ -62,9 +62,9 @@ class Record:
 
     def table(self) -> RenderableType:
         """The record as rich tables and text, for a terminal."""
-        from batchscope.report import tables  # report imports records: the one arrow that turns back
+        from batchscope.report import terminal  # report imports records: the one arrow that turns back
 
-        return tables.render(self)
+        return terminal.render(self)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write the record as one self-contained HTML page, all of it or nothing.

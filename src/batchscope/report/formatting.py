@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -305,6 +306,16 @@ def share(part: float, whole: float) -> str:
     return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%"
 
 
+def plain(text: str) -> str:
+    r"""A text without what a terminal would obey and an image cannot hold: control characters become visible.
+
+    Examples:
+        >>> plain("a\x1b[31mb\nc")
+        'a�[31mb\nc'
+    """
+    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+
+
 def shape(name: Shape | None) -> str:
     """A learning rate's shape over a run, in words.
 
@@ -313,6 +324,42 @@ def shape(name: Shape | None) -> str:
         ('falls to zero as a cosine', 'as the workload says')
     """
     return "as the workload says" if name is None else _SHAPES[name]
+
+
+def percent(part: float | None) -> str:
+    """A part in per cent, two digits of it.
+
+    Examples:
+        >>> percent(0.0234), percent(None)
+        ('2.3%', '–')
+    """
+    return UNKNOWN if part is None or math.isnan(part) else f"{number(100 * part, 2)}%"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things.
+
+    Examples:
+        >>> plural(1, "seed"), plural(1200, "trial")
+        ('1 seed', '1,200 trials')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """Words in a row, the last one after a word of its own.
+
+    Examples:
+        >>> listed(["8", "16", "64"], "or"), listed([])
+        ('8, 16 or 64', '')
+    """
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def shortened(text: str, most: int = 160) -> str:
+    """A text of strangers, on one line and not longer than a table bears."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 _SHAPES: dict[Shape, str] = {

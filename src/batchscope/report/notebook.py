@@ -6,8 +6,10 @@ import base64
 import io
 
 from batchscope.records import Record
-from batchscope.report import charts, page, palette, sheets, tables
-from batchscope.report.content import Content
+from batchscope.report import images, page, terminal
+from batchscope.report.charts import palette
+from batchscope.report.view import View
+from batchscope.report.views import view
 
 OPEN_SECTIONS = 2
 """Sections that are open at first; the others unfold."""
@@ -32,14 +34,13 @@ def render(record: Record) -> str:
     Returns:
         HTML, without a head or a body.
     """
-    drawn = charts.every(record)
-    content = page.content_of(record, drawn)
+    shown = view(record)
     return page.fill(
         "notebook.html",
-        content=content,
-        answer=[part for part in sheets.headline(content.answer) if part],
-        images={name: _image(record, name) for name in _figures(content)},
-        row_colours=palette.row_colours(max(charts.rows_to_colour(record), 1), "light"),
+        view=shown,
+        answer=[part for part in shown.headline if part],
+        images={figure.name: _image(shown, figure.name) for figure in shown.figures[:MOST_FIGURES]},
+        row_colours=palette.row_colours(shown.colours, "light"),
         most_lines=MOST_LINES,
         open=OPEN_SECTIONS,
         style=_style(),
@@ -58,17 +59,13 @@ def plain(record: Record) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
-    Console(file=stream, width=COLUMNS, color_system=None, force_jupyter=False).print(tables.render(record))
+    Console(file=stream, width=COLUMNS, color_system=None, force_jupyter=False).print(terminal.render(record))
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
 
 
-def _figures(content: Content) -> list[str]:
-    return [figure.name for section in content.sections for figure in section.figures][:MOST_FIGURES]
-
-
-def _image(record: Record, name: str) -> str:
+def _image(shown: View, name: str) -> str:
     """An SVG as an address, so that nothing in it can reach the notebook."""
-    drawn = charts.svg(record, name, width=WIDTH)
+    drawn = images.svg_of(shown, name, width=WIDTH)
     return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
 
 
