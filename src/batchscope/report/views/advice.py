@@ -82,8 +82,7 @@ def view(record: Advice) -> View:
         sections=(
             Section("The setting", cards=_setting(record)),
             _frontier(record),
-            Section("Why", cards=_evidence(record)),
-            Section("Reasons", sentences=record.reasons, on="both"),
+            Section("Why", cards=_evidence(record), sentences=record.reasons, on="both"),
             _forecast(record),
             _race(record),
             *((_plan(record, record.plan),) if record.plan is not None else ()),
