@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,7 @@ from batchscope.errors import ArgumentError, BatchscopeError, RunError, first_li
 from batchscope.provenance import available_cores, version
 from batchscope.study.patience import Patience
 from batchscope.study.ray_worker import RayWorker, pickled, versions_here
-from batchscope.study.tasks import Conditions, Event, Finished, Known, Lost, Standing, Task, TaskDone, Trial
+from batchscope.study.tasks import Conditions, Event, Finished, Lost, Task, TaskDone, Trial, key_of
 from batchscope.workload import Workload
 
 CONNECT_SECONDS = 20.0
@@ -87,10 +87,8 @@ class RayEngine:
         >>> conditions = Conditions(target=None, budget_examples=1000, evaluate_every=500)
         >>> if importlib.util.find_spec("ray"):
         ...     engine = RayEngine(load_workload("digits"), conditions, workers=3)
-        ...     assert engine.workers == 3 and not engine.stores
+        ...     assert engine.workers == 3
     """
-
-    stores = False
 
     def __init__(
         self,
@@ -115,7 +113,6 @@ class RayEngine:
         self._queue: collections.deque[Task] = collections.deque()
         self._events: collections.deque[Event] = collections.deque()
         self._deaths: collections.Counter[Trial] = collections.Counter()
-        self._told = Known()
         self._failed_starts = 0
         self._connected_here = False
 
@@ -125,7 +122,7 @@ class RayEngine:
             self._connect()
             self.workers = self.workers or self._places()
             on_gpu = self._device.type == "cuda"
-            # No pool of threads is wider than what is called at once: a wait for events, and a telling of standings.
+            # No pool of threads is wider than what is called at once: a wait for events, and what is to be stopped.
             options = {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0, "max_restarts": 0, "max_concurrency": 2}
             self._actor = self._ray.remote(**options)(RayWorker)
             places = [str(Path(place or ".").resolve()) for place in sys.path]
@@ -152,28 +149,28 @@ class RayEngine:
         """Queue a task."""
         self._queue.append(task)
 
-    def tell(self, standings: Sequence[Standing]) -> None:
-        """Let tasks know how trials elsewhere have ended, those that run now and those that begin later."""
-        self._told.add(standings)
+    def stop(self, trials: Collection[Trial]) -> None:
+        """End these trials at their next evaluation, as "pruned"."""
         for seat in self._seats:
-            if seat.task is not None and (fitting := _of_size(standings, seat.task)):
-                seat.actor.tell.remote(fitting)
+            if own := set(trials).intersection(seat.unfinished):
+                seat.actor.stop.remote(own)
 
-    def next_event(self, timeout_seconds: float) -> Event | None:
-        """The next event, or None when none came in time.
+    def work(self, take: Callable[[Event], None], seconds: float) -> None:
+        """Hand over the events that there are; where there is none, wait for one for so many seconds.
+
+        Args:
+            take: Told of every event.
+            seconds: How long to wait.
 
         Raises:
             RunError: No worker could be started, or the cluster has had none to give for a quarter of an hour.
             ArgumentError: A worker runs another version of this package or of torch.
         """
-        until = time.monotonic() + timeout_seconds
-        while not self._events:
-            self._assign()
-            self._look(min(LOOK_SECONDS, max(0.0, until - time.monotonic())))
-            self._end_silent()
-            if not self._events and time.monotonic() >= until:
-                return None
-        return self._events.popleft()
+        self._assign()
+        self._look(min(LOOK_SECONDS, seconds))
+        self._end_silent()
+        while self._events:
+            take(self._events.popleft())
 
     def _connect(self) -> None:
         if self._ray.is_initialized():
@@ -220,8 +217,7 @@ class RayEngine:
             if self._queue and seat.awaited is None:
                 seat.task, seat.heard = self._queue.popleft(), time.monotonic()
                 seat.finished.clear()
-                told = _of_size(self._told.standings.values(), seat.task)
-                seat.awaited = seat.actor.run.remote(seat.task, told)
+                seat.awaited = seat.actor.run.remote(seat.task)
 
     def _look(self, seconds: float) -> None:
         """Take in what workers have to say, once one of them does."""
@@ -261,7 +257,7 @@ class RayEngine:
         self._patience.heard(_batch_size(task), now - seat.heard)
         seat.heard, seat.awaited = now, None
         self._events.extend(events)
-        seat.finished.update(event.trial for event in events if isinstance(event, Finished))
+        seat.finished.update(key_of(event.result) for event in events if isinstance(event, Finished))
         if any(isinstance(event, (TaskDone, Lost)) for event in events):
             seat.task = None
         else:
@@ -325,11 +321,6 @@ class RayEngine:
 
 def _batch_size(task: Task) -> int:
     return task.trials[0].batch_size
-
-
-def _of_size(standings: Iterable[Standing], task: Task) -> list[Standing]:
-    """Those that matter to a task."""
-    return [standing for standing in standings if standing.trial.batch_size == _batch_size(task)]
 
 
 def _end_of(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import queue
 import sys
 import sysconfig
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -17,9 +17,8 @@ import torch
 from batchscope.errors import ArgumentError, first_line, require
 from batchscope.provenance import version
 from batchscope.study.run_task import run_task, worker_name
-from batchscope.study.tasks import Conditions, Event, Known, Lost, Standing, Task
+from batchscope.study.tasks import Conditions, Event, Lost, Task, Trial
 from batchscope.training import Prepared
-from batchscope.training.memory import is_out_of_memory
 from batchscope.workload import Workload
 
 _LIBRARY = tuple(str(Path(sysconfig.get_path(key)).resolve()) for key in ("stdlib", "platstdlib"))
@@ -31,7 +30,7 @@ class RayWorker:
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._known = Known()
+        self._stopped: set[Trial] = set()
         self._prepared: Prepared | None = None
         self._conditions: Conditions | None = None
 
@@ -62,9 +61,9 @@ class RayWorker:
         self._conditions = conditions
         return name
 
-    def run(self, task: Task, told: Sequence[Standing]) -> tuple[Event, ...]:
-        """Begin a task, given how trials elsewhere have ended by now; its first events."""
-        self.tell(told)
+    def run(self, task: Task) -> tuple[Event, ...]:
+        """Begin a task; its first events."""
+        self._stopped.clear()
         threading.Thread(target=self._train, args=(task,), daemon=True).start()
         return self.events()
 
@@ -76,25 +75,20 @@ class RayWorker:
                 events.append(self._events.get_nowait())
         return tuple(events)
 
-    def tell(self, standings: Sequence[Standing]) -> None:
-        """Take in how trials elsewhere have ended."""
-        self._known.add(standings)
+    def stop(self, trials: Collection[Trial]) -> None:
+        """End these trials at their next evaluation."""
+        self._stopped.update(trials)
 
     def _train(self, task: Task) -> None:
-        if self._prepared is None or self._conditions is None:
-            raise RuntimeError("a worker is prepared before it runs a task")
         torch.set_num_threads(1)  # in some builds of OpenMP a setting of each thread's own
         try:
+            if self._prepared is None or self._conditions is None:
+                raise RuntimeError("a worker is prepared before it runs a task")
             run_task(
-                self._prepared,
-                task,
-                self._conditions,
-                emit=self._events.put,
-                known=lambda: list(self._known.standings.values()),
+                self._prepared, task, self._conditions, emit=self._events.put, stopped=lambda: tuple(self._stopped)
             )
         except BaseException as error:  # a SystemExit too: the actor lives on
-            out_of_memory = is_out_of_memory(error)
-            self._events.put(Lost(task.number, "out of memory" if out_of_memory else "crashed", first_line(error)))
+            self._events.put(Lost.by(task.number, error))
 
 
 def versions_here() -> dict[str, str]:
