@@ -298,8 +298,8 @@ def test_workers_end_with_the_engine_and_with_the_driver(make: Make) -> None:
             with ForkEngine(Prepared(misbehaving(make, hang), CPU), CONDITIONS, processes=2) as engine:
                 for seed in range(2):
                     engine.submit(Task(seed, (Trial(8, BAD, seed),), way="separate"))
-                pids = [worker.process.pid for worker in engine._running.values()]
-                os.write(theirs, f"{pids[0]} {pids[1]}\n".encode())
+                first, second = (worker.process.pid for worker in engine._running.values())
+                os.write(theirs, f"{first} {second}\n".encode())
                 if number is not None:
                     time.sleep(60)
             os._exit(0)

@@ -161,7 +161,7 @@ def _refusal(path: Path) -> str | None:
 
 
 def test_the_store_of_the_release_before_is_read_and_not_resumed(tmp_path: Path) -> None:
-    path = shutil.copy(OLD, tmp_path / "old.db")
+    path = Path(shutil.copy(OLD, tmp_path / "old.db"))
     before = path.read_bytes()
     refusal = r"resumes stores of schema 2; got .* schema 1, which knows its data by a sample only\. Name another file"
     with pytest.raises(StorageError, match=refusal):

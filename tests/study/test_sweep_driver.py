@@ -50,10 +50,17 @@ def run_of(trial: Trial, conditions: Conditions) -> SweepTrial:
     last = 350 if diverges else BUDGET if conditions.target is None else min(BUDGET, EVERY * math.ceil(need / EVERY))
     places = range(0, last + 1, EVERY)
     curve = tuple(
-        CurvePoint(e, e // trial.batch_size, e / 1000, trial.learning_rate, None, math.exp(-e / need), min(1, e / need))
+        CurvePoint(
+            examples=e,
+            iterations=e // trial.batch_size,
+            seconds=e / 1000,
+            learning_rate=trial.learning_rate,
+            training_loss=None,
+            validation_loss=math.exp(-e / need),
+            score=0.9 * min(1, e / need),
+        )
         for e in places
     )
-    curve = tuple(CurvePoint(*(list(vars(point).values())[:6]), 0.9 * point.score) for point in curve)
     reached = conditions.target is not None and curve[-1].score >= conditions.target
     return SweepTrial(
         **trial._asdict(),

@@ -1,15 +1,18 @@
-"""Tasks on a Ray cluster: one actor to a worker, its events fetched as they happen, the store left to the driver."""
+"""Tasks on a Ray cluster: an actor for each worker, whose events are fetched as they happen."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import os
+import queue
 import random
 import signal
 import socket
 import sys
+import sysconfig
 import threading
 import time
 import warnings
@@ -24,8 +27,9 @@ import torch
 from batchscope.errors import ArgumentError, BatchscopeError, RunError, first_line, require
 from batchscope.provenance import available_cores, version
 from batchscope.study.patience import Patience
-from batchscope.study.ray_worker import RayWorker, pickled, versions_here
+from batchscope.study.run_task import run_task, worker_name
 from batchscope.study.tasks import Conditions, Event, Finished, Lost, Task, TaskDone, Trial, key_of
+from batchscope.training import Prepared
 from batchscope.workload import Workload
 
 CONNECT_SECONDS = 20.0
@@ -39,6 +43,8 @@ LOOK_SECONDS = 1.0
 STORE_BYTES = 128 << 20
 # A cluster that is started here sends no figures to Ray's makers, and its workers don't give way to other programs.
 LOCAL_CLUSTER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+_LIBRARY = tuple(str(Path(sysconfig.get_path(key)).resolve()) for key in ("stdlib", "platstdlib"))
+_PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 @dataclass(eq=False)
@@ -183,7 +189,7 @@ class RayEngine:
                 "include_dashboard": False,
                 "object_store_memory": STORE_BYTES + 2 * len(self._pickled),
             }
-        with _undisturbed(), _environment(**LOCAL_CLUSTER), _unheard(self._ray):
+        with _undisturbed(), _quietly(self._ray):
             try:
                 _reach(self._address)
                 self._ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
@@ -367,10 +373,11 @@ def _undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unheard(ray: ModuleType) -> Iterator[None]:
+def _quietly(ray: ModuleType) -> Iterator[None]:
     """Connect without the thread that prints every worker's end on stdout, for which Ray has no setting."""
-    module = ray._private.worker
+    module, before = ray._private.worker, {name: os.environ.get(name) for name in LOCAL_CLUSTER}
     listen = getattr(module, "listen_error_messages", None)
+    os.environ.update(LOCAL_CLUSTER)
     try:
         if listen is not None:
             module.listen_error_messages = lambda *arguments: None
@@ -380,17 +387,141 @@ def _unheard(ray: ModuleType) -> Iterator[None]:
     finally:
         if listen is not None:
             module.listen_error_messages = listen
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
         for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
+            os.environ.pop(name)
+            if value is not None:
                 os.environ[name] = value
+
+
+class RayWorker:
+    """An actor: it trains in a thread of its own, so that it can be asked for events meanwhile."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._stopped: set[Trial] = set()
+        self._prepared: Prepared | None = None
+        self._conditions: Conditions | None = None
+
+    def prepare(
+        self, versions: dict[str, str], pickled: bytes, conditions: Conditions, device: str, places: Sequence[str]
+    ) -> str:
+        """Make the workload ready.
+
+        Args:
+            versions: What the driver runs: see :func:`versions_here`.
+            pickled: The workload.
+            conditions: What all trials have in common.
+            device: Type of device to train on.
+            places: Where the driver imports from; those that exist here too are added.
+
+        Returns:
+            The worker's name.
+
+        Raises:
+            ArgumentError: This process runs other versions.
+        """
+        name, here = worker_name(), versions_here()
+        if differing := [package for package in versions if versions[package] != here[package]]:
+            raise ArgumentError(
+                f"Ray's workers must run what the driver runs, {', '.join(f'{p} {versions[p]}' for p in differing)}",
+                got=f"{', '.join(f'{p} {here[p]}' for p in differing)} on {name}",
+                mend="install the same there",
+            )
+        sys.path.extend(place for place in places if place not in sys.path and Path(place).exists())
+        torch.set_num_threads(1)
+        workload = _cloudpickle().loads(pickled)
+        self._prepared = Prepared(workload, torch.device(device), workers=0 if device == "cpu" else None)
+        self._conditions = conditions
+        return name
+
+    def run(self, task: Task) -> tuple[Event, ...]:
+        """Begin a task; its first events."""
+        self._stopped.clear()
+        threading.Thread(target=self._train, args=(task,), daemon=True).start()
+        return self.events()
+
+    def events(self) -> tuple[Event, ...]:
+        """Wait for the next event; it, and those that have come up since."""
+        events = [self._events.get()]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                events.append(self._events.get_nowait())
+        return tuple(events)
+
+    def stop(self, trials: Collection[Trial]) -> None:
+        """End these trials at their next evaluation."""
+        self._stopped.update(trials)
+
+    def _train(self, task: Task) -> None:
+        torch.set_num_threads(1)  # in some builds of OpenMP a setting of each thread's own
+        try:
+            if self._prepared is None or self._conditions is None:
+                raise RuntimeError("a worker is prepared before it runs a task")
+            run_task(
+                self._prepared, task, self._conditions, emit=self._events.put, stopped=lambda: tuple(self._stopped)
+            )
+        except BaseException as error:  # a SystemExit too: the actor lives on
+            self._events.put(Lost.by(task.number, error))
+
+
+def versions_here() -> dict[str, str]:
+    """The versions that decide whether two processes make the same trial of the same numbers.
+
+    Which machine torch was built for is left out: the driver of a cluster of GPUs may have none.
+    """
+    return {"batchscope": version(), "torch": torch.__version__.partition("+")[0]}
+
+
+def pickled(workload: Workload) -> bytes:
+    """A workload as bytes, with the person's own modules by value, since another machine doesn't have them.
+
+    Args:
+        workload: What is trained.
+
+    Returns:
+        What ``pickle.loads`` makes a workload of, where the same packages are installed.
+
+    Raises:
+        ArgumentError: It holds something that cannot be pickled.
+    """
+    cloudpickle = _cloudpickle()
+    # A script is in there under two names, and goes by value anyway.
+    own = {module.__name__: module for module in list(sys.modules.values()) if _is_own(module)}
+    own.pop("__main__", None)
+    with contextlib.ExitStack() as stack:
+        for module in own.values():
+            cloudpickle.register_pickle_by_value(module)
+            stack.callback(cloudpickle.unregister_pickle_by_value, module)
+        try:
+            return bytes(cloudpickle.dumps(workload))
+        except Exception as error:
+            refusal = error
+    # A module that holds a lock, say, travels by name only.
+    with contextlib.suppress(Exception):
+        return bytes(cloudpickle.dumps(workload))
+    raise ArgumentError(
+        "a workload must be picklable to reach the workers of a Ray cluster",
+        got=first_line(refusal),
+        mend="have open files, locks and connections made in the functions that use them, not kept in the workload",
+    ) from refusal
+
+
+def _is_own(module: ModuleType) -> bool:
+    """Whether a module is neither installed nor part of Python or of this package."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or sys.modules.get(module.__name__) is not module:
+        return False
+    path = Path(file).resolve()
+    depth = module.__name__.count(".") + (path.stem == "__init__")
+    library = str(path).startswith((*_LIBRARY, _PACKAGE))
+    return path.is_file() and not library and not _holds_installed(path.parents[min(depth, len(path.parents) - 1)])
+
+
+@functools.cache
+def _holds_installed(folder: Path) -> bool:
+    """Whether packages were installed into a folder, be it site-packages or one of PYTHONPATH."""
+    return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))
+
+
+def _cloudpickle() -> ModuleType:
+    return require("ray.cloudpickle", "run a sweep on a Ray cluster", "batchscope[ray]")

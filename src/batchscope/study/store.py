@@ -318,8 +318,8 @@ def run_key(plan: Plan, seed: int, evaluate_every: int) -> str:
     """The name of a run: its batch size, its seed, and a hash of everything that determines it.
 
     Examples:
-        >>> run_key(Plan(batch_size=8, learning_rate=0.1, iterations=3), 0, 64)[:7]
-        'b8-s0-a'
+        >>> run_key(Plan(batch_size=8, learning_rate=0.1, iterations=3), 0, 64)[:6]
+        'b8-s0-'
     """
     key = json.dumps([encode(plan), seed, evaluate_every], sort_keys=True)
     digest = hashlib.blake2b(key.encode(), digest_size=10).hexdigest()
