@@ -152,6 +152,12 @@ def test_what_one_worker_has_measured_the_next_does_not_measure_again(
     monkeypatch.setattr(ways, "WORTH_UPDATES", 1)
     with ForkEngine(Prepared(make("mlp"), CPU), CONDITIONS, processes=1) as engine:
         events = events_of(engine, *(Task(seed, (Trial(8, 0.1, seed),)) for seed in range(2)))
+        assert len({e.worker for e in events if isinstance(e, Began)}) == 1
+        # A worker that dies while it waits costs nothing.
+        [worker] = engine._workers.values()
+        os.kill(worker.process.pid or 0, signal.SIGKILL)
+        worker.process.join()
+        events += events_of(engine, Task(2, (Trial(8, 0.1, 2),)))
     assert {e.trained_as for e in events if isinstance(e, TaskDone)} == {"separate runs: measured"}
     assert len({e.worker for e in events if isinstance(e, Began)}) == 2
     assert (tmp_path / "log").read_text() == "8 1\n"
@@ -298,7 +304,7 @@ def test_workers_end_with_the_engine_and_with_the_driver(make: Make) -> None:
             with ForkEngine(Prepared(misbehaving(make, hang), CPU), CONDITIONS, processes=2) as engine:
                 for seed in range(2):
                     engine.submit(Task(seed, (Trial(8, BAD, seed),), way="separate"))
-                first, second = (worker.process.pid for worker in engine._running.values())
+                first, second = (worker.process.pid for worker in engine._workers.values())
                 os.write(theirs, f"{first} {second}\n".encode())
                 if number is not None:
                     time.sleep(60)

@@ -1,9 +1,10 @@
-"""Tasks on this machine, each in a forked process of its own, whose end is never the end of the sweep.
+"""Tasks on this machine, in forked processes, whose end is never the end of the sweep.
 
 Why not a pool of a library: in concurrent.futures and in loky a worker that dies breaks the whole pool, and with it the
 trials of all the others; a future says nothing before its end, while a sweep needs every trial of a stack as it ends;
 and a fork shares the data, and models that cannot be pickled, for nothing. So what is kept is the standard library's
-process and pipe, one of each for a task, and what crash isolation takes.
+process and pipe, and what crash isolation takes. A worker goes on to the next task, since a fresh one needs a third of
+a second until it is warm.
 """
 
 from __future__ import annotations
@@ -148,10 +149,10 @@ class HereEngine:
 
 
 class ForkEngine:
-    """Runs each task in a forked process with one thread, on a core of its own.
+    """Runs tasks in forked processes, each with one thread on a core of its own.
 
-    A process that dies, hangs or is killed costs the task that it was at. The processes end with this one, however
-    that ends.
+    A process that dies, hangs or is killed costs the task that it was at, and another takes its place. The processes
+    end with this one, however that ends.
 
     Args:
         prepared: The workload, with its data on the CPU: workers share this process's copy.
@@ -188,16 +189,16 @@ class ForkEngine:
         self._cores = sorted(os.sched_getaffinity(0))
         self._patience = Patience(timeout_seconds)
         self._waiting: deque[Task] = deque()
-        self._running: dict[int, _Worker] = {}  # by the place that each has
+        self._workers: dict[int, _Worker] = {}  # by the place that each has
 
     def __enter__(self) -> ForkEngine:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._waiting.clear()
-        for worker in self._running.values():
+        for worker in self._workers.values():
             worker.end()
-        self._running.clear()
+        self._workers.clear()
 
     def submit(self, task: Task) -> None:
         """Queue a task; tasks begin in the order submitted."""
@@ -206,8 +207,8 @@ class ForkEngine:
 
     def stop(self, trials: Collection[Trial]) -> None:
         """End these trials at their next evaluation, as "pruned"."""
-        for worker in self._running.values():
-            if own := set(trials).intersection(worker.task.trials):
+        for worker in self._workers.values():
+            if worker.task is not None and (own := set(trials).intersection(worker.task.trials)):
                 with contextlib.suppress(OSError):  # it has just died
                     worker.pipe.send(own)
 
@@ -218,24 +219,25 @@ class ForkEngine:
             take: Told of every event.
             seconds: How long to wait.
         """
-        places = {worker.pipe: place for place, worker in self._running.items()}
-        sentinels: dict[Any, int] = {worker.process.sentinel: place for place, worker in self._running.items()}
+        places = {worker.pipe: place for place, worker in self._workers.items()}
+        sentinels: dict[Any, int] = {worker.process.sentinel: place for place, worker in self._workers.items()}
         ready = wait([*places, *sentinels], min(seconds, LOOK_SECONDS))
         ended = {sentinels[one] for one in ready if one in sentinels}
         for place in {places[one] for one in ready if one in places} | ended:
             for event in self._hear(place, ended=place in ended):
                 take(event)
-        for place, worker in list(self._running.items()):
-            allowed = self._patience.seconds(worker.task.trials[0].batch_size)
-            if time.monotonic() - worker.heard_at > allowed:
-                del self._running[place]
-                worker.end()
-                take(Lost(worker.task.number, "timed out", f"nothing was heard of it for {allowed:,.0f} s"))
+        for place, worker in list(self._workers.items()):
+            if worker.task is not None:
+                allowed = self._patience.seconds(worker.task.trials[0].batch_size)
+                if time.monotonic() - worker.heard_at > allowed:
+                    del self._workers[place]
+                    worker.end()
+                    take(Lost(worker.task.number, "timed out", f"nothing was heard of it for {allowed:,.0f} s"))
         self._begin()
 
     def _hear(self, place: int, *, ended: bool) -> list[Event]:
         """What a worker has sent, and whether it is gone."""
-        worker, events = self._running[place], list[Event]()
+        worker, task, events = self._workers[place], self._workers[place].task, list[Event]()
         try:
             while worker.pipe.poll():
                 message = worker.pipe.recv()
@@ -246,29 +248,39 @@ class ForkEngine:
         except (EOFError, OSError):  # half a message of one that died is none
             ended = True
         now = time.monotonic()
-        if events:
-            self._patience.heard(worker.task.trials[0].batch_size, now - worker.heard_at)
+        if events and task is not None:
+            self._patience.heard(task.trials[0].batch_size, now - worker.heard_at)
             worker.heard_at = now
-        done = bool(events) and isinstance(events[-1], (TaskDone, Lost))
-        if done or ended:
-            del self._running[place]
+        if events and isinstance(events[-1], (TaskDone, Lost)):
+            worker.task = None
+        if ended:
+            del self._workers[place]
             how = worker.end()
-            if not done:
+            if worker.task is not None:
                 events.append(Lost(worker.task.number, *how))
         return events
 
     def _begin(self) -> None:
-        free = (place for place in range(self.workers) if place not in self._running)
-        for place in list(free)[: len(self._waiting)]:
-            core = self._cores[place % len(self._cores)]
-            self._running[place] = _Worker(self._waiting.popleft(), self.prepared, self.conditions, core)
+        for place in range(self.workers):
+            worker = self._workers.get(place)
+            if not self._waiting:
+                return
+            if worker is not None and worker.task is None and not worker.process.is_alive():
+                worker.end()  # it died of something else, while it waited
+                worker = None
+            if worker is None:
+                core = self._cores[place % len(self._cores)]
+                worker = self._workers[place] = _Worker(self.prepared, self.conditions, core)
+            if worker.task is None:
+                worker.begin(self._waiting.popleft(), ways_of(self.prepared))
 
 
 class _Worker:
-    """A process that runs one task, as this one sees it."""
+    """A process that runs tasks, as this one sees it; ``task`` is what it is at."""
 
-    def __init__(self, task: Task, prepared: Prepared, conditions: Conditions, core: int) -> None:
-        self.task, self.heard_at = task, time.monotonic()
+    def __init__(self, prepared: Prepared, conditions: Conditions, core: int) -> None:
+        self.task: Task | None = None
+        self.heard_at = time.monotonic()
         self.pipe, theirs = multiprocessing.Pipe()
         self._last_words = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 — closed in end()
         self._driver = os.getpid()
@@ -282,6 +294,13 @@ class _Worker:
                 rule, mend = "a sweep's worker must be a process of its own", "ask for fewer processes"
                 raise RunError(rule, got=first_line(error), mend=mend) from error
         theirs.close()
+
+    def begin(self, task: Task, ways: Ways) -> None:
+        """Send it a task, and what others have found out of the fastest ways."""
+        self.task, self.heard_at = task, time.monotonic()
+        with contextlib.suppress(OSError):  # it has just died
+            self.pipe.send(ways)
+            self.pipe.send(task)
 
     def end(self) -> tuple[Any, str]:
         """End it, with all processes of its own; what it had died of, as a lone trial's outcome and in words."""
@@ -311,28 +330,41 @@ class _Worker:
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
         torch.set_num_threads(1)
         faulthandler.enable(self._last_words.fileno(), all_threads=False)
-        stopped: set[Trial] = set()
+        tasks, stopped = list[Task](), set[Trial]()
+
+        def receive() -> None:
+            message = pipe.recv()
+            if isinstance(message, Task):
+                tasks.append(message)
+                stopped.clear()
+            elif isinstance(message, Ways):
+                ways_of(prepared).add(message)
+            else:
+                stopped.update(message)
 
         def look() -> Collection[Trial]:
             while pipe.poll():
-                stopped.update(pipe.recv())
+                receive()
             return stopped
 
         def emit(event: Event) -> None:
-            if isinstance(event, TaskDone):  # it is ended at once
-                _flush()
-                pipe.send(ways_of(prepared))
+            if isinstance(event, TaskDone):
+                pipe.send(ways_of(prepared))  # first, so that the next task can be told
             pipe.send(event)
 
         try:
             with stop_requests() as stop:
                 stop.requested = False  # whatever was asked of the driver
-                run_task(prepared, self.task, conditions, emit=emit, stopped=look, stop=stop)
-        except BaseException as error:  # a SystemExit of the workload's too
-            _flush()
-            with contextlib.suppress(OSError):
-                pipe.send(Lost.by(self.task.number, error))
-        finally:
+                while True:
+                    while not tasks:
+                        receive()
+                    task = tasks.pop()
+                    try:
+                        run_task(prepared, task, conditions, emit=emit, stopped=look, stop=stop)
+                    except BaseException as error:  # a SystemExit of the workload's too
+                        pipe.send(Lost.by(task.number, error))
+                    _flush()
+        finally:  # the driver is gone
             os._exit(0)
 
 
