@@ -78,7 +78,7 @@ def fingerprint(workload: Workload) -> str:
     Two workloads of one fingerprint train to the same numbers on the same machine and software. Of the data, the
     shapes and 256 examples spread over each set are hashed; of the model, its initial weights, its modules, their
     settings and the compiled code of their ``forward``; of functions, their compiled code, but not that of what they
-    call.
+    call. What resumes asks :func:`data_fingerprint` too.
 
     Args:
         workload: What is trained.
@@ -87,6 +87,28 @@ def fingerprint(workload: Workload) -> str:
         16 hexadecimal digits.
     """
     return _identify(workload)[0]
+
+
+def data_fingerprint(workload: Workload) -> str:
+    """A hash of the training and the validation examples, to tell whether they have changed.
+
+    Of tensors every byte counts, at about a gigabyte a second. Of a Dataset, whose examples may take their time, its
+    length and 256 examples spread over it do: a change of the others is not seen.
+
+    Args:
+        workload: Whose data.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for examples in (workload.train, workload.validation):
+        tensors = as_tensors(examples)
+        if tensors is None:
+            _add_examples(digest, examples, workload, SAMPLE)
+        for tensor in tensors or ():
+            _add(digest, tensor)
+    return digest.hexdigest()
 
 
 def _identify(workload: Workload) -> tuple[str, str]:
@@ -123,12 +145,12 @@ def _identify(workload: Workload) -> tuple[str, str]:
     return _fingerprints[workload]
 
 
-def _add_examples(digest: Any, examples: Examples, workload: Workload) -> None:
+def _add_examples(digest: Any, examples: Examples, workload: Workload, most: int | None = None) -> None:
     count = length(examples)
     _add(digest, count)
     tensors = as_tensors(examples)
     # A Dataset may take its time for each example, tensors do not.
-    wanted = SAMPLE if tensors is not None else 8
+    wanted = most or (SAMPLE if tensors is not None else 8)
     indices = sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)})
     with isolated(0, current_device()):
         _add(digest, take(examples, indices, workload.collate))
@@ -139,7 +161,7 @@ def _add_examples(digest: Any, examples: Examples, workload: Workload) -> None:
 def _add(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         _add(digest, (str(value.dtype), tuple(value.shape)))
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, dict):
         for key, item in value.items():
             _add(digest, key)

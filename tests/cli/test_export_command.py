@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from batchscope.study.tasks import Conditions, Trial
-from batchscope.study.trial_store import TrialStore
+from batchscope.study.store import Store
+from batchscope.study.tasks import Trial, failed
 
 from .conftest import Command
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    with TrialStore.open(tmp_path / "sweep.db", {}, Conditions(0.9, 1000, 100)) as store:
-        store.fail(Trial(8, 0.1, 0), "crashed", "killed by SIGSEGV")
+    with Store.open(tmp_path / "sweep.db", {}) as store:
+        store.put(failed(Trial(8, 0.1, 0), "crashed", "killed by SIGSEGV"))
     return tmp_path / "sweep.db"
 
 

@@ -343,11 +343,21 @@ def test_what_is_written_replaces_what_was_there(tmp_path: Path) -> None:
 def test_the_file_s_permissions_are_those_of_any_new_file(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        write_atomically(tmp_path / "file", b"")
-        assert os.umask(umask) == umask
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "umask", lambda mask: pytest.fail("it is the whole process's, other threads included"))
+            write_atomically(tmp_path / "file", b"")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(mode)
+    write_atomically(path, b"new")
+    assert (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) == (mode, b"new")
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
@@ -423,7 +433,7 @@ def test_a_folder_that_is_read_only_is_said_so(tmp_path: Path, monkeypatch: pyte
     def refuse(*arguments: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("batchscope.records.base.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(StorageError, match="Permission denied"):
         write_atomically(tmp_path / "file", b"")
 

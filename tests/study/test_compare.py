@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sqlite3
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -562,7 +563,10 @@ def test_an_error_in_the_middle_keeps_what_was_finished(make_workload: MakeWorkl
 
 def test_a_run_without_memory_is_tried_again_from_a_store(memory_for_32: Workload, tmp_path: Path) -> None:
     compare(memory_for_32, [(16, 8), (64, 2)], seeds=1, learning_rate="fixed", store=tmp_path)
-    assert [json.loads(p.read_text())["outcome"] for p in tmp_path.glob("run-*.json")] == ["finished"]
+    with sqlite3.connect(tmp_path / "runs.db") as connection:
+        [(key, result)] = connection.execute("SELECT key, result FROM runs").fetchall()
+    connection.close()
+    assert (key[:4], json.loads(result)["outcome"]) == ("b16-", "finished")
 
 
 # Progress

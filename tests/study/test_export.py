@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from batchscope.errors import ArgumentError, MissingPackageError, StorageError
 from batchscope.records import SweepTrial, TrainResult
 from batchscope.study.export import _harmless, export
-from batchscope.study.tasks import Conditions, Trial
-from batchscope.study.trial_store import TrialStore
+from batchscope.study.store import Store
+from batchscope.study.tasks import Trial, failed, trial_of
 
 MakeRun = Callable[..., TrainResult]
 Command = Callable[..., Any]
@@ -26,15 +26,19 @@ WHICH = ("batch_size", "learning_rate", "seed")
 
 
 @pytest.fixture
-def store(tmp_path: Path, make_run: MakeRun) -> Iterator[TrialStore]:
+def store(tmp_path: Path, make_run: MakeRun) -> Iterator[Store]:
     """Trials of every kind, with numbers that are hard to write and texts that are hard to read."""
-    with TrialStore.open(tmp_path / "sweep.db", {}, Conditions(0.9, 1000, 100)) as store:
+    with Store.open(tmp_path / "sweep.db", {}) as store:
         run = make_run()
         odd = replace(run.curve[1], score=math.nan, validation_loss=math.inf, learning_rate=1e-300)
-        store.finish(Trial(8, 0.1, 0), replace(run, outcome="reached", reached=True, best_score=0.1 + 0.2))
-        store.finish(Trial(8, 5e-324, 1), replace(run, outcome="diverged", curve=(odd,), stack_size=4, best_score=None))
-        store.fail(Trial(2**40, 1 / 3, 2**63 - 1), "crashed", '=HYPERLINK("http://example.org")')
-        store.fail(Trial(16, 0.5, 0), "crashed", 'said "no",\nthen\r\nnothing; größer \udcff')
+        diverged = replace(run, outcome="diverged", curve=(odd,), stack_size=4, best_score=None)
+        for trial in (
+            trial_of(Trial(8, 0.1, 0), replace(run, outcome="reached", reached=True, best_score=0.1 + 0.2)),
+            trial_of(Trial(8, 5e-324, 1), diverged),
+            failed(Trial(2**40, 1 / 3, 2**63 - 1), "crashed", '=HYPERLINK("http://example.org")'),
+            failed(Trial(16, 0.5, 0), "crashed", 'said "no",\nthen\r\nnothing; größer \udcff'),
+        ):
+            store.put(trial)
         yield store
 
 
@@ -64,9 +68,9 @@ def as_was(text: str, like: Any) -> Any:
     return type(like)(text.removeprefix("'") if isinstance(like, str) else text)
 
 
-def test_csv_comes_back_as_it_was(store: TrialStore, tmp_path: Path) -> None:
+def test_csv_comes_back_as_it_was(store: Store, tmp_path: Path) -> None:
     trials, written = tmp_path / "new folder" / "trials.csv", tmp_path / "curves.csv"
-    assert export(store.path, csv=trials, curves=written) == (trials, written)
+    assert export(tmp_path / "sweep.db", csv=trials, curves=written) == (trials, written)
     kept = store.trials()
     for rows, expected in ((read_csv(trials), [*map(columns, kept)]), (read_csv(written), evaluations(kept))):
         assert len(rows) == len(expected)
@@ -75,9 +79,9 @@ def test_csv_comes_back_as_it_was(store: TrialStore, tmp_path: Path) -> None:
             assert repr({name: as_was(row[name], value) for name, value in wanted.items()}) == repr(wanted)
 
 
-def test_parquet_comes_back_as_it_was(store: TrialStore, tmp_path: Path) -> None:
+def test_parquet_comes_back_as_it_was(store: Store, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    export(store.path, parquet=tmp_path / "trials.parquet", curves=tmp_path / "curves.PARQUET")
+    export(tmp_path / "sweep.db", parquet=tmp_path / "trials.parquet", curves=tmp_path / "curves.PARQUET")
     table = parquet.read_table(tmp_path / "trials.parquet")
     kept = store.trials()
     assert table.to_pylist() == [*map(columns, kept)]
@@ -90,7 +94,7 @@ def test_parquet_comes_back_as_it_was(store: TrialStore, tmp_path: Path) -> None
 
 def test_an_empty_store_gives_tables_without_rows(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    TrialStore.open(tmp_path / "sweep.db", {}, Conditions(0.9, 1000, 100)).close()
+    Store.open(tmp_path / "sweep.db", {}).close()
     trials, table = tmp_path / "trials.csv", tmp_path / "trials.parquet"
     export(tmp_path / "sweep.db", csv=trials, parquet=table, curves=tmp_path / "curves.csv")
     assert trials.read_text().startswith("batch_size,learning_rate,seed,outcome,")
@@ -107,12 +111,10 @@ def test_no_text_is_run_by_a_spreadsheet(text: str) -> None:
     assert cell.removeprefix("'") == text or cell == text
 
 
-def test_parquet_without_pyarrow_writes_nothing(
-    store: TrialStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_without_pyarrow_writes_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'batchscope\[parquet\]'"):
-        export(store.path, csv=tmp_path / "trials.csv", parquet=tmp_path / "trials.parquet")
+        export(tmp_path / "sweep.db", csv=tmp_path / "trials.csv", parquet=tmp_path / "trials.parquet")
     assert not (tmp_path / "trials.csv").exists()
 
 

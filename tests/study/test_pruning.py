@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchscope.study.pruning import SLACK, far_behind, prunable, rank
+from batchscope.study.pruning import SLACK, Curve, far_behind, hopeless, prunable, rank, resolve
 from batchscope.study.rate_search import RateSearch
-from batchscope.study.tasks import Standing, Trial
+from batchscope.study.tasks import Conditions, Standing, Trial
 
 BUDGET = 5000
 TARGETS = {"digits": (0.93, 0.95, 0.96), "digits_1024": (0.93, 0.95), "digits_linear": (0.95, 0.96)}
@@ -215,3 +215,64 @@ def test_without_a_target_little_is_said_and_nothing_early() -> None:
         for s in o.values()
     ]
     assert pruned_rates(*everything, target=None) == {0.0, 3.0}
+
+
+def test_without_a_target_a_lone_divergence_before_any_rate_is_done_says_nothing() -> None:
+    others = [at(rate, seed, "running", 3000, 0.5) for rate in (0.1, 0.2, 0.3, 0.4) for seed in range(3)]
+    diverged = [at(0.8, 0, "diverged", 100), at(0.8, 1, "running", 0), at(0.8, 2, "running", 0)]
+    assert pruned_rates(*others, *diverged, target=None) == set()
+    assert pruned_rates(*others[3:], at(0.1, 0, "missed", BUDGET, 0.5), *diverged, target=None) == {0.8}
+
+
+# --- waves ------------------------------------------------------------------------------------------------------------
+
+
+def curve(rate: float, seed: int, *examples: int, ended: Any = None) -> Curve:
+    trial = Trial(32, rate, seed)
+    points = [Standing(trial, "running", e, None, None) for e in examples]
+    return Curve(
+        trial, points, ended and Standing(trial, ended, 1050 if ended == "diverged" else examples[-1], None, None)
+    )
+
+
+AIMING = Conditions(target=0.9, budget_examples=BUDGET, evaluate_every=500)
+EIGHT = (0, 500, 1000, 1500, 2000, 2500, 3000, 3500)
+
+
+def test_a_wave_ends_as_if_its_trials_were_trained_side_by_side() -> None:
+    quick, slow = curve(0.1, 0, *EIGHT[:3], ended="reached"), curve(0.2, 0, *EIGHT, ended="reached")
+    found = resolve([slow, quick], [], AIMING)
+    assert {t.learning_rate: s.ended for t, s in found.standings.items()} == {0.1: "reached", 0.2: "pruned"}
+    assert found.evaluations == {slow.trial: 4}  # 1,500 examples: one seed alone has to be behind by the slack
+    assert found.standings[slow.trial].examples == 1500
+    assert not found.missing
+    assert resolve([slow, quick], [], Conditions(0.9, BUDGET, 500, pruning=False)).evaluations == {}
+
+
+def test_a_wave_says_what_it_still_has_to_know() -> None:
+    short = curve(0.2, 0, *EIGHT[:3])
+    assert resolve([short, curve(0.1, 0, *EIGHT[:3], ended="reached")], [], AIMING).missing == {short.trial}
+    assert resolve([short], [at(0.1, 0, "reached", 600)], AIMING).missing == set()  # 1,000 are more than 900
+
+
+def test_a_trial_that_failed_is_as_if_it_were_not_there_and_one_that_diverged_ends_after_its_last_evaluation() -> None:
+    failed = Curve(Trial(32, 0.1, 0), [], at(0.1, 0, "failed", 0))
+    other = curve(0.2, 0, *EIGHT, ended="missed")
+    assert resolve([failed, other], [], AIMING).standings[other.trial].ended == "missed"
+    wild, mate = curve(0.4, 0, *EIGHT[:3], ended="diverged"), curve(0.4, 1, *EIGHT)
+    best = [curve(0.1, seed, *EIGHT[:2], ended="reached") for seed in (0, 1)]
+    found = resolve([wild, mate, *best], [], AIMING)
+    assert found.standings[wild.trial].ended == "pruned"  # the best was there before
+    assert found.evaluations[mate.trial] == 2
+    assert resolve([wild], [], AIMING).standings[wild.trial].ended == "diverged"
+
+
+def test_what_is_under_way_is_judged_by_where_the_others_were_then() -> None:
+    done = curve(0.1, 0, *EIGHT[:3], ended="reached")
+    for evaluations, out in ((3, False), (4, True), (8, True)):
+        ahead = curve(0.2, 0, *EIGHT[:evaluations])
+        assert hopeless([done, ahead], [ahead], [], AIMING) == ({ahead.trial} if out else set())
+    # A seed that took long takes nothing from one that has just begun.
+    rivals = [curve(0.2, 0, *EIGHT, ended="reached"), curve(0.2, 1, *EIGHT[:2])]
+    both = [curve(0.1, seed, *EIGHT[:3], ended="reached") for seed in (0, 1)]
+    assert hopeless([*both, *rivals], rivals[1:], [], AIMING) == set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import re
 import signal
@@ -12,7 +11,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,17 @@ import torch
 
 from batchscope.errors import ArgumentError, MissingPackageError, RunError
 from batchscope.study import ray_engine
-from batchscope.study.ray_engine import RayEngine
-from batchscope.study.ray_worker import pickled
-from batchscope.study.tasks import Began, Conditions, Evaluated, Event, Finished, Lost, Task, TaskDone, Trial
+from batchscope.study.ray_engine import RayEngine, pickled
+from batchscope.study.tasks import Began, Conditions, Evaluated, Event, Finished, Lost, Task, TaskDone, Trial, key_of
 from batchscope.training import Prepared, Run
 from batchscope.workload import Workload, load_workload
 
 CONDITIONS = Conditions(target=None, budget_examples=400, evaluate_every=100, pruning=False)
-WAITS, EXITS, RAISES, HANGS = 0.0625, 1001.0, 1002.0, 1003.0
+WAITS, SLOW, EXITS, RAISES, HANGS = 0.0625, 0.3, 1001.0, 1002.0, 1003.0
 # Far more than anything here takes; a wait ends as soon as what it is for has happened.
 PATIENCE = 240.0
+# Ray's own limit for a start, of a minute, is too little for a machine that is busy.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", str(int(PATIENCE)))
 
 
 def optimizer(flag: Path, parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
@@ -45,7 +45,10 @@ def optimizer(flag: Path, parameters: Any, learning_rate: float) -> torch.optim.
         raise ValueError("a rate that nobody wants")
     if learning_rate == HANGS:
         threading.Event().wait()
-    return torch.optim.SGD(parameters, lr=learning_rate)
+    made = torch.optim.SGD(parameters, lr=learning_rate)
+    if learning_rate == SLOW:
+        made.register_step_pre_hook(lambda *_: time.sleep(0.05))
+    return made
 
 
 def task(number: int, *rates: float) -> Task:
@@ -53,7 +56,15 @@ def task(number: int, *rates: float) -> Task:
 
 
 # What takes longest first.
-TASKS = [task(0, 0.5, WAITS, 0.25), task(1, EXITS), task(2, HANGS), task(3, 0.125, 0.25), task(4, RAISES), task(5, 0.5)]
+TASKS = [
+    task(0, 0.5, WAITS, 0.25),
+    task(1, EXITS),
+    task(2, HANGS),
+    task(3, 0.125, 0.25),
+    task(4, RAISES),
+    task(5, 0.5),
+    task(6, SLOW),
+]
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -66,14 +77,9 @@ def until(happened: Callable[[], bool]) -> None:
 def events_of(engine: RayEngine, tasks: list[Task], on_event: Callable[[Event], None] | None = None) -> list[Event]:
     """Run tasks to their end, those lost without blame again; everything that was told."""
     told: list[Event] = []
-    for each in tasks:
-        engine.submit(each)
-    left, end = {each.number: each for each in tasks}, time.monotonic() + PATIENCE
-    while left:
-        assert time.monotonic() < end, f"{left} did not end"
-        event = engine.next_event(0.5)
-        if event is None:
-            continue
+    left = {each.number: each for each in tasks}
+
+    def take(event: Event) -> None:
         told.append(event)
         if on_event is not None:
             on_event(event)
@@ -81,6 +87,13 @@ def events_of(engine: RayEngine, tasks: list[Task], on_event: Callable[[Event], 
             engine.submit(left[event.task])
         elif isinstance(event, (Lost, TaskDone)):
             left.pop(event.task)
+
+    for each in tasks:
+        engine.submit(each)
+    end = time.monotonic() + PATIENCE
+    while left:
+        assert time.monotonic() < end, f"{left} did not end"
+        engine.work(take, 0.5)
     return told
 
 
@@ -94,20 +107,15 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-@pytest.fixture(scope="module")
-def cluster(wanted: Callable[[bool, str], None]) -> Iterator[Any]:
-    """A cluster of three places that this process is not connected to."""
-    try:
-        from ray.cluster_utils import Cluster
-    except ModuleNotFoundError:
-        wanted(False, "ray")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ray_engine.LOCAL_CLUSTER.items():
-            patch.setenv(name, value)
-        head = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 128 << 20}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-    yield cluster
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+def children() -> set[int]:
+    """Processes that this one has started."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent, *_ = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
+            if int(parent) == os.getpid() and state != "Z":
+                found.add(int(stat.parent.name))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -117,23 +125,47 @@ def workload(make: Callable[..., Workload], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def told(cluster: Any, workload: Workload) -> list[Event]:
-    """Everything told of six tasks on three workers, of which one is killed in the middle of the first task."""
+def told(workload: Workload, wanted: Callable[[bool, str], None]) -> list[Event]:
+    """Everything told of seven tasks on two workers, of which one is killed in the middle of the first task.
+
+    It is the one cluster that is started here; all that needs one is tried in it.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        wanted(False, "ray")
     flag = workload.optimizer.args[0]  # type: ignore[attr-defined]
     running: dict[int, int] = {}
+    random_state, handler, before = torch.random.get_rng_state(), signal.getsignal(signal.SIGTERM), children()
 
-    def kill_once(event: Event) -> None:
+    def look(event: Event) -> None:
         if isinstance(event, Began):
             running[event.task] = pid_of(event.worker)
         if isinstance(event, Finished) and event.task == 0 and not flag.exists():
             os.kill(running[0], signal.SIGKILL)
             until(lambda: not is_alive(running[0]))
             flag.touch()
+        if isinstance(event, Evaluated) and event.trial.learning_rate == SLOW:
+            engine.stop([event.trial])
 
-    random_state, handler = torch.random.get_rng_state(), signal.getsignal(signal.SIGTERM)
-    with RayEngine(workload, CONDITIONS, address=cluster.address, timeout_seconds=20) as engine:
-        assert engine.workers == 3
-        events = events_of(engine, TASKS, kill_once)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        RayEngine(workload, CONDITIONS, workers=2, timeout_seconds=30) as engine,
+    ):
+        patch.setattr(ray_engine, "BLAMELESS_DEATHS", 1)  # each takes a new worker, which takes a while
+        events = events_of(engine, TASKS, look)
+        started = children() - before
+        engine._kill(engine._seats.pop())  # to have room for another
+        # A connection that there is is used and kept, and a worker of another version is refused.
+        patch.setattr(ray_engine, "versions_here", lambda: {"batchscope": "0.0.1", "torch": "1.0"})
+        refusal = r"batchscope 0\.0\.1, torch 1\.0; got batchscope .* on .*same"
+        with RayEngine(workload, CONDITIONS, workers=1) as other, pytest.raises(ArgumentError, match=refusal):
+            events_of(other, [TASKS[5]])
+        assert ray.is_initialized()
+    # The cluster lasts as long as the engine.
+    assert not ray.is_initialized()
+    assert started
+    until(lambda: not any(map(is_alive, started | set(running.values()))))
     assert torch.equal(torch.random.get_rng_state(), random_state)
     assert signal.getsignal(signal.SIGTERM) is handler
     return events
@@ -144,18 +176,17 @@ def lost(events: list[Event], number: int) -> list[Lost]:
 
 
 def test_every_trial_comes_out_as_by_a_plain_run(told: list[Event], workload: Workload) -> None:
-    finished = {event.trial: event.result for event in told if isinstance(event, Finished)}
+    finished = {key_of(event.result): event.result for event in told if isinstance(event, Finished)}
     wanted = [trial for each in TASKS if each.number in (0, 3, 5) for trial in each.trials]
-    assert set(finished) == set(wanted)
+    assert set(finished) == {*wanted, *TASKS[6].trials}
     prepared = Prepared(workload, torch.device("cpu"))
     for trial in wanted:
         run = Run(prepared, CONDITIONS.plan(trial), seed=trial.seed, evaluate_every=CONDITIONS.evaluate_every)()
         got = finished[trial]
-        assert (got.plan, got.seed, got.outcome, got.iterations) == (run.plan, run.seed, run.outcome, run.iterations)
+        assert (got.outcome, got.iterations) == (run.outcome, run.iterations)
         assert [(point.examples, point.score) for point in got.curve] == [(p.examples, p.score) for p in run.curve]
         losses = [point.validation_loss for point in run.curve]
         assert [point.validation_loss for point in got.curve] == pytest.approx(losses, rel=1e-6)
-        assert got.provenance.workload_fingerprint == run.provenance.workload_fingerprint
 
 
 def test_a_killed_worker_costs_its_unfinished_trials_only(told: list[Event]) -> None:
@@ -163,17 +194,17 @@ def test_a_killed_worker_costs_its_unfinished_trials_only(told: list[Event]) -> 
     assert first.blameless
     assert "killed" in first.reason
     before = told[: told.index(first)]
-    assert TASKS[0].trials[0] in [event.trial for event in before if isinstance(event, Finished)]
+    assert TASKS[0].trials[0] in [key_of(event.result) for event in before if isinstance(event, Finished)]
     workers = {event.worker for event in told if isinstance(event, Began) and event.task == 0}
     assert len(workers) == 2  # it went on elsewhere
     assert not lost(told, 3)
     assert not lost(told, 5)
 
 
-def test_a_trial_that_ends_its_process_is_blamed_at_the_third(told: list[Event]) -> None:
-    assert [event.blameless for event in lost(told, 1)] == [True, True, False]
+def test_a_trial_that_ends_its_process_again_and_again_is_blamed(told: list[Event]) -> None:
+    assert [event.blameless for event in lost(told, 1)] == [True, False]
     assert lost(told, 1)[-1].outcome == "crashed"
-    assert "3 have died with this trial" in lost(told, 1)[-1].reason
+    assert "2 have died with this trial" in lost(told, 1)[-1].reason
 
 
 def test_an_exception_is_the_trials_own_and_its_worker_goes_on(told: list[Event]) -> None:
@@ -184,7 +215,7 @@ def test_a_worker_that_hangs_is_given_up(told: list[Event]) -> None:
     [hung] = lost(told, 2)
     assert (hung.outcome, hung.blameless) == ("timed out", False)
     [began] = [event for event in told if isinstance(event, Began) and event.task == 2]
-    until(lambda: not is_alive(pid_of(began.worker)))
+    assert not is_alive(pid_of(began.worker))
 
 
 def test_events_come_in_order(told: list[Event]) -> None:
@@ -193,50 +224,14 @@ def test_events_come_in_order(told: list[Event]) -> None:
         assert isinstance(mine[0], Began)
         assert isinstance(mine[-1], TaskDone)
         for trial in TASKS[number].trials:
-            own = [event for event in mine if isinstance(event, (Evaluated, Finished)) and event.trial == trial]
-            assert [event.point.examples for event in own if isinstance(event, Evaluated)] == [0, 104, 200, 304, 400]
-            assert isinstance(own[-1], Finished)
+            own = [event.point.examples for event in mine if isinstance(event, Evaluated) and event.trial == trial]
+            assert own == [0, 104, 200, 304, 400]
 
 
-def test_a_connection_of_ones_own_is_used_and_kept(
-    told: list[Event], cluster: Any, workload: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cluster is still there after the first engine; a worker of another version is refused."""
-    import ray
-
-    monkeypatch.setattr(ray_engine, "versions_here", lambda: {"batchscope": "0.0.1", "torch": "1.0"})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        refusal = r"batchscope 0\.0\.1, torch 1\.0; got batchscope .* on .*same"
-        with RayEngine(workload, CONDITIONS, workers=1) as engine, pytest.raises(ArgumentError, match=refusal):
-            engine.next_event(PATIENCE)
-        assert ray.is_initialized()
-    finally:
-        ray.shutdown()
-
-
-def test_a_local_cluster_lasts_as_long_as_the_engine(cluster: Any, workload: Workload) -> None:
-    here = os.getpid()
-
-    def daemons() -> list[int]:
-        """Processes that this one has started."""
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                state, parent, *_ = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
-                if int(parent) == here and state != "Z":
-                    found.append(int(stat.parent.name))
-        return found
-
-    before = set(daemons())
-    with RayEngine(workload, CONDITIONS, workers=1) as engine:
-        engine.tell([])
-        told = events_of(engine, [TASKS[5]])
-        started = set(daemons()) - before
-        assert started
-    workers = {pid_of(event.worker) for event in told if isinstance(event, Began)}
-    assert len(workers) == 1
-    until(lambda: not any(map(is_alive, started | workers)))
+def test_a_trial_that_is_stopped_ends_soon(told: list[Event]) -> None:
+    [stopped] = [event.result for event in told if isinstance(event, Finished) and event.task == 6]
+    assert stopped.outcome == "pruned"
+    assert stopped.examples < CONDITIONS.budget_examples
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1", "[::1]:1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from batchscope.errors import RunError
-from batchscope.records import CurvePoint, Plan, TrainResult
+from batchscope.records import CurvePoint, Plan, SweepTrial, TrainResult
 from batchscope.study import ways
 from batchscope.study.run_task import run_task, worker_name
-from batchscope.study.tasks import Began, Conditions, Evaluated, Event, Finished, Standing, Task, TaskDone, Trial, Way
-from batchscope.study.trial_store import standing_of
+from batchscope.study.tasks import Began, Conditions, Evaluated, Event, Finished, Task, TaskDone, Trial, Way, key_of
 from batchscope.study.ways import Ways
 from batchscope.training import Prepared, Run
 from batchscope.training.interruption import StopRequest
@@ -42,8 +42,8 @@ def told(
     return events
 
 
-def results_of(events: Sequence[Event]) -> dict[Trial, TrainResult]:
-    return {event.trial: event.result for event in events if isinstance(event, Finished)}
+def results_of(events: Sequence[Event]) -> dict[Trial, SweepTrial]:
+    return {key_of(event.result): event.result for event in events if isinstance(event, Finished)}
 
 
 def alone(workload: Workload, trial: Trial, conditions: Conditions = CONDITIONS) -> TrainResult:
@@ -74,7 +74,7 @@ def test_everything_is_told_in_order(make: Make) -> None:
     for trial, own in zip(trials, (events[1:7], events[7:13]), strict=True):
         *evaluations, finished = own
         assert isinstance(finished, Finished)
-        assert finished.trial == trial
+        assert key_of(finished.result) == trial
         assert evaluations == [Evaluated(7, trial, point) for point in finished.result.curve]
     assert len(events) == 14
 
@@ -86,62 +86,54 @@ def test_a_target_and_a_divergence_are_outcomes(make: Make) -> None:
     assert results[Trial(8, 0.1, 0)].examples < 4000
 
 
-# --- pruning ----------------------------------------------------------------------------------------------------------
-
-# Nothing scores as much: whatever is not pruned goes through its budget.
-AIMING = replace(CONDITIONS, target=2.0, budget_examples=800, pruning=True)
+# --- trials that are stopped ------------------------------------------------------------------------------------------
 
 
-def reached(rate: float, seed: int, examples: int, batch_size: int = 8) -> Standing:
-    return Standing(Trial(batch_size, rate, seed), "reached", examples, 2.0, 0.1)
-
-
-def test_what_others_have_shown_prunes(make: Make) -> None:
-    known = [reached(0.4, 0, 200), reached(0.4, 1, 200)]
+@pytest.mark.parametrize("way", ["separate", "replicas"])
+def test_trials_are_stopped_at_their_next_evaluation(make: Make, way: Way) -> None:
+    conditions = replace(CONDITIONS, budget_examples=800, pruning=True)
     trials = [Trial(8, 0.1, 0), Trial(8, 0.1, 1)]
-    first, second = results_of(told(make("mlp"), trials, AIMING, known=lambda: known)).values()
-    assert first.outcome == second.outcome == "pruned"
-    assert 200 < first.examples < 800
-    assert second.examples == 0  # its rate was out before it began
-    unpruned = results_of(told(make("mlp"), trials, replace(AIMING, pruning=False), known=lambda: known))
-    assert [result.outcome for result in unpruned.values()] == ["finished"] * 2
-    of_another_size = [reached(0.4, 0, 200, 16), reached(0.4, 1, 200, 16)]
-    unpruned = results_of(told(make("mlp"), trials, AIMING, known=lambda: of_another_size))
-    assert [result.outcome for result in unpruned.values()] == ["finished"] * 2
-
-
-def test_what_the_task_came_with_prunes(make: Make) -> None:
     events: list[Event] = []
-    task = Task(7, (Trial(8, 0.1, 0),), known=(reached(0.4, 0, 80),), way="separate")
-    run_task(Prepared(make("mlp"), CPU), task, AIMING, emit=events.append)
-    [result] = results_of(events).values()
-    assert result.outcome == "pruned"
+
+    def stopped() -> list[Trial]:
+        return trials[:1] if any(isinstance(e, Evaluated) and e.point.examples >= 200 for e in events) else []
+
+    told(make("mlp"), trials, conditions, way=way, emit=events.append, stopped=stopped)
+    first, second = results_of(events).values()
+    assert (first.outcome, first.examples, len(first.curve)) == ("pruned", 200, 6)
+    assert (second.outcome, second.examples) == ("finished", 800)
 
 
-def test_what_a_trial_of_the_task_has_shown_prunes_the_next(make: Make) -> None:
-    conditions = replace(AIMING, target=0.75, budget_examples=4000)
-    best, slow = Trial(8, 0.2, 0), Trial(8, 1e-6, 0)
-    events = told(make("mlp"), [best, slow], conditions)
-    results = results_of(events)
-    assert results[best].outcome == "reached"
-    assert results[slow].outcome == "pruned"
-    assert results[best].examples <= results[slow].examples < 4000
-    assert standing_of(slow, results[slow]).ended == "pruned"
+def test_separate_runs_that_may_be_stopped_keep_one_pace(make: Make) -> None:
+    trials = [Trial(8, rate, seed) for rate in (0.05, 0.2) for seed in (3, 0)]
+    events = told(make("dropout"), trials, replace(CONDITIONS, pruning=True))
+    order = [event.trial for event in events if isinstance(event, Evaluated) and event.point.examples]
+    assert order == trials * 4
+    for trial, result in results_of(events).items():
+        assert [p.validation_loss for p in result.curve] == [
+            p.validation_loss for p in alone(make("dropout"), trial).curve
+        ]
 
 
-def test_standings_are_asked_for_at_evaluations_and_the_later_counts(make: Make) -> None:
-    asked: list[int] = []
+def test_separate_runs_that_memory_does_not_hold_together_go_one_after_the_other(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: set[int] = set()
 
-    def known() -> list[Standing]:
-        asked.append(1)
-        return [replace_standing(len(asked))]
+    class Limited(Run):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            alive.add(id(self))
+            weakref.finalize(self, alive.discard, id(self))
 
-    def replace_standing(times: int) -> Standing:
-        return reached(0.4, 0, 40) if times > 4 else Standing(Trial(8, 0.4, 0), "running", 40 * times, None, None)
+        def advance(self) -> TrainResult | None:
+            found = super().advance()
+            return self.stopped("out of memory") if len(alive) > 1 else found
 
-    [result] = results_of(told(make("mlp"), [Trial(8, 0.1, 0)], AIMING, known=known)).values()
-    assert result.outcome == "pruned"
-    assert len(result.curve) == len(asked) == 5
+    monkeypatch.setattr("batchscope.study.run_task.Run", Limited)
+    trials = [Trial(8, 0.1, seed) for seed in range(3)]
+    results = results_of(told(make("mlp"), trials, replace(CONDITIONS, pruning=True)))
+    assert {trial: result.outcome for trial, result in results.items()} == dict.fromkeys(trials, "finished")
 
 
 # --- stacks -----------------------------------------------------------------------------------------------------------
@@ -163,7 +155,6 @@ def test_a_stack_gives_what_plain_runs_do(make: Make, kind: str) -> None:
     assert set(results) == set(FIVE)
     for trial, result in results.items():
         assert result.stack_size == 5
-        assert (result.plan, result.seed) == (replace(conditions.plan(trial), warmup_examples=0), trial.seed)
         expected = alone(workload, trial, conditions)
         assert [point.examples for point in result.curve] == [point.examples for point in expected.curve]
         losses = [[point.validation_loss for point in curve] for curve in (result.curve, expected.curve)]
@@ -171,23 +162,12 @@ def test_a_stack_gives_what_plain_runs_do(make: Make, kind: str) -> None:
         assert [e.point for e in events if isinstance(e, Evaluated) and e.trial == trial] == list(result.curve)
 
 
-def test_trials_of_a_stack_are_told_of_as_they_end_and_prune_each_other(make: Make) -> None:
-    conditions = replace(AIMING, target=0.75, budget_examples=4000)
+def test_trials_of_a_stack_are_told_of_as_they_end(make: Make) -> None:
+    conditions = replace(CONDITIONS, target=0.75, budget_examples=1600, pruning=True)
     best, slow, wild = Trial(8, 0.2, 0), Trial(8, 1e-6, 0), Trial(8, 1e30, 0)
     events = told(make("mlp"), [slow, best, wild], conditions, way="replicas")
-    ended = [(event.trial, event.result.outcome) for event in events if isinstance(event, Finished)]
-    assert ended == [(wild, "diverged"), (best, "reached"), (slow, "pruned")]
-    of_slow = [place for place, e in enumerate(events) if isinstance(e, Evaluated) and e.trial == slow]
-    finished = next(place for place, e in enumerate(events) if isinstance(e, Finished) and e.trial == best)
-    assert finished < len(events) - 2
-    assert of_slow
-
-
-def test_what_others_have_shown_prunes_in_a_stack_too(make: Make) -> None:
-    known = [reached(0.4, 0, 200), reached(0.4, 1, 200)]
-    trials = [Trial(8, 0.1, 0), Trial(8, 0.1, 1)]
-    results = results_of(told(make("mlp"), trials, AIMING, known=lambda: known, way="replicas")).values()
-    assert [result.outcome for result in results] == ["pruned", "pruned"]
+    ended = [(key_of(event.result), event.result.outcome) for event in events if isinstance(event, Finished)]
+    assert ended == [(wild, "diverged"), (best, "reached"), (slow, "finished")]
 
 
 def test_as_many_stacks_as_it_takes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

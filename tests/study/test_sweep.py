@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +15,18 @@ import torch
 from batchscope.errors import ArgumentError, PlanError, StorageError
 from batchscope.fit.contention import busy_warning, quiet_time
 from batchscope.fit.time_to_target import time_to_target
-from batchscope.measure.child import can_fork
 from batchscope.progress import ProgressEvent
 from batchscope.records import Plan, Sweep, load
 from batchscope.report.views import sweep as sweep_view
 from batchscope.study import sweep
+from batchscope.study.store import Store
 from batchscope.study.sweep import checked_batch_sizes
-from batchscope.study.trial_store import TrialStore
+from batchscope.study.tasks import key_of
 from batchscope.training import train
-from batchscope.workload import Workload, load_workload
+from batchscope.workload import Workload
 
 Make = Callable[..., Workload]
 RATES = (0.02, 0.08, 0.32)
-
-needs_fork = pytest.mark.skipif(not can_fork(), reason="needs worker processes")
 
 
 @pytest.fixture(scope="module")
@@ -203,58 +197,18 @@ def test_progress_is_told_and_random_state_is_kept(small: Workload) -> None:
 
 
 def test_a_store_is_gone_on_from_and_repeats_nothing(small: Workload, tmp_path: Path) -> None:
-    store = tmp_path / "s.db"
-    first = sweep(small, [16], learning_rates=RATES[:2], seeds=1, target=0.9, store=store, time_updates=False)
-    with TrialStore.read(store) as opened:
-        worked = {standing.trial: standing for standing in opened.standings()}
-    again = sweep(small, [16, 32], learning_rates=RATES, seeds=1, target=0.9, store=store, time_updates=False)
-    old = {(t.batch_size, t.learning_rate, t.seed): t for t in first.trials}
-    new = {(t.batch_size, t.learning_rate, t.seed): t for t in again.trials}
-    assert len(worked) == len(old) == 2
-    assert len(new) == 6
-    assert all(new[key] == trial for key, trial in old.items() if trial.outcome != "pruned")
+    given: dict[str, Any] = {"seeds": 1, "target": 0.9, "store": tmp_path / "s.db", "time_updates": False}
+    sweep(small, [16], learning_rates=RATES[:2], **given)
+    with Store.read(tmp_path / "s.db") as opened:
+        before = {key_of(trial): trial for trial in opened.trials()}
+    again = sweep(small, [16, 32], learning_rates=RATES, **given)
+    with Store.read(tmp_path / "s.db") as opened:
+        after = {key_of(trial): trial for trial in opened.trials()}
+    assert len(before) == 2
+    assert len(after) == len(again.trials) == 6
+    assert all(after[key] == trial for key, trial in before.items() if trial.outcome != "pruned")
     with pytest.raises(StorageError, match="target"):
-        sweep(small, [16], learning_rates=RATES, seeds=1, target=0.8, store=store)
-
-
-# The largest rate is there long before the smallest: trials end one by one.
-SLOW = """dict(
-    batch_sizes=[4], learning_rates=[0.0002, 0.0004, 0.05], seeds=2, target=0.93, examples=24_000,
-    evaluate_every=1000, prune=False, time_updates=False, processes=2,
-)"""
-SCRIPT = f"""
-import sys
-import batchscope as bs
-bs.sweep(bs.load_workload("digits"), store=sys.argv[1], **{SLOW})
-"""
-
-
-@needs_fork
-def test_a_sweep_killed_at_any_moment_goes_on_without_losing_a_trial(tmp_path: Path) -> None:
-    store = tmp_path / "killed.db"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(store)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    kept: list[Any] = []
-    while not kept and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-        if store.exists():
-            try:
-                with TrialStore.read(store) as opened:
-                    kept = opened.trials()
-            except StorageError:  # its tables are still being made
-                continue
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "it should not have come to its end yet"
-    time.sleep(0.5)  # workers are told by the end of their pipe
-    with TrialStore.read(store) as opened:
-        before = {(t.batch_size, t.learning_rate, t.seed): t for t in opened.trials()}
-    assert 1 <= len(before) < 6
-    found = sweep(load_workload("digits"), store=store, **eval(SLOW))
-    assert len(found.trials) == 6
-    after = {(t.batch_size, t.learning_rate, t.seed): t for t in found.trials}
-    assert all(after[key] == trial for key, trial in before.items())
+        sweep(small, [16], learning_rates=RATES, **given | {"target": 0.8})
 
 
 def test_runs_seen_at_the_same_evaluation_are_not_certain(small: Workload) -> None:

@@ -12,7 +12,8 @@ import json
 import math
 import os
 import reprlib
-import tempfile
+import secrets
+import stat
 import types
 import typing
 from pathlib import Path
@@ -293,7 +294,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     """Write a file so that a reader, or a crash, finds the old content or the new and nothing between.
 
     A link stays a link, to the file that is written. What is no file, as a pipe or ``/dev/stdout``, is written as it
-    is.
+    is. A file that is replaced keeps its permissions.
 
     Args:
         path: The file to write; its folder is made when missing.
@@ -316,14 +317,16 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target, since a rename is atomic within one file system only.
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".batchscope-")
+        temporary = str(target.parent / f".batchscope-{secrets.token_hex(8)}")
+        # The system takes the user's mask from a new file's permissions.
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        if mode is not None:
+            os.chmod(temporary, mode)
         os.replace(temporary, target)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
         raise StorageError(

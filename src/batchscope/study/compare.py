@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import torch
 
-from batchscope.errors import ArgumentError, PlanError
+from batchscope.errors import ArgumentError, PlanError, StorageError
 from batchscope.progress import Report, Reporter, reporter
-from batchscope.provenance import fingerprint, provenance, version
+from batchscope.provenance import data_fingerprint, fingerprint, provenance, version
 from batchscope.records import (
     Comparison,
     CurvePoint,
@@ -30,7 +32,7 @@ from batchscope.study import statistics
 from batchscope.study.arguments import checked_seeds, falling_shape, reference_rate
 from batchscope.study.conclusion import conclude
 from batchscope.study.search import search_learning_rate
-from batchscope.study.store import RunStore
+from batchscope.study.store import Store, run_key
 from batchscope.training import Prepared, Run
 from batchscope.training.contention import Contention
 from batchscope.training.interruption import StopRequest, stop_requests
@@ -130,7 +132,7 @@ def compare(
         ),
         store=store,
     )
-    with stop_requests() as stop, reporter(progress, "comparing") as report:
+    with study.store or contextlib.nullcontext(), stop_requests() as stop, reporter(progress, "comparing") as report:
         return study(learning_rate, stop, report)
 
 
@@ -158,17 +160,8 @@ class _Study:
             prepared.training.feed(one, one.batch_size, seed=0)
             if one.rescaled_from is not None:
                 self._rescaled_rate(one)
-        self.store = None
-        if store is not None:
-            self.store = RunStore(
-                store,
-                {
-                    "workload": fingerprint(workload),
-                    "batchscope": version(),
-                    "torch": torch.__version__,
-                    "device": str(prepared.device),
-                },
-            )
+        self.folder = None if store is None else Path(store)
+        self.store = None if self.folder is None else _opened(self.folder, workload, prepared.device)
         self.contention = Contention()
         self.done_examples = 0
         self.spent_seconds = 0.0
@@ -261,9 +254,9 @@ class _Study:
         self, plan: Plan, seed: int, evaluate_every: int, *, report: Report, label: str, ahead: int
     ) -> TrainResult:
         """One run, or what the store has of it; ``ahead`` is how many examples are still to come after it."""
-        path = self.store.path(plan, seed, evaluate_every) if self.store else None
-        found = self.store.find(path) if self.store and path else None
-        checkpoint = path.with_suffix(".safetensors") if path else None
+        key = run_key(plan, seed, evaluate_every)
+        found = None if self.store is None else self.store.run(key)
+        checkpoint = None if self.folder is None else self.folder / f"run-{key}.safetensors"
         before = self.done_examples
         total = before + (plan.budget_examples or 0) + ahead
 
@@ -288,11 +281,11 @@ class _Study:
                 measure_memory=seed == self.seeds[0],
                 on_evaluation=on_evaluation,
             )()
-            if path and checkpoint and found.outcome not in ("interrupted", "out of memory"):
-                found.to_json(path)
+            if self.store is not None and found.outcome not in ("interrupted", "out of memory"):
+                self.store.put_run(key, found)
         else:
             self.restored_seconds += found.total_seconds
-        if path and checkpoint and path.exists():
+        if checkpoint is not None and found.outcome not in ("interrupted", "out of memory"):
             checkpoint.unlink(missing_ok=True)  # also what a run that was killed right after its record left behind
         self.spent_seconds += found.total_seconds
         self.done_examples += plan.budget_examples or 0
@@ -347,6 +340,27 @@ class _Study:
             provenance=provenance(self.workload, device=self.prepared.device, seed=self.seed),
         )
         return replace(record, conclusion=conclude(record))
+
+
+def _opened(folder: Path, workload: Workload, device: torch.device) -> Store:
+    """The store in a folder."""
+    mend = "name another folder for this comparison"
+    if folder.exists() and not folder.is_dir():
+        raise StorageError("a comparison's store is a folder", got=f"{folder}, which is a file", mend="name another")
+    if (folder / "store.json").exists():
+        raise StorageError(
+            "this release keeps a comparison's runs in runs.db",
+            got=f"{folder} with the runs of an older release, which knows their data by a sample only",
+            mend=f"{mend}; `bs.load` reads the old runs all the same",
+        )
+    identity = {
+        "workload": fingerprint(workload),
+        "data": data_fingerprint(workload),
+        "batchscope": version(),
+        "torch": torch.__version__,
+        "device": str(device),
+    }
+    return Store.open(folder / "runs.db", identity)
 
 
 def search_seeds(seed: int, taken: Sequence[int]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from batchscope.errors import ArgumentError, require
 from batchscope.records import CurvePoint, SweepTrial, write_atomically
-from batchscope.study.trial_store import TrialStore
+from batchscope.study.store import Store
 
 Row = Sequence[int | float | str | None]
 # What a spreadsheet would take for a formula. Numbers are not concerned: they are written as numbers.
@@ -48,17 +48,17 @@ def export(
 
     Examples:
         >>> import tempfile
-        >>> from batchscope.study.tasks import Conditions, Trial
+        >>> from batchscope.study.tasks import Trial, failed
         >>> folder = Path(tempfile.mkdtemp())
-        >>> with TrialStore.open(folder / "sweep.db", {}, Conditions(0.9, 1000, 100)) as trials:
-        ...     trials.fail(Trial(8, 0.1, 0), "crashed", "killed by SIGSEGV")
+        >>> with Store.open(folder / "sweep.db", {}) as trials:
+        ...     trials.put(failed(Trial(8, 0.1, 0), "crashed", "killed by SIGSEGV"))
         >>> [written] = export(folder / "sweep.db", csv=folder / "trials.csv")
         >>> written.read_text().splitlines()[1]
         '8,0.1,0,crashed,,0,0,,,,0.0,,killed by SIGSEGV'
     """
     if csv is None and parquet is None and curves is None:
         raise ArgumentError("an export needs a file to write", got="none", mend="give csv, parquet or curves")
-    with TrialStore.read(store) as opened:
+    with Store.read(store) as opened:
         trials = opened.trials()
     wanted: list[tuple[str | os.PathLike[str], Callable[[_Table], bytes], _Table]] = []
     if csv is not None:

@@ -2,19 +2,26 @@
 
 With a target, trials are ranked by what they need to reach it, and a trial that is still running needs more than it
 has spent. So the rank of an unfinished rate has a lower bound, and a rate whose bound lies behind a rate that is
-complete has lost: no assumption about curves enters. All trials of a batch size that train as one stack keep the same
-pace, so the first rate to reach the target with all its seeds ends the others, at what itself has spent.
+complete has lost: no assumption about curves enters.
+
+Which trials of a wave are pruned, and where, must not depend on which of them ran first. So :func:`resolve` decides
+it by their curves alone, as if all had been trained side by side: at each evaluation in turn, by how all of them stand
+there. Meanwhile :func:`hopeless` says which may be stopped by what is known so far. It can err where little is known;
+then ``resolve`` asks for the missing part of the curve.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from batchscope.study.tasks import Standing, Trial
+from batchscope.records import CurvePoint
+from batchscope.study.tasks import Conditions, Standing, Trial
 
 # A rate that was tried with some of the seeds only is behind where it needs this many times the examples of the best
 # over the same seeds: other seeds may order the two otherwise.
@@ -87,6 +94,130 @@ def prunable(
         if behind:
             out |= running
     return out
+
+
+@dataclass
+class Curve:
+    """What is known of a trial: how it stood at each of its evaluations, and how it ended by itself.
+
+    Attributes:
+        trial: Which.
+        standings: At its evaluations so far; those of one batch size lie at the same examples.
+        end: How it ended; None where it runs, waits, or was stopped.
+    """
+
+    trial: Trial
+    standings: list[Standing] = field(default_factory=list)
+    end: Standing | None = None
+
+    @classmethod
+    def of(cls, trial: Trial, points: Iterable[CurvePoint], end: Standing | None = None) -> Curve:
+        """A curve from evaluations."""
+        curve = cls(trial, end=end)
+        for point in points:
+            curve.add(point)
+        return curve
+
+    def add(self, point: CurvePoint) -> None:
+        """Take in another evaluation."""
+        self.standings.append(self.latest.after(point))
+
+    @property
+    def latest(self) -> Standing:
+        """How it stood at its last evaluation."""
+        return self.standings[-1] if self.standings else Standing.at_start(self.trial)
+
+    def at(self, evaluation: int) -> Standing | None:
+        """How it stands when others are at an evaluation, counted from 0; None where that is not known."""
+        # A trial that diverged ended between two evaluations.
+        if self.end is not None and evaluation >= len(self.standings) - (self.latest.examples >= self.end.examples):
+            return self.end
+        return self.standings[evaluation] if evaluation < len(self.standings) else None
+
+
+class Resolved(NamedTuple):
+    """How the trials of a wave end.
+
+    Attributes:
+        standings: By trial; those that are still "running" wait for the missing ones.
+        evaluations: How many evaluations each that was pruned had.
+        missing: Trials of whose curve more has to be known.
+    """
+
+    standings: dict[Trial, Standing]
+    evaluations: dict[Trial, int]
+    missing: set[Trial]
+
+
+def resolve(curves: Sequence[Curve], known: Sequence[Standing], conditions: Conditions) -> Resolved:
+    """How the trials of a wave end if they are trained side by side: a function of their curves and nothing else.
+
+    Args:
+        curves: Those of all trials of the wave.
+        known: Standings of the trials of earlier waves.
+        conditions: Target, budget, and whether trials are pruned at all.
+
+    Returns:
+        The ends, as far as the curves go.
+
+    Examples:
+        >>> def curve(rate, *examples, ended=None):
+        ...     trial = Trial(32, rate, 0)
+        ...     points = [Standing(trial, "running", e, None, None) for e in examples]
+        ...     return Curve(trial, points, ended and Standing(trial, ended, examples[-1], None, None))
+        >>> conditions = Conditions(target=0.9, budget_examples=4000, evaluate_every=500)
+        >>> curves = [curve(0.1, 0, 500, 1000, ended="reached"), curve(0.2, 0, 500, 1000, 1500, 2000, 2500)]
+        >>> found = resolve(curves, [], conditions)
+        >>> [standing.ended for standing in found.standings.values()], found.evaluations[Trial(32, 0.2, 0)]
+        (['reached', 'pruned'], 4)
+    """
+    now = {curve.trial: Standing.at_start(curve.trial) for curve in curves}
+    pruned: dict[Trial, int] = {}
+    for curve in curves:
+        if curve.end is not None and curve.end.ended == "failed":  # as if it were not there
+            now[curve.trial] = curve.end
+    for evaluation in itertools.count():
+        live = [curve for curve in curves if now[curve.trial].ended == "running"]
+        at = {curve.trial: curve.at(evaluation) for curve in live}
+        missing = {trial for trial, standing in at.items() if standing is None}
+        if missing or not live:
+            return Resolved(now, pruned, missing)
+        now.update((trial, standing) for trial, standing in at.items() if standing is not None)
+        for trial in _out([*known, *now.values()], conditions):
+            now[trial] = now[trial]._replace(ended="pruned")
+            pruned[trial] = evaluation + 1
+    raise AssertionError("every curve ends")
+
+
+def hopeless(
+    curves: Sequence[Curve], among: Iterable[Curve], known: Sequence[Standing], conditions: Conditions
+) -> set[Trial]:
+    """Trials under way that can be stopped, by what is known so far of the others at the same evaluation.
+
+    Args:
+        curves: Those of all trials of the wave.
+        among: Those of the trials that are asked about.
+        known: Standings of the trials of earlier waves.
+        conditions: Target, budget, and whether trials are pruned at all.
+
+    Returns:
+        The trials.
+    """
+    out: set[Trial] = set()
+    asked = defaultdict[int, list[Trial]](list)
+    for curve in among:
+        asked[len(curve.standings) - 1].append(curve.trial)
+    for evaluation, trials in asked.items():
+        if evaluation >= 0:
+            now = [curve.at(evaluation) or curve.latest for curve in curves]
+            out.update(_out([*known, *now], conditions).intersection(trials))
+    return out
+
+
+def _out(standings: Sequence[Standing], conditions: Conditions) -> set[Trial]:
+    if not conditions.pruning:
+        return set()
+    return prunable(standings, target=conditions.target, budget_examples=conditions.budget_examples)
 
 
 def contenders(rates: Mapping[float, OfRate], seeds: AbstractSet[int], budget_examples: int) -> list[OfRate]:
@@ -207,7 +338,7 @@ def far_behind(own: OfRate, others: Sequence[OfRate], budget_examples: int) -> b
     diverged = any(standing.ended == "diverged" for standing in own.values())
     if diverged and any(seeds <= ended(o) and all(s.ended != "diverged" for s in o.values()) for o in others):
         return True
-    spent = min(own[seed].examples for seed in seeds if own[seed].ended != "diverged")
+    spent = min((own[seed].examples for seed in seeds if own[seed].ended != "diverged"), default=0)
     means = {id(o): _mean_score(o) for o in (own, *others)}
     known = [mean for mean in means.values() if mean is not None]
     if 2 * spent < budget_examples or len(known) < LEAST_RATES:

@@ -1,19 +1,22 @@
-"""Tasks on a Ray cluster: one actor to a worker, its events fetched as they happen, the store left to the driver."""
+"""Tasks on a Ray cluster: an actor for each worker, whose events are fetched as they happen."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import os
+import queue
 import random
 import signal
 import socket
 import sys
+import sysconfig
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -24,8 +27,9 @@ import torch
 from batchscope.errors import ArgumentError, BatchscopeError, RunError, first_line, require
 from batchscope.provenance import available_cores, version
 from batchscope.study.patience import Patience
-from batchscope.study.ray_worker import RayWorker, pickled, versions_here
-from batchscope.study.tasks import Conditions, Event, Finished, Known, Lost, Standing, Task, TaskDone, Trial
+from batchscope.study.run_task import run_task, worker_name
+from batchscope.study.tasks import Conditions, Event, Finished, Lost, Task, TaskDone, Trial, key_of
+from batchscope.training import Prepared
 from batchscope.workload import Workload
 
 CONNECT_SECONDS = 20.0
@@ -39,6 +43,8 @@ LOOK_SECONDS = 1.0
 STORE_BYTES = 128 << 20
 # A cluster that is started here sends no figures to Ray's makers, and its workers don't give way to other programs.
 LOCAL_CLUSTER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+_LIBRARY = tuple(str(Path(sysconfig.get_path(key)).resolve()) for key in ("stdlib", "platstdlib"))
+_PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 @dataclass(eq=False)
@@ -87,10 +93,8 @@ class RayEngine:
         >>> conditions = Conditions(target=None, budget_examples=1000, evaluate_every=500)
         >>> if importlib.util.find_spec("ray"):
         ...     engine = RayEngine(load_workload("digits"), conditions, workers=3)
-        ...     assert engine.workers == 3 and not engine.stores
+        ...     assert engine.workers == 3
     """
-
-    stores = False
 
     def __init__(
         self,
@@ -115,7 +119,6 @@ class RayEngine:
         self._queue: collections.deque[Task] = collections.deque()
         self._events: collections.deque[Event] = collections.deque()
         self._deaths: collections.Counter[Trial] = collections.Counter()
-        self._told = Known()
         self._failed_starts = 0
         self._connected_here = False
 
@@ -125,7 +128,7 @@ class RayEngine:
             self._connect()
             self.workers = self.workers or self._places()
             on_gpu = self._device.type == "cuda"
-            # No pool of threads is wider than what is called at once: a wait for events, and a telling of standings.
+            # No pool of threads is wider than what is called at once: a wait for events, and what is to be stopped.
             options = {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0, "max_restarts": 0, "max_concurrency": 2}
             self._actor = self._ray.remote(**options)(RayWorker)
             places = [str(Path(place or ".").resolve()) for place in sys.path]
@@ -152,28 +155,28 @@ class RayEngine:
         """Queue a task."""
         self._queue.append(task)
 
-    def tell(self, standings: Sequence[Standing]) -> None:
-        """Let tasks know how trials elsewhere have ended, those that run now and those that begin later."""
-        self._told.add(standings)
+    def stop(self, trials: Collection[Trial]) -> None:
+        """End these trials at their next evaluation, as "pruned"."""
         for seat in self._seats:
-            if seat.task is not None and (fitting := _of_size(standings, seat.task)):
-                seat.actor.tell.remote(fitting)
+            if own := set(trials).intersection(seat.unfinished):
+                seat.actor.stop.remote(own)
 
-    def next_event(self, timeout_seconds: float) -> Event | None:
-        """The next event, or None when none came in time.
+    def work(self, take: Callable[[Event], None], seconds: float) -> None:
+        """Hand over the events that there are; where there is none, wait for one for so many seconds.
+
+        Args:
+            take: Told of every event.
+            seconds: How long to wait.
 
         Raises:
             RunError: No worker could be started, or the cluster has had none to give for a quarter of an hour.
             ArgumentError: A worker runs another version of this package or of torch.
         """
-        until = time.monotonic() + timeout_seconds
-        while not self._events:
-            self._assign()
-            self._look(min(LOOK_SECONDS, max(0.0, until - time.monotonic())))
-            self._end_silent()
-            if not self._events and time.monotonic() >= until:
-                return None
-        return self._events.popleft()
+        self._assign()
+        self._look(min(LOOK_SECONDS, seconds))
+        self._end_silent()
+        while self._events:
+            take(self._events.popleft())
 
     def _connect(self) -> None:
         if self._ray.is_initialized():
@@ -186,7 +189,7 @@ class RayEngine:
                 "include_dashboard": False,
                 "object_store_memory": STORE_BYTES + 2 * len(self._pickled),
             }
-        with _undisturbed(), _environment(**LOCAL_CLUSTER), _unheard(self._ray):
+        with _undisturbed(), _quietly(self._ray):
             try:
                 _reach(self._address)
                 self._ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
@@ -220,8 +223,7 @@ class RayEngine:
             if self._queue and seat.awaited is None:
                 seat.task, seat.heard = self._queue.popleft(), time.monotonic()
                 seat.finished.clear()
-                told = _of_size(self._told.standings.values(), seat.task)
-                seat.awaited = seat.actor.run.remote(seat.task, told)
+                seat.awaited = seat.actor.run.remote(seat.task)
 
     def _look(self, seconds: float) -> None:
         """Take in what workers have to say, once one of them does."""
@@ -261,7 +263,7 @@ class RayEngine:
         self._patience.heard(_batch_size(task), now - seat.heard)
         seat.heard, seat.awaited = now, None
         self._events.extend(events)
-        seat.finished.update(event.trial for event in events if isinstance(event, Finished))
+        seat.finished.update(key_of(event.result) for event in events if isinstance(event, Finished))
         if any(isinstance(event, (TaskDone, Lost)) for event in events):
             seat.task = None
         else:
@@ -327,11 +329,6 @@ def _batch_size(task: Task) -> int:
     return task.trials[0].batch_size
 
 
-def _of_size(standings: Iterable[Standing], task: Task) -> list[Standing]:
-    """Those that matter to a task."""
-    return [standing for standing in standings if standing.trial.batch_size == _batch_size(task)]
-
-
 def _end_of(error: BaseException) -> str:
     """A worker's end in words, as far as Ray knows of it.
 
@@ -376,10 +373,11 @@ def _undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unheard(ray: ModuleType) -> Iterator[None]:
+def _quietly(ray: ModuleType) -> Iterator[None]:
     """Connect without the thread that prints every worker's end on stdout, for which Ray has no setting."""
-    module = ray._private.worker
+    module, before = ray._private.worker, {name: os.environ.get(name) for name in LOCAL_CLUSTER}
     listen = getattr(module, "listen_error_messages", None)
+    os.environ.update(LOCAL_CLUSTER)
     try:
         if listen is not None:
             module.listen_error_messages = lambda *arguments: None
@@ -389,17 +387,141 @@ def _unheard(ray: ModuleType) -> Iterator[None]:
     finally:
         if listen is not None:
             module.listen_error_messages = listen
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
         for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
+            os.environ.pop(name)
+            if value is not None:
                 os.environ[name] = value
+
+
+class RayWorker:
+    """An actor: it trains in a thread of its own, so that it can be asked for events meanwhile."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._stopped: set[Trial] = set()
+        self._prepared: Prepared | None = None
+        self._conditions: Conditions | None = None
+
+    def prepare(
+        self, versions: dict[str, str], pickled: bytes, conditions: Conditions, device: str, places: Sequence[str]
+    ) -> str:
+        """Make the workload ready.
+
+        Args:
+            versions: What the driver runs: see :func:`versions_here`.
+            pickled: The workload.
+            conditions: What all trials have in common.
+            device: Type of device to train on.
+            places: Where the driver imports from; those that exist here too are added.
+
+        Returns:
+            The worker's name.
+
+        Raises:
+            ArgumentError: This process runs other versions.
+        """
+        name, here = worker_name(), versions_here()
+        if differing := [package for package in versions if versions[package] != here[package]]:
+            raise ArgumentError(
+                f"Ray's workers must run what the driver runs, {', '.join(f'{p} {versions[p]}' for p in differing)}",
+                got=f"{', '.join(f'{p} {here[p]}' for p in differing)} on {name}",
+                mend="install the same there",
+            )
+        sys.path.extend(place for place in places if place not in sys.path and Path(place).exists())
+        torch.set_num_threads(1)
+        workload = _cloudpickle().loads(pickled)
+        self._prepared = Prepared(workload, torch.device(device), workers=0 if device == "cpu" else None)
+        self._conditions = conditions
+        return name
+
+    def run(self, task: Task) -> tuple[Event, ...]:
+        """Begin a task; its first events."""
+        self._stopped.clear()
+        threading.Thread(target=self._train, args=(task,), daemon=True).start()
+        return self.events()
+
+    def events(self) -> tuple[Event, ...]:
+        """Wait for the next event; it, and those that have come up since."""
+        events = [self._events.get()]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                events.append(self._events.get_nowait())
+        return tuple(events)
+
+    def stop(self, trials: Collection[Trial]) -> None:
+        """End these trials at their next evaluation."""
+        self._stopped.update(trials)
+
+    def _train(self, task: Task) -> None:
+        torch.set_num_threads(1)  # in some builds of OpenMP a setting of each thread's own
+        try:
+            if self._prepared is None or self._conditions is None:
+                raise RuntimeError("a worker is prepared before it runs a task")
+            run_task(
+                self._prepared, task, self._conditions, emit=self._events.put, stopped=lambda: tuple(self._stopped)
+            )
+        except BaseException as error:  # a SystemExit too: the actor lives on
+            self._events.put(Lost.by(task.number, error))
+
+
+def versions_here() -> dict[str, str]:
+    """The versions that decide whether two processes make the same trial of the same numbers.
+
+    Which machine torch was built for is left out: the driver of a cluster of GPUs may have none.
+    """
+    return {"batchscope": version(), "torch": torch.__version__.partition("+")[0]}
+
+
+def pickled(workload: Workload) -> bytes:
+    """A workload as bytes, with the person's own modules by value, since another machine doesn't have them.
+
+    Args:
+        workload: What is trained.
+
+    Returns:
+        What ``pickle.loads`` makes a workload of, where the same packages are installed.
+
+    Raises:
+        ArgumentError: It holds something that cannot be pickled.
+    """
+    cloudpickle = _cloudpickle()
+    # A script is in there under two names, and goes by value anyway.
+    own = {module.__name__: module for module in list(sys.modules.values()) if _is_own(module)}
+    own.pop("__main__", None)
+    with contextlib.ExitStack() as stack:
+        for module in own.values():
+            cloudpickle.register_pickle_by_value(module)
+            stack.callback(cloudpickle.unregister_pickle_by_value, module)
+        try:
+            return bytes(cloudpickle.dumps(workload))
+        except Exception as error:
+            refusal = error
+    # A module that holds a lock, say, travels by name only.
+    with contextlib.suppress(Exception):
+        return bytes(cloudpickle.dumps(workload))
+    raise ArgumentError(
+        "a workload must be picklable to reach the workers of a Ray cluster",
+        got=first_line(refusal),
+        mend="have open files, locks and connections made in the functions that use them, not kept in the workload",
+    ) from refusal
+
+
+def _is_own(module: ModuleType) -> bool:
+    """Whether a module is neither installed nor part of Python or of this package."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or sys.modules.get(module.__name__) is not module:
+        return False
+    path = Path(file).resolve()
+    depth = module.__name__.count(".") + (path.stem == "__init__")
+    library = str(path).startswith((*_LIBRARY, _PACKAGE))
+    return path.is_file() and not library and not _holds_installed(path.parents[min(depth, len(path.parents) - 1)])
+
+
+@functools.cache
+def _holds_installed(folder: Path) -> bool:
+    """Whether packages were installed into a folder, be it site-packages or one of PYTHONPATH."""
+    return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))
+
+
+def _cloudpickle() -> ModuleType:
+    return require("ray.cloudpickle", "run a sweep on a Ray cluster", "batchscope[ray]")

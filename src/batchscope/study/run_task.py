@@ -1,4 +1,4 @@
-"""Running a task: its trials together as replicas, or one after the other, and word of each as it happens."""
+"""Running a task: its trials together as replicas, side by side, or one after the other, and word of each at once."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import gc
 import math
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
 
 from batchscope.errors import StorageError, first_line
-from batchscope.records import CurvePoint, TrainResult
-from batchscope.study.pruning import prunable
-from batchscope.study.tasks import Began, Conditions, Evaluated, Event, Finished, Known, Standing, Task, TaskDone, Trial
-from batchscope.study.trial_store import standing_of
+from batchscope.records import TrainResult
+from batchscope.study.tasks import Began, Conditions, Evaluated, Event, Finished, Task, TaskDone, Trial, trial_of
 from batchscope.study.ways import ways_of
 from batchscope.training import Prepared, Run
 from batchscope.training.interruption import StopRequest
@@ -29,7 +27,7 @@ def run_task(
     conditions: Conditions,
     *,
     emit: Callable[[Event], None],
-    known: Callable[[], Sequence[Standing]] = tuple,
+    stopped: Callable[[], Collection[Trial]] = tuple,
     stop: StopRequest | None = None,
 ) -> None:
     """Train the trials of a task.
@@ -40,7 +38,7 @@ def run_task(
         conditions: What all trials of the sweep have in common.
         emit: Told at once: that the task has begun, of every evaluation, of every trial that ends, and in the end that
             all have.
-        known: How trials elsewhere stand by now, besides ``task.known``; asked at evaluations.
+        stopped: Asked at evaluations which trials are to end as "pruned".
         stop: A request to stop, which is looked at between two trials too; what is under way is then left unfinished.
 
     Raises:
@@ -56,16 +54,16 @@ def run_task(
         >>> [event.result.outcome for event in told if isinstance(event, Finished)]
         ['reached', 'reached']
     """
-    _Running(prepared, task, conditions, emit=emit, known=known, stop=stop or StopRequest())()
+    _Running(prepared, task, conditions, emit=emit, stopped=stopped, stop=stop or StopRequest())()
 
 
 def worker_name() -> str:
-    """This process, as a store and a record call it: ``host:pid``."""
+    """This process, as progress and errors call it: ``host:pid``."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class _Failure(NamedTuple):
-    """Why a stack came to nothing."""
+    """Why trials could not be trained together."""
 
     out_of_memory: bool
     said: str
@@ -81,44 +79,36 @@ class _Running:
         conditions: Conditions,
         *,
         emit: Callable[[Event], None],
-        known: Callable[[], Sequence[Standing]],
+        stopped: Callable[[], Collection[Trial]],
         stop: StopRequest,
     ) -> None:
         self.prepared, self.task, self.conditions = prepared, task, conditions
-        self.emit, self.known, self.stop = emit, known, stop
-        self.elsewhere = Known()
-        self.elsewhere.add(task.known)
-        # Those that wait are pruned with their rate.
-        self.own = {trial: Standing.at_start(trial) for trial in task.trials}
+        self.emit, self.stopped, self.stop = emit, stopped, stop
+        self.left = list(task.trials)
 
     def __call__(self) -> None:
         self.emit(Began(self.task.number, worker_name()))
         ways, plan = ways_of(self.prepared), self.conditions.plan(self.task.trials[0])
-        chosen = first = ways.choose(self.prepared, plan, len(self.task.trials), self.task.way)
-        left = list(self.task.trials)
-        while left and not self.stop.requested:
-            if not chosen.replicas:
-                self._separately(left.pop(0))
-                continue
-            # In as few parts of equal size as it takes, the most promising first.
-            parts = math.ceil(len(left) / chosen.stack_size)
-            part = left[: math.ceil(len(left) / parts)]
-            failure = self._together(part, in_turn=chosen.in_turn)
-            left = [trial for trial in left if self.own[trial].ended == "running"]
-            if failure is not None:
-                # A single run says whose fault it is; where memory ran out, a smaller stack may do.
-                most = len(part) // 2 if failure.out_of_memory else 0
-                chosen = ways.limit(plan.batch_size, first, most, failure.said)
+        chosen = first = ways.choose(self.prepared, plan, len(self.left), self.task.way)
+        # Trials that may be stopped keep one pace, so that none is trained for long that others would have stopped.
+        side_by_side = self.conditions.pruning
+        while self.left and not self.stop.requested:
+            if chosen.replicas:
+                # In as few parts of equal size as it takes, the most promising first.
+                parts = math.ceil(len(self.left) / chosen.stack_size)
+                part = self.left[: math.ceil(len(self.left) / parts)]
+                failure = self._together(part, in_turn=chosen.in_turn)
+                if failure is not None:
+                    # A single run says whose fault it is; where memory ran out, a smaller stack may do.
+                    most = len(part) // 2 if failure.out_of_memory else 0
+                    chosen = ways.limit(plan.batch_size, first, most, failure.said)
+            else:
+                side_by_side = self._separately(self.left if side_by_side else self.left[:1])
         if not self.stop.requested:
             self.emit(TaskDone(self.task.number, str(chosen)))
 
     def _together(self, trials: Sequence[Trial], *, in_turn: bool) -> _Failure | None:
         """Train trials as one stack; what came in between, if anything did."""
-
-        def prune() -> list[int]:
-            out = self._prunable()
-            return [place for place, trial in enumerate(trials) if trial in out]
-
         try:
             Replicas(
                 self.prepared,
@@ -126,8 +116,8 @@ class _Running:
                 [trial.seed for trial in trials],
                 evaluate_every=self.conditions.evaluate_every,
                 in_turn=in_turn,
-                on_evaluation=lambda place, point: self._evaluated(trials[place], point),
-                prune=prune,
+                on_evaluation=lambda place, point: self.emit(Evaluated(self.task.number, trials[place], point)),
+                prune=lambda: [place for place, trial in enumerate(trials) if trial in self.stopped()],
                 on_finished=lambda place, result: self._finished(trials[place], result),
             )()
             return None
@@ -136,16 +126,31 @@ class _Running:
         except Exception as error:
             failure = _Failure(is_out_of_memory(error), first_line(error))
         if failure.out_of_memory:  # with the error what the stack held is gone
-            gc.collect()
-            if self.prepared.device.type == "cuda":
-                torch.cuda.empty_cache()
-        for trial in trials:
-            if self.own[trial].ended == "running":
-                self.own[trial] = Standing.at_start(trial)
+            self._free_memory()
         return failure
 
-    def _separately(self, trial: Trial) -> None:
-        result = Run(
+    def _separately(self, trials: Sequence[Trial]) -> bool:
+        """Train trials by themselves, in turns from evaluation to evaluation; whether memory could hold them all."""
+        trials = list(trials)
+        runs = {trial: self._run(trial) for trial in trials[:1]}
+        while trials and not self.stop.requested:
+            for trial in list(trials):
+                if trial not in runs:
+                    runs[trial] = self._run(trial)
+                result = runs[trial].advance()
+                if result is None:
+                    continue
+                if result.outcome == "out of memory" and len(runs) > 1:
+                    runs.clear()
+                    self._free_memory()
+                    return False
+                del runs[trial]
+                trials.remove(trial)
+                self._finished(trial, result)
+        return True
+
+    def _run(self, trial: Trial) -> Run:
+        return Run(
             self.prepared,
             self.conditions.plan(trial),
             seed=trial.seed,
@@ -153,32 +158,18 @@ class _Running:
             keep_best_weights=False,
             evaluate_training=False,
             measure_memory=False,
-            on_evaluation=lambda point, _: self._evaluated(trial, point),
-            keep_going=lambda _: trial not in self._prunable(),
-        )()
-        self._finished(trial, result)
-
-    def _evaluated(self, trial: Trial, point: CurvePoint) -> None:
-        self.own[trial] = self.own[trial].after(point)
-        self.emit(Evaluated(self.task.number, trial, point))
+            on_evaluation=lambda point, _: self.emit(Evaluated(self.task.number, trial, point)),
+            keep_going=lambda _: trial not in self.stopped(),
+        )
 
     def _finished(self, trial: Trial, result: TrainResult) -> None:
         if result.outcome == "interrupted":
             self.stop.requested = True  # by somebody who asked this run alone
             return
-        self.own[trial] = standing_of(trial, result)
-        self.emit(Finished(self.task.number, trial, result))
+        self.left.remove(trial)
+        self.emit(Finished(self.task.number, trial_of(trial, result)))
 
-    def _prunable(self) -> set[Trial]:
-        """Trials of this task that need not go on."""
-        if not self.conditions.pruning:
-            return set()
-        self.elsewhere.add(self.known())
-        standings = self.elsewhere.standings | self.own
-        batch_size = self.task.trials[0].batch_size
-        out = prunable(
-            [standing for trial, standing in standings.items() if trial.batch_size == batch_size],
-            target=self.conditions.target,
-            budget_examples=self.conditions.budget_examples,
-        )
-        return out & self.own.keys()
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self.prepared.device.type == "cuda":
+            torch.cuda.empty_cache()

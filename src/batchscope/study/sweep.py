@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import json
 import math
 import os
-import socket
-import tempfile
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -18,17 +15,17 @@ import torch
 from batchscope.errors import ArgumentError, BatchscopeError, PlanError, first_line
 from batchscope.measure import step_times
 from batchscope.progress import Report, Reporter, reporter
-from batchscope.provenance import fingerprint, provenance, version
+from batchscope.provenance import data_fingerprint, fingerprint, provenance, version
 from batchscope.records import Engine as EngineName
-from batchscope.records import Order, Shape, StepTimes, Sweep
+from batchscope.records import Order, Shape, StepTimes, Sweep, SweepTrial
 from batchscope.study.arguments import checked_seeds, falling_shape, reference_rate
 from batchscope.study.local_engine import local_engine
 from batchscope.study.rate_search import RateSearch
+from batchscope.study.store import LARGEST_SEED, Store
 from batchscope.study.sweep_conclusion import conclude_sweep
 from batchscope.study.sweep_driver import Driver
-from batchscope.study.sweep_record import best_of, law_of, rate_law_of, standing, time_of, with_step_seconds
-from batchscope.study.tasks import Conditions, Engine
-from batchscope.study.trial_store import TrialStore
+from batchscope.study.sweep_record import best_of, law_of, rate_law_of, time_of, with_step_seconds
+from batchscope.study.tasks import Conditions, Engine, standing_of
 from batchscope.training.goal import check_goal
 from batchscope.training.interruption import stop_requests
 from batchscope.training.loop import MOST_EPOCHS, Prepared, evaluation_distance
@@ -87,8 +84,8 @@ def sweep(
         evaluate_every: Examples between two evaluations; examples to the target are as coarse as that. None: a
             sixteenth of the training set, or more where evaluating would cost more than half of training; for a budget,
             a fortieth of it.
-        store: SQLite file of finished trials: a sweep that was killed goes on where it was, and two sweeps on one store
-            share the work. None: nothing is kept.
+        store: SQLite file of finished trials: a sweep that was killed goes on where it was, and ends as an unbroken one
+            would. One sweep writes it at a time. None: nothing is kept.
         engine: "local": processes on this machine, each on a core of its own. "ray": a Ray cluster.
         address: Of an existing Ray cluster; None: a local one.
         processes: How many trials or stacks of trials run at once; None: one a core.
@@ -147,36 +144,32 @@ def sweep(
         )
         for size in sizes
     }
+    if max(chosen_seeds) > LARGEST_SEED:
+        raise ArgumentError("a sweep's seeds must be below 2**63", got=max(chosen_seeds))
     with (
         stop_requests() as stop,
-        _opened(store, workload, conditions, chosen) as trials,
+        Store.open(store, {} if store is None else _identity(workload, conditions, chosen)) as kept,
         reporter(progress, "sweep") as report,
     ):
-        running = _engine(
+        chosen_engine = _engine(
             engine,
             workload,
             conditions,
-            trials,
             address=address,
             processes=processes,
             timeout_seconds=timeout_seconds,
             device=chosen,
         )
-        complete, failure, ways, workers = False, None, {}, 0
-        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        driver = Driver(searches, conditions, kept, chosen_engine, report=report)
+        complete, failure = False, None
         try:
-            with running as workers_at_work:
-                workers = workers_at_work.workers
-                driver = Driver(searches, trials, workers_at_work, owner=owner, report=report)
+            with chosen_engine:
                 complete = driver(stop)
-            ways = {size: driver.trained_as(size) for size in sizes}
         except Exception as error:
-            if not trials.standings():
+            if not driver.results():
                 raise
             # What is finished is worth more than the traceback, which --debug shows at the next try.
             failure = str(error) if isinstance(error, BatchscopeError) else first_line(error)
-        finally:
-            trials.release(owner)
         times = None
         if time_updates and complete and not stop.requested:
             times = _timed(workload, sizes, seed, chosen, report)
@@ -184,13 +177,14 @@ def sweep(
             workload,
             conditions,
             searches,
-            trials,
+            driver.results(),
             seeds=chosen_seeds,
             given=rates,
             times=times,
-            ways=ways,
+            ways={size: driver.trained_as(size) for size in sizes},
             engine=engine,
-            processes=workers,
+            processes=chosen_engine.workers,
+            total_seconds=kept.total_seconds(),
             interrupted=not complete,
             failure=failure,
             device=chosen,
@@ -278,30 +272,23 @@ def _conditions(
     )
 
 
-@contextlib.contextmanager
-def _opened(
-    store: str | os.PathLike[str] | None, workload: Workload, conditions: Conditions, device: torch.device
-) -> Iterator[TrialStore]:
-    """The store that was named, or one that is gone afterwards."""
-    identity = {
+def _identity(workload: Workload, conditions: Conditions, device: torch.device) -> dict[str, str]:
+    """What the trials of a store have in common; not the pruning, which changes no trial that ends by itself."""
+    fields = dataclasses.asdict(conditions)
+    del fields["pruning"]
+    return {
         "workload": fingerprint(workload),
+        "data": data_fingerprint(workload),
         "batchscope": version(),
         "torch": torch.__version__,
         "device": device.type,
-    }
-    with contextlib.ExitStack() as stack:
-        if store is None:
-            store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="batchscope-"))) / "trials.db"
-        opened = TrialStore.open(store, identity, conditions)
-        stack.callback(opened.close)
-        yield opened
+    } | {name: json.dumps(value) for name, value in fields.items()}
 
 
 def _engine(
     name: EngineName,
     workload: Workload,
     conditions: Conditions,
-    store: TrialStore,
     *,
     address: str | None,
     processes: int | None,
@@ -322,7 +309,6 @@ def _engine(
     return local_engine(
         workload,
         conditions,
-        store=store,
         processes=processes,
         timeout_seconds=timeout_seconds,
         device=device,
@@ -346,7 +332,7 @@ def _record(
     workload: Workload,
     conditions: Conditions,
     searches: dict[int, RateSearch],
-    store: TrialStore,
+    results: Sequence[SweepTrial],
     *,
     seeds: tuple[int, ...],
     given: tuple[float, ...] | None,
@@ -354,20 +340,14 @@ def _record(
     ways: dict[int, str],
     engine: EngineName,
     processes: int,
+    total_seconds: float,
     interrupted: bool,
     failure: str | None,
     device: torch.device,
     seed: int,
 ) -> Sweep:
-    trials = with_step_seconds(
-        [
-            trial
-            for trial in store.trials()
-            if trial.batch_size in searches and trial.seed in seeds and (given is None or trial.learning_rate in given)
-        ],
-        times,
-    )
-    standings = {size: [standing(t) for t in trials if t.batch_size == size] for size in searches}
+    trials = with_step_seconds(results, times)
+    standings = {size: [standing_of(t) for t in trials if t.batch_size == size] for size in searches}
     best = tuple(
         best_of(
             size,
@@ -401,7 +381,7 @@ def _record(
         time=time_of(law, times),
         step_times=times,
         examples_spent=sum(trial.examples for trial in trials),
-        total_seconds=store.total_seconds(),
+        total_seconds=total_seconds,
         conclusion="",
         interrupted=interrupted,
         error=failure,

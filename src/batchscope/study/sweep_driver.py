@@ -1,4 +1,9 @@
-"""The loop of a sweep: ask each batch size's search what to try next, have it tried, take in how it ended."""
+"""The loop of a sweep: ask each batch size's search what to try next, have it tried, keep it, and see how it ended.
+
+The driver alone writes the store. A search only sees waves that have ended, and a wave ends as :func:`resolve` says by
+the curves of its trials. So a sweep that was killed goes through the same waves again, with the curves that the store
+has, and trains what is missing: what comes out does not depend on where it was killed, nor on how many trained at once.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +14,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from batchscope.progress import Report, SizeProgress, SweepProgress
+from batchscope.records import SweepTrial
+from batchscope.study.pruning import Curve, hopeless, resolve
 from batchscope.study.rate_search import RateSearch
-from batchscope.study.tasks import Began, Engine, Evaluated, Event, Finished, Lost, Standing, Task, TaskDone, Trial
-from batchscope.study.trial_store import TrialStore, standing_of
+from batchscope.study.store import Store
+from batchscope.study.tasks import (
+    Began,
+    Conditions,
+    Engine,
+    Evaluated,
+    Event,
+    Finished,
+    Lost,
+    Standing,
+    Task,
+    TaskDone,
+    Trial,
+    cut,
+    failed,
+    key_of,
+    standing_of,
+)
 from batchscope.training.interruption import StopRequest
 
-# How long an event is waited for before the store is looked at, and a request to stop is heard.
+# How long an event is waited for before a request to stop is heard.
 WAIT_SECONDS = 0.2
-LOOK_SECONDS = 1.0
 TELL_SECONDS = 0.2
 # A task whose worker vanished through no fault of its own is run again this often before it is held responsible.
 MOST_BLAMELESS = 2
@@ -28,15 +50,26 @@ SEARCHED_RATES = 9
 
 @dataclass
 class _Size:
-    """One batch size: its search, and what is under way for it."""
+    """One batch size: its search, the trials of the waves that have ended, and the present wave."""
 
     search: RateSearch
-    outstanding: set[Trial] = field(default_factory=set)  # ours, or being trained by another sweep on this store
-    foreign: set[Trial] = field(default_factory=set)
+    results: dict[Trial, SweepTrial] = field(default_factory=dict)
+    wave: dict[Trial, Curve] = field(default_factory=dict)
+    again: set[Trial] = field(default_factory=set)  # stopped too soon: only resolve() may stop them now
     settled: bool = False
     trained_as: str = ""
     seconds: float = 0.0
     ended: int = 0
+
+    @property
+    def known(self) -> list[Standing]:
+        """How the trials of earlier waves have ended."""
+        return [standing_of(result) for result in self.results.values()]
+
+    @property
+    def standings(self) -> list[Standing]:
+        """How all its trials stand."""
+        return [*self.known, *(curve.end or curve.latest for curve in self.wave.values())]
 
 
 @dataclass
@@ -54,27 +87,29 @@ class Driver:
 
     Args:
         searches: By batch size.
+        conditions: What all trials have in common.
         store: Where finished trials are, those of earlier sittings among them.
         engine: What runs tasks; entered by the caller.
-        owner: Claims trials in the store, so that two sweeps on one store share the work.
         report: Told how it stands.
     """
 
     def __init__(
         self,
         searches: Mapping[int, RateSearch],
-        store: TrialStore,
+        conditions: Conditions,
+        store: Store,
         engine: Engine,
         *,
-        owner: str,
         report: Report,
     ) -> None:
-        self.store, self.engine, self.owner, self.report = store, engine, owner, report
+        self.conditions, self.store, self.engine, self.report = conditions, store, engine, report
         self.sizes = {batch_size: _Size(search) for batch_size, search in sorted(searches.items())}
-        self.standings: dict[Trial, Standing] = {standing.trial: standing for standing in store.standings()}
+        self.found = {key_of(result): result for result in store.trials()}
         self.open: dict[int, _Open] = {}
+        self._heard: dict[Trial, int] = {}  # evaluations of trials under way, in the present attempt
+        self._stopped: set[Trial] = set()
         self._numbers = itertools.count()
-        self._told = self._looked = -math.inf
+        self._told = -math.inf
 
     def __call__(self, stop: StopRequest) -> bool:
         """Run until every search is content.
@@ -83,15 +118,10 @@ class Driver:
             False where it was asked to stop before.
         """
         self._plan()
-        while self.open or any(size.foreign for size in self.sizes.values()):
+        while self.open or not all(size.settled for size in self.sizes.values()):
             if stop.requested:
                 return False
-            event = self.engine.next_event(WAIT_SECONDS)
-            if event is not None:
-                self._take(event)
-            self.store.heartbeat(self.owner)
-            if any(size.foreign for size in self.sizes.values()):
-                self._look()
+            self.engine.work(self._take, WAIT_SECONDS)
             self._plan()
             self._tell()
         self._tell(last=True)
@@ -101,31 +131,50 @@ class Driver:
         """How a batch size's trials were trained, in words; empty where none was in this sitting."""
         return self.sizes[batch_size].trained_as
 
-    def of(self, batch_size: int) -> list[Standing]:
-        """How the trials of a batch size stand."""
-        return [standing for trial, standing in self.standings.items() if trial.batch_size == batch_size]
+    def results(self) -> list[SweepTrial]:
+        """The trials that have ended, those of the present waves as far as they were trained."""
+        ended = [result for size in self.sizes.values() for result in size.results.values()]
+        return ended + [self.found[trial] for size in self.sizes.values() for trial in size.wave if trial in self.found]
 
     # --- what to do next ----------------------------------------------------------------------------------------------
 
     def _plan(self) -> None:
-        """Submit the next wave of every batch size that has nothing under way."""
-        waves: dict[int, tuple[Trial, ...]] = {}
+        """End the waves that have ended, and submit what is to be trained next."""
+        wanted: dict[int, list[Trial]] = {}
+        under_way = {trial for entry in self.open.values() for trial in entry.left}
         for batch_size, size in self.sizes.items():
-            if size.outstanding or size.settled:
-                continue
-            wave = size.search.next_wave(self.of(batch_size))
-            size.settled = not wave
-            if wave:
-                ours = set(self.store.claim(wave, self.owner))
-                size.outstanding, size.foreign = set(wave), set(wave) - ours
-                waves[batch_size] = tuple(trial for trial in wave if trial in ours)
-        self._share_out({batch_size: wave for batch_size, wave in waves.items() if wave})
+            while not size.settled and under_way.isdisjoint(size.wave):
+                found = resolve(list(size.wave.values()), size.known, self.conditions)
+                if found.missing:
+                    missing = [trial for trial in size.wave if trial in found.missing]
+                    size.again.update(trial for trial in missing if size.wave[trial].standings)
+                    # Those that nothing is known of come first: they may show that the others need not go on.
+                    wanted[batch_size] = [trial for trial in missing if trial not in size.again] or missing
+                    break
+                for trial, standing in found.standings.items():
+                    whole = self.found[trial]
+                    pruned = standing.ended == "pruned"
+                    size.results[trial] = cut(whole, found.evaluations[trial]) if pruned else whole
+                size.wave, size.again = {}, set()
+                wave = size.search.next_wave(size.known)
+                size.settled = not wave
+                # What is pruned may be asked for again, and counts as not known meanwhile.
+                for trial in wave:
+                    size.results.pop(trial, None)
+                size.wave = {trial: self._curve(trial) for trial in wave}
+        self._share_out(wanted)
 
-    def _share_out(self, waves: dict[int, tuple[Trial, ...]]) -> None:
+    def _curve(self, trial: Trial) -> Curve:
+        """What the store knows of a trial."""
+        result = self.found.get(trial)
+        if result is None:
+            return Curve(trial)
+        return Curve.of(trial, result.curve, None if result.outcome == "pruned" else standing_of(result))
+
+    def _share_out(self, waves: Mapping[int, Sequence[Trial]]) -> None:
         """Cut waves into tasks: one for each, more where a wave is so large that one worker would be the last to end.
 
-        A cut costs: trials of one stack share what an update costs besides its examples, and what is found out in one
-        task reaches another a little later. The longest go first.
+        A cut costs: trials of one stack share what an update costs besides its examples. The longest go first.
         """
         cost = {b: len(wave) * (1 / b + 1 / FIXED_COST_EXAMPLES) for b, wave in waves.items()}
         whole = sum(cost.values()) + sum(self._cost(entry) for entry in self.open.values())
@@ -143,8 +192,10 @@ class Driver:
         return len(entry.left) * (1 / entry.task.trials[0].batch_size + 1 / FIXED_COST_EXAMPLES)
 
     def _submit(self, trials: Sequence[Trial], *, blameless: int = 0) -> None:
-        ended = [standing for standing in self.of(trials[0].batch_size) if standing.ended != "running"]
-        task = Task(next(self._numbers), tuple(trials), tuple(ended))
+        for trial in trials:
+            self._heard.pop(trial, None)
+        self._stopped.difference_update(trials)
+        task = Task(next(self._numbers), tuple(trials))
         self.open[task.number] = _Open(task, set(trials), blameless=blameless)
         self.engine.submit(task)
 
@@ -154,70 +205,71 @@ class Driver:
         entry = self.open.get(event.task)
         if entry is None:  # the last word of a task that was lost
             return
+        size = self.sizes[entry.task.trials[0].batch_size]
         match event:
             case Began():
                 entry.running = True
             case Evaluated(trial=trial, point=point):
-                before = self.standings.get(trial)
-                if before is None or before.ended != "running":
-                    before = Standing.at_start(trial)
-                self.standings[trial] = before.after(point)
-            case Finished(trial=trial, result=result):
-                if not self.engine.stores:
-                    self.store.finish(trial, result)
-                size = self.sizes[trial.batch_size]
-                size.seconds += result.total_seconds
+                # Where a task is run again, its trials are evaluated again.
+                self._heard[trial] = 1 if point.examples == 0 else self._heard.get(trial, 0) + 1
+                if self._heard[trial] > len(size.wave[trial].standings):
+                    size.wave[trial].add(point)
+                if self._heard[trial] <= min(self._heard[other] for other in size.wave if other in self._heard):
+                    self._stop(size)  # once all have come so far
+            case Finished(result=result):
+                entry.left.discard(key_of(result))
+                size.seconds += result.sweep_seconds
                 size.ended += 1
-                self._ended([standing_of(trial, result)], entry)
+                self._keep(size, result)
+                self._stop(size)
             case TaskDone(trained_as=trained_as):
-                batch_size = entry.task.trials[0].batch_size
-                self.sizes[batch_size].trained_as = trained_as
-                self.open.pop(event.task, None)
-                if entry.left:  # which no engine should do
-                    self._try_again(entry, Lost(event.task, "crashed", "the worker ended without a result"))
+                size.trained_as = trained_as
+                self._over(entry, Lost(event.task, "crashed", "the worker ended without a result"))
             case Lost():
-                self.open.pop(event.task, None)
-                if entry.left:
-                    self._try_again(entry, event)
+                self._over(entry, event)
 
-    def _ended(self, standings: Sequence[Standing], entry: _Open | None = None) -> None:
-        for standing in standings:
-            trial = standing.trial
-            self.standings[trial] = standing
-            self.sizes[trial.batch_size].outstanding.discard(trial)
-            if entry is not None:
-                entry.left.discard(trial)
-        self.engine.tell(standings)
+    def _keep(self, size: _Size, result: SweepTrial) -> None:
+        """Store how a trial has ended, unless it was stopped sooner than it had been before."""
+        trial = key_of(result)
+        before = self.found.get(trial)
+        if before is None or result.outcome != "pruned" or len(before.curve) <= len(result.curve):
+            self.store.put(result)
+            self.found[trial] = result
+        self._heard.pop(trial, None)
+        size.wave[trial] = self._curve(trial)
 
-    def _try_again(self, entry: _Open, lost: Lost) -> None:
-        """Run what is left of a lost task: whole where it is not to blame, in halves where it may be, or not at all."""
+    def _stop(self, size: _Size) -> None:
+        """Stop those of the trials under way that need not go on."""
+        asked = {trial for trial in size.wave if trial in self._heard} - self._stopped
+        if not asked or not self.conditions.pruning:
+            return
+        curves, known = list(size.wave.values()), size.known
+        out = hopeless(curves, [size.wave[trial] for trial in asked - size.again], known, self.conditions)
+        if asked & size.again:
+            found = resolve(curves, known, self.conditions)
+            out |= {trial for trial in asked & size.again if found.standings[trial].ended == "pruned"}
+        if out:
+            self._stopped |= out
+            self.engine.stop(out)
+
+    def _over(self, entry: _Open, lost: Lost) -> None:
+        """A task is over: run what is left of it again, whole where it is not to blame and in halves where it may be.
+
+        A lone trial that may be to blame is not run again.
+        """
+        del self.open[entry.task.number]
         left = [trial for trial in entry.task.trials if trial in entry.left]
-        for trial in left:
-            self.standings.pop(trial, None)
+        if not left:
+            return
         if lost.blameless and entry.blameless < MOST_BLAMELESS:
             self._submit(left, blameless=entry.blameless + 1)
         elif len(left) > 1:
             for half in (left[: len(left) // 2], left[len(left) // 2 :]):
                 self._submit(half)
         else:
-            self.store.fail(left[0], lost.outcome, lost.reason)
-            self._ended([Standing(left[0], "failed", 0, None, None)])
-
-    def _look(self) -> None:
-        """Take in what another sweep on this store has finished, and take over what it has left behind."""
-        now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        known = {standing.trial: standing for standing in self.store.standings()}
-        for size in self.sizes.values():
-            found = [known[trial] for trial in size.foreign if trial in known]
-            size.foreign -= set(known)
-            self._ended(found)
-            ours = self.store.claim(sorted(size.foreign), self.owner) if size.foreign else ()
-            size.foreign -= set(ours)
-            if ours:
-                self._submit(tuple(ours))
+            size = self.sizes[left[0].batch_size]
+            self._keep(size, failed(left[0], lost.outcome, lost.reason))
+            self._stop(size)
 
     # --- how it stands ------------------------------------------------------------------------------------------------
 
@@ -234,14 +286,14 @@ class Driver:
             done=done,
             running=len(running),
             pruned=sum(row.pruned for row in rows),
-            examples=sum(standing.examples for standing in self.standings.values()),
+            examples=sum(standing.examples for size in self.sizes.values() for standing in size.standings),
             seconds_left=self._seconds_left(rows),
             workers=self.engine.workers,
         )
         self.report.update(label="trials", done=done, total=done + waiting, sweep=standing)
 
     def _row(self, batch_size: int, size: _Size, running: Iterable[Trial]) -> SizeProgress:
-        standings = self.of(batch_size)
+        standings = size.standings
         ended = [standing for standing in standings if standing.ended != "running"]
         choice = size.search.choice(ended)
         best_rate = choice.learning_rate
@@ -257,7 +309,7 @@ class Driver:
             done=len(ended),
             running=here,
             pruned=sum(s.ended == "pruned" for s in ended),
-            waiting=len(size.outstanding) - here,
+            waiting=len(standings) - len(ended) - here,
             best_rate=best_rate,
             best_examples=math.exp(sum(reached) / len(reached)) if reached else None,
             best_score=max(scores, default=None),

@@ -14,8 +14,7 @@ from batchscope.fit.rate_law import fit_rate_law, rate_point
 from batchscope.fit.time_to_target import time_to_target
 from batchscope.records import Interval, RateLaw, StepTimes, SweepBest, SweepTrial, TimeToTarget, TradeoffLaw
 from batchscope.study.rate_search import RateSearch
-from batchscope.study.tasks import Standing, Trial
-from batchscope.study.trial_store import ended_of
+from batchscope.study.tasks import Standing
 
 # A law of the rate needs this many batch sizes.
 LEAST_RATES = 3
@@ -118,17 +117,6 @@ def rate_law_of(
 def time_of(law: TradeoffLaw | None, step_times: StepTimes | None) -> TimeToTarget | None:
     """Seconds to the target; None without a law or without the time of an update."""
     return None if law is None or step_times is None else time_to_target(law, step_times)
-
-
-def standing(trial: SweepTrial) -> Standing:
-    """How a trial of a record stands."""
-    return Standing(
-        Trial(trial.batch_size, trial.learning_rate, trial.seed),
-        ended_of(trial.outcome),
-        trial.examples,
-        trial.best_score,
-        trial.best_loss,
-    )
 
 
 def _counts(trial: SweepTrial) -> bool:

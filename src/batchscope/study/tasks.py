@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
-from batchscope.records import CurvePoint, Order, Plan, Shape, TrainResult
+from batchscope.errors import first_line
+from batchscope.records import CurvePoint, Order, Plan, Shape, SweepTrial, TrainResult, TrialOutcome
+from batchscope.records.training import IN_ORDER
+from batchscope.training.memory import is_out_of_memory
 
 Way = Literal["auto", "replicas", "separate"]
 Ended = Literal["running", "reached", "missed", "diverged", "pruned", "failed"]
@@ -61,6 +64,94 @@ class Standing(NamedTuple):
         )
 
 
+def ended_of(outcome: TrialOutcome) -> Ended:
+    """How a trial of that outcome stands for the search.
+
+    Examples:
+        >>> ended_of("finished"), ended_of("timed out")
+        ('missed', 'failed')
+    """
+    match outcome:
+        case "reached" | "diverged" | "pruned":
+            return outcome
+        case "finished":
+            return "missed"
+        case _:
+            return "failed"
+
+
+def key_of(result: SweepTrial) -> Trial:
+    """Which trial a result is of."""
+    return Trial(result.batch_size, result.learning_rate, result.seed)
+
+
+def standing_of(result: SweepTrial) -> Standing:
+    """How a trial stands that has ended."""
+    return Standing(key_of(result), ended_of(result.outcome), result.examples, result.best_score, result.best_loss)
+
+
+def trial_of(trial: Trial, run: TrainResult) -> SweepTrial:
+    """The result of a trial from its run, which must not have been interrupted."""
+    if run.outcome == "interrupted":
+        raise ValueError("an interrupted run is no result")
+    outcome: TrialOutcome = "finished" if run.outcome == "stopped early" else run.outcome
+    return SweepTrial(
+        **trial._asdict(),
+        outcome=outcome,
+        examples_to_target=run.examples if run.reached else None,
+        examples=run.examples,
+        iterations=run.iterations,
+        best_score=run.best_score,
+        best_loss=run.best_loss,
+        final_score=run.final_score if run.outcome in IN_ORDER else None,
+        step_seconds=None,
+        # Runs take turns with others: the clock on the wall is not theirs alone.
+        sweep_seconds=run.step_seconds + run.evaluation_seconds,
+        stack_size=run.stack_size,
+        message=run.message,
+        curve=run.curve,
+    )
+
+
+def cut(result: SweepTrial, evaluations: int) -> SweepTrial:
+    """A trial as if it had been stopped, as "pruned", after so many evaluations; at least one."""
+    curve = result.curve[:evaluations]
+    standing = Standing.at_start(key_of(result))
+    for point in curve:
+        standing = standing.after(point)
+    return replace(
+        result,
+        outcome="pruned",
+        examples_to_target=None,
+        examples=curve[-1].examples,
+        iterations=curve[-1].iterations,
+        best_score=standing.score,
+        best_loss=standing.loss,
+        final_score=None,
+        message=None,
+        curve=curve,
+    )
+
+
+def failed(trial: Trial, outcome: TrialOutcome, reason: str) -> SweepTrial:
+    """A trial that was lost together with the process that trained it."""
+    return SweepTrial(
+        **trial._asdict(),
+        outcome=outcome,
+        examples_to_target=None,
+        examples=0,
+        iterations=0,
+        best_score=None,
+        best_loss=None,
+        final_score=None,
+        step_seconds=None,
+        sweep_seconds=0.0,
+        stack_size=None,
+        message=reason,
+        curve=(),
+    )
+
+
 def _better(before: float | None, now: float, best: Callable[[float, float], float]) -> float | None:
     if not math.isfinite(now):
         return before
@@ -106,13 +197,11 @@ class Task:
     Attributes:
         number: Its name.
         trials: Distinct, the most promising first.
-        known: How other trials of the batch size stand, for the pruning.
         way: As replicas, as separate runs, or as measured to be faster.
     """
 
     number: int
     trials: tuple[Trial, ...]
-    known: tuple[Standing, ...] = ()
     way: Way = "auto"
 
 
@@ -135,11 +224,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial has ended by itself; the engine has put it into the store where it writes there (``Engine.stores``)."""
+    """A trial has ended: by itself, or as "pruned" where it was stopped."""
 
     task: int
-    trial: Trial
-    result: TrainResult
+    result: SweepTrial
 
 
 @dataclass(frozen=True)
@@ -174,6 +262,11 @@ class Lost:
     reason: str
     blameless: bool = False
 
+    @classmethod
+    def by(cls, task: int, error: BaseException) -> Lost:
+        """Lost by an exception."""
+        return cls(task, "out of memory" if is_out_of_memory(error) else "crashed", first_line(error))
+
 
 Event = Began | Evaluated | Finished | TaskDone | Lost
 
@@ -183,11 +276,9 @@ class Engine(Protocol):
 
     Attributes:
         workers: Tasks that run at once.
-        stores: Whether finished trials are in the store before their event arrives.
     """
 
     workers: int
-    stores: bool
 
     def __enter__(self) -> Engine: ...
 
@@ -197,21 +288,10 @@ class Engine(Protocol):
         """Queue a task; tasks begin in the order submitted."""
         ...
 
-    def tell(self, standings: Sequence[Standing]) -> None:
-        """Let running tasks know how trials elsewhere have ended, for the pruning; it may be ignored."""
+    def stop(self, trials: Collection[Trial]) -> None:
+        """End these trials at their next evaluation, as "pruned"."""
         ...
 
-    def next_event(self, timeout_seconds: float) -> Event | None:
-        """The next event, or None when none came in time."""
+    def work(self, take: Callable[[Event], None], seconds: float) -> None:
+        """Hand over the events that there are; where there is none, wait for one for so many seconds."""
         ...
-
-
-@dataclass
-class Known:
-    """Standings by trial, the later one counting."""
-
-    standings: dict[Trial, Standing] = field(default_factory=dict)
-
-    def add(self, standings: Sequence[Standing]) -> None:
-        """Take in standings."""
-        self.standings.update((standing.trial, standing) for standing in standings)
