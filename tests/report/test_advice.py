@@ -232,7 +232,7 @@ def test_points_of_every_stop_are_its_standings_inside_the_plot(
 
 def test_what_was_not_trained_is_told_by_its_colour(specs: Specs) -> None:
     kinds = {p["batch"]: p["kind"] for p in data(specs["advice"]["frontier_examples"], "stop")}
-    assert kinds[2048] == "worked out"
+    assert kinds[2048] == "derived"
     assert kinds[8] == "trained"
 
 

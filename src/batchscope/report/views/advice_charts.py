@@ -29,7 +29,7 @@ from batchscope.report.views.goals import Standing, Stop, asked, stops
 
 Quantity = Literal["seconds", "examples", "score"]
 
-NAMES = {BLUE: "trained", TEAL: "worked out", AMBER: "today’s setting", RED: "advised"}
+NAMES = {BLUE: "trained", TEAL: "derived", AMBER: "today’s setting", RED: "advised"}
 STOP = "stop"
 """The parameter of a chart that the slider sets: the number of the stop."""
 MOST_POINTS = 60
