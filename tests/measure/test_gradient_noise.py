@@ -255,13 +255,17 @@ def test_a_long_gradient_is_held_only_a_few_times(monkeypatch: pytest.MonkeyPatc
     held: list[int] = []
     chunks = GradientRows.chunks
 
+    def storages() -> dict[int, int]:
+        found = [t.untyped_storage() for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+        return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+    before = set(storages())
+
     def watched(self: GradientRows, indices: list[int]) -> Any:
-        own = {p.untyped_storage().data_ptr() for p in self._values.values()}
+        own = before | {p.untyped_storage().data_ptr() for p in self._values.values()}
         for place, chunk in enumerate(chunks(self, indices)):
             if place == 13 and len(held) < 2:  # in the pass for the sums, and in one for the pairs
-                storages = [t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), Tensor)]
-                sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-                held.append(sum(size for at, size in sizes.items() if size >= length and at not in own))
+                held.append(sum(size for at, size in storages().items() if size >= length and at not in own))
             yield chunk
 
     monkeypatch.setattr(GradientRows, "chunks", watched)
