@@ -451,7 +451,7 @@ def test_two_results_in_one_file_are_refused(command: Command, tmp_path: Path, r
 def test_a_store_that_is_a_file_is_refused(command: Command, tmp_path: Path, refused: Refused, file: Path) -> None:
     (tmp_path / "s").write_text("mine")
     said = command("compare", f"{file}:line", *QUICK, "--store", tmp_path / "s")
-    refused(said, "a store is a folder", status=1)
+    refused(said, "a comparison's store is a folder", status=1)
     assert (tmp_path / "s").read_text() == "mine"
 
 

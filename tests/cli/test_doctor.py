@@ -71,9 +71,9 @@ def test_what_is_missing_or_broken_is_a_line_and_no_error(command: Command, monk
     assert said.status == 0
     assert "no: OSError: no such library" in said.out
     assert "pip install 'batchscope[nothing]'" in said.out
-    assert "Not here, and needed only for what they give: no-such-package." in said.out
+    assert "Optional packages not here: no-such-package." in said.out
     monkeypatch.setitem(doctor.NEEDED, "no-such-need", "everything")
-    assert "What batchscope needs is not all here: no-such-need." in command("doctor").out
+    assert "Required packages are missing: no-such-need." in command("doctor").out
 
 
 def test_packages_are_those_of_the_project() -> None:

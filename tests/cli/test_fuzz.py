@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +28,12 @@ def canned() -> TrainResult:
     return replace(train(workload, Plan(batch_size=32, learning_rate=0.1, iterations=4)), state=None)
 
 
+class Engine(contextlib.nullcontext[None]):
+    """Runs nothing."""
+
+    workers = 1
+
+
 class Idle:
     """Drives nothing, and is content."""
 
@@ -37,6 +42,9 @@ class Idle:
 
     def __call__(self, stop: Any) -> bool:
         return True
+
+    def results(self) -> list[Any]:
+        return []
 
     def trained_as(self, batch_size: int) -> str:
         return ""
@@ -65,7 +73,7 @@ def harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, canned: TrainResul
     monkeypatch.setattr("batchscope.study.arguments.MOST_SEEDS", 5)
     monkeypatch.setattr(training, "Run", Run)
     sweeping = importlib.import_module("batchscope.study.sweep")
-    monkeypatch.setattr(sweeping, "_engine", lambda *_, **__: contextlib.nullcontext(SimpleNamespace(workers=1)))
+    monkeypatch.setattr(sweeping, "_engine", lambda *_, **__: Engine())
     monkeypatch.setattr(sweeping, "Driver", Idle)
     monkeypatch.setattr(sweeping, "_timed", lambda *_: None)
 

@@ -283,7 +283,7 @@ def test_every_way_to_name_a_workload(
     for name in names:
         said = command("compare", name, "8x1", "--seeds", 1, "--learning-rate", "fixed")
         assert said.status == 0, said
-        assert "line: 1 row" in said.out
+        assert "line · rows: 1" in said.out
 
 
 def test_a_package_that_fails_is_found_by_its_line(
