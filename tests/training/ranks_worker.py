@@ -20,7 +20,7 @@ from batchscope.errors import BatchscopeError
 from batchscope.measure.communication import all_reduce_law
 from batchscope.training.ranks import rank_here, together
 
-FOLDER = Path(sys.argv[1])
+FOLDER = Path(sys.argv[-1])
 RANK = rank_here()
 
 
