@@ -211,7 +211,9 @@ class Curves:
         return self.truth.regret(setting, self.step_seconds)
 
     def ahead_at(self, seconds: float) -> Setting | None:
-        """The setting with the highest score after some CPU seconds, of all that were recorded so far; None: none was.
+        """The setting with the highest score after some CPU seconds; None: none was recorded so far.
+
+        Beginnings of a coarse grid don't count, since nobody knows how they end.
 
         Args:
             seconds: Of training.
@@ -219,7 +221,7 @@ class Curves:
         scores: dict[Setting, float] = {}
         for curve in self.curves:
             times, values = (np.array(curve["points"][key], float) for key in ("seconds", "score"))
-            if times[0] <= seconds <= times[-1]:
+            if curve["outcome"] != "begun" and times[0] <= seconds <= times[-1]:
                 score = float(np.interp(math.log(seconds), np.log(times), np.maximum.accumulate(values)))
                 setting = Setting(curve["batch_size"], curve["learning_rate"])
                 scores[setting] = max(score, scores.get(setting, -math.inf))
@@ -316,7 +318,8 @@ def early_table(networks: Sequence[Curves]) -> Table:
         shown.add_row(curves.network, *cells)
     for name, of in (("median", statistics.median), ("worst", max)):
         shown.add_row(name, *(f"{of(own):.2f}" if (own := regrets[share]) else "–" for share in SHARES))
-    counts = [len({(c["batch_size"], c["learning_rate"]) for c in curves.curves}) for curves in networks]
+    whole = [[c for c in curves.curves if c["outcome"] != "begun"] for curves in networks]
+    counts = [len({(c["batch_size"], c["learning_rate"]) for c in own}) for own in whole]
     costs = [f"{statistics.median(counts) * share:.2g}" for share in SHARES]
     shown.add_row("cost in best runs", *costs)
     return shown
