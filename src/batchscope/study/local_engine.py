@@ -228,7 +228,7 @@ class ForkEngine:
                 take(event)
         for place, worker in list(self._workers.items()):
             if worker.task is not None:
-                allowed = self._patience.seconds(worker.task.trials[0].batch_size)
+                allowed = self._patience.seconds(worker.task.batch_size)
                 if time.monotonic() - worker.heard_at > allowed:
                     del self._workers[place]
                     worker.end()
@@ -249,7 +249,7 @@ class ForkEngine:
             ended = True
         now = time.monotonic()
         if events and task is not None:
-            self._patience.heard(task.trials[0].batch_size, now - worker.heard_at)
+            self._patience.heard(task.batch_size, now - worker.heard_at)
             worker.heard_at = now
         if events and isinstance(events[-1], (TaskDone, Lost)):
             worker.task = None

@@ -260,7 +260,7 @@ class RayEngine:
 
     def _take(self, seat: _Seat, task: Task, events: Sequence[Event]) -> None:
         now = time.monotonic()
-        self._patience.heard(_batch_size(task), now - seat.heard)
+        self._patience.heard(task.batch_size, now - seat.heard)
         seat.heard, seat.awaited = now, None
         self._events.extend(events)
         seat.finished.update(key_of(event.result) for event in events if isinstance(event, Finished))
@@ -309,7 +309,7 @@ class RayEngine:
     def _end_silent(self) -> None:
         now = time.monotonic()
         for seat in list(self._seats):
-            if seat.task is None or now - seat.heard <= (allowed := self._patience.seconds(_batch_size(seat.task))):
+            if seat.task is None or now - seat.heard <= (allowed := self._patience.seconds(seat.task.batch_size)):
                 continue
             self._replace(seat)
             reason = f"nothing was heard of its worker {seat.name} for {allowed:,.0f} s"
@@ -323,10 +323,6 @@ class RayEngine:
     def _kill(self, seat: _Seat) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError, RuntimeError, ValueError):  # it is dead already
             self._ray.kill(seat.actor, no_restart=True)
-
-
-def _batch_size(task: Task) -> int:
-    return task.trials[0].batch_size
 
 
 def _end_of(error: BaseException) -> str:

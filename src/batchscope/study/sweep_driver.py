@@ -189,7 +189,7 @@ class Driver:
                 self._submit(wave[part::parts])
 
     def _cost(self, entry: _Open) -> float:
-        return len(entry.left) * (1 / entry.task.trials[0].batch_size + 1 / FIXED_COST_EXAMPLES)
+        return len(entry.left) * (1 / entry.task.batch_size + 1 / FIXED_COST_EXAMPLES)
 
     def _submit(self, trials: Sequence[Trial], *, blameless: int = 0) -> None:
         for trial in trials:
@@ -205,7 +205,7 @@ class Driver:
         entry = self.open.get(event.task)
         if entry is None:  # the last word of a task that was lost
             return
-        size = self.sizes[entry.task.trials[0].batch_size]
+        size = self.sizes[entry.task.batch_size]
         match event:
             case Began():
                 entry.running = True

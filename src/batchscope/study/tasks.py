@@ -204,6 +204,11 @@ class Task:
     trials: tuple[Trial, ...]
     way: Way = "auto"
 
+    @property
+    def batch_size(self) -> int:
+        """That of its trials."""
+        return self.trials[0].batch_size
+
 
 @dataclass(frozen=True)
 class Began:
