@@ -40,6 +40,11 @@ Curve: TypeAlias = dict[str, Any]  # a run as record_one.py writes it
 _DIGITS = 5  # kept of each number
 
 
+def is_beginning(curve: Curve) -> bool:
+    """Whether a curve was recorded up to a share of the best run, and might have gone on."""
+    return bool(curve["outcome"] == "begun")
+
+
 def points_at(
     expected: int, batch_size: int, *, first: float, dense: float, factor: float, every: float
 ) -> Iterator[int]:
@@ -221,7 +226,7 @@ class Curves:
         scores: dict[Setting, float] = {}
         for curve in self.curves:
             times, values = (np.array(curve["points"][key], float) for key in ("seconds", "score"))
-            if curve["outcome"] != "begun" and times[0] <= seconds <= times[-1]:
+            if not is_beginning(curve) and times[0] <= seconds <= times[-1]:
                 score = float(np.interp(math.log(seconds), np.log(times), np.maximum.accumulate(values)))
                 setting = Setting(curve["batch_size"], curve["learning_rate"])
                 scores[setting] = max(score, scores.get(setting, -math.inf))
@@ -318,7 +323,7 @@ def early_table(networks: Sequence[Curves]) -> Table:
         shown.add_row(curves.network, *cells)
     for name, of in (("median", statistics.median), ("worst", max)):
         shown.add_row(name, *(f"{of(own):.2f}" if (own := regrets[share]) else "–" for share in SHARES))
-    whole = [[c for c in curves.curves if c["outcome"] != "begun"] for curves in networks]
+    whole = [[c for c in curves.curves if not is_beginning(c)] for curves in networks]
     counts = [len({(c["batch_size"], c["learning_rate"]) for c in own}) for own in whole]
     costs = [f"{statistics.median(counts) * share:.2g}" for share in SHARES]
     shown.add_row("cost in best runs", *costs)

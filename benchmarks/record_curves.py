@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from curves_schedule import Seen, Setting, early_grid, next_setting
-from curves_table import CURVES, Curve, collect, estimate, time_to_target
+from curves_table import CURVES, collect, estimate, is_beginning, time_to_target
 from real import TASKS, RealTask
 
 HERE = Path(__file__).parent
@@ -131,9 +131,9 @@ def next_command(task: RealTask, folder: Path, *, early: bool = False) -> list[s
         reached = time_to_target(curve, task.target) is not None
         seen.append(Seen(Setting(curve["batch_size"], curve["step"], curve["seed"]), seconds, reached))
     known = {one.setting for one in seen}
-    fastest = min((s for s in seen if s.reached), key=lambda s: s.seconds, default=None)
+    best = min((s for s in seen if s.reached), key=lambda s: s.seconds, default=None)
     if early:
-        grid = early_grid(task.batch_sizes, fastest.setting) if fastest is not None else []
+        grid = early_grid(task.batch_sizes, best.setting) if best is not None else []
         setting = next((one for one in grid if one not in known | begun), None)
     else:
         setting = next((one for one in asked(task, folder.parent.parent) if one not in known), None)
@@ -142,7 +142,6 @@ def next_command(task: RealTask, folder: Path, *, early: bool = False) -> list[s
         print(f"{time.strftime('%H:%M:%S')} {task.name}: complete", flush=True)
         return None
     path = _path(folder, *setting)
-    best = fastest
     shown = f"best {best.seconds:.1f} s at {best.setting.batch_size}, 2^{best.setting.step}" if best else "no best"
     print(
         f"{time.strftime('%H:%M:%S')} {task.name}: {len(curves)} curves, {shown}; now {setting.batch_size}, "
@@ -153,11 +152,6 @@ def next_command(task: RealTask, folder: Path, *, early: bool = False) -> list[s
     if best is not None and math.isfinite(best.seconds):
         command += ["--best", str(_path(folder, *best.setting)), "--best-seconds", str(best.seconds)]
     return [*command, "--until", str(EARLY_SHARE)] if early else command
-
-
-def is_beginning(curve: Curve) -> bool:
-    """Whether a curve was recorded up to a share of the best run, and might have gone on."""
-    return bool(curve["outcome"] == "begun")
 
 
 def asked(task: RealTask, build: Path) -> list[Setting]:

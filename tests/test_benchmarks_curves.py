@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from batchscope.workload import Workload
 from curves_schedule import NEAR_BEST, Seen, Setting, early_grid, next_setting
-from curves_table import Curves, collect, early_table, estimate, points_at, time_to_target
+from curves_table import Curves, collect, early_table, estimate, is_beginning, points_at, time_to_target
 from ground_truth_table import Setting as At
 from real import TASKS
 from real.task import RealTask
-from record_curves import is_beginning, next_command, restore
+from record_curves import next_command, restore
 from record_one import record, verdict
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
