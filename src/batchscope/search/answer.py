@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from batchscope.records import Goal, Interval
 from batchscope.search.candidates import Observation, Setting
 from batchscope.search.forecast import CurveForecast
-from batchscope.search.policy import Policy
+from batchscope.search.policy import ENDED_BADLY, Policy
 from batchscope.search.race import Race
 from batchscope.search.speed import Speeds
 from batchscope.search.update_times import UpdateSeconds
@@ -155,7 +155,7 @@ def find_answer(race: Race, step_seconds: Callable[[int], float] | None = None, 
 
 
 def _usable(observation: Observation) -> bool:
-    return bool(observation.points) and observation.ended not in ("diverged", "failed", "out of memory")
+    return bool(observation.points) and observation.ended not in ENDED_BADLY
 
 
 def _chosen(

@@ -165,7 +165,7 @@ class Policy:
 
     def best(self, observations: Sequence[Observation], run_seconds: float) -> Observation | None:
         """The candidate with the greatest expected speed over the whole run; None where none has trained."""
-        able = [o for o in observations if o.points and o.ended not in ("diverged", "out of memory", "failed")]
+        able = [o for o in observations if o.points and o.ended not in ENDED_BADLY]
         able = [o for o in able if math.isfinite(o.points[-1].loss)]
         fell = [o for o in able if _fell(o, share=LEAST_FALL)] or [o for o in able if _fell(o, CLEAR_FALL)]
         today = [o for o in able if o.setting == self.start and not _failed(o)]

@@ -151,7 +151,10 @@ class Race:
 
     def budget_seconds(self) -> float:
         """What the search may cost in all, as far as is known."""
-        run_seconds, draws = self.run_seconds()
+        return self._budget_for(*self.run_seconds())
+
+    def _budget_for(self, run_seconds: float | None, draws: Floats | None) -> float:
+        """The same, for a run that was forecast."""
         best = self._best()
         seen = 0.0 if best is None else best.seconds
         if run_seconds is not None:
@@ -226,11 +229,9 @@ class Race:
         run_seconds, draws = self.run_seconds()
         if run_seconds is None:
             return self.guessed_seconds(observations)
-        if draws is None:
+        if draws is None or any(o.reached for o in observations):
             return run_seconds
-        if any(o.reached for o in observations):
-            return run_seconds
-        long = max(float(np.quantile(draws, LONG)), LEAST_BUDGETS * self.budget_seconds())
+        long = max(float(np.quantile(draws, LONG)), LEAST_BUDGETS * self._budget_for(run_seconds, draws))
         return min(max(long, run_seconds), max(self.guessed_seconds(observations), run_seconds))
 
     def guessed_seconds(self, observations: Sequence[Observation]) -> float:

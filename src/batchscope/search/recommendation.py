@@ -225,7 +225,7 @@ def _present(study: Study, answer: Answer, scores: Scores, advised: FrontierRow)
         learning_rate=today.learning_rate,
         seconds=seconds,
         score=score,
-        sentence=sentences.present_sentence(*today, ratio, seconds, diverged=diverged)
+        sentence=sentences.present_sentence(*today, ratio, seconds, diverged=diverged, is_advised=answer.best == today)
         if study.goal.kind == "target" or diverged
         else _score_sentence(*today, score),
     )

@@ -74,7 +74,9 @@ def _score(interval: Interval) -> str:
     return f"about {interval.value:.4g}{ends}"
 
 
-def present_sentence(batch_size: int, rate: float, ratio: Interval, taking: Interval, *, diverged: bool) -> str:
+def present_sentence(
+    batch_size: int, rate: float, ratio: Interval, taking: Interval, *, diverged: bool, is_advised: bool
+) -> str:
     """Today's setting against the advised one.
 
     Args:
@@ -83,11 +85,12 @@ def present_sentence(batch_size: int, rate: float, ratio: Interval, taking: Inte
         ratio: Its time over that of the advised setting.
         taking: Its time.
         diverged: Whether its training diverged.
+        is_advised: Whether it is the advised setting itself.
     """
     own = f"Today's setting (batch size {batch_size:,}, learning rate {rate:.3g})"
     if diverged:
         return f"{own} diverges."
-    if ratio.value == ratio.low == ratio.high == 1:  # it is the advised one itself
+    if is_advised:
         return "That is today's setting."
     if ratio.value is None or ratio.low is None or ratio.high is None:
         return f"{own} was slower in everything that was seen."
